@@ -1,3 +1,73 @@
-"""Masked image modelling for the Hugging Face stack: iBOT, BEiT v2 and dBOT."""
+"""
+Masked image modelling for the Hugging Face stack: iBOT, BEiT v2 and dBOT.
+
+Importing the package registers its models with the Auto classes of transformers.
+"""
+
+import importlib
+
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+)
+
+from .modeling.configuration_ibot import IBotConfig
+from .modeling.image_processing_pil_ibot import IBotImageProcessorPil
+from .modeling.modeling_ibot import IBotBackbone, IBotForImageClassification, IBotForPreTraining, IBotModel
+
 
 __version__ = "0.1.0"
+
+AutoConfig.register("ibot", IBotConfig)
+AutoModel.register(IBotConfig, IBotModel)
+AutoModelForPreTraining.register(IBotConfig, IBotForPreTraining)
+AutoModelForImageClassification.register(IBotConfig, IBotForImageClassification)
+AutoBackbone.register(IBotConfig, IBotBackbone)
+
+_processors = {"pil": IBotImageProcessorPil}
+try:
+    import torchvision  # noqa: F401
+
+    from .modeling.image_processing_ibot import IBotImageProcessor  # noqa: F401
+
+    _processors["torchvision"] = IBotImageProcessor
+# A torchvision that does not match torch fails with RuntimeError on import; the Pillow processor does without it.
+except (ImportError, RuntimeError):
+    pass
+AutoImageProcessor.register(IBotConfig, image_processor_classes=_processors)
+
+# Training and export pull in matplotlib, datasets and accelerate: they are imported when they are first used.
+_LAZY = {
+    "MIMTrainer": "training.trainer",
+    "MIMTrainingArguments": "training.arguments",
+    "IBotTrainer": "training.ibot_trainer",
+    "IBotTrainingArguments": "training.ibot_arguments",
+    "IBotCollator": "data.collator_ibot",
+    "export_native": "hub.export",
+}
+
+__all__ = [
+    "IBotBackbone",
+    "IBotConfig",
+    "IBotForImageClassification",
+    "IBotForPreTraining",
+    "IBotImageProcessorPil",
+    "IBotModel",
+    *_LAZY,
+]
+if "torchvision" in _processors:
+    __all__.append("IBotImageProcessor")
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"hf_mim.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'hf_mim' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,157 @@
+"""Configuration of the iBOT models with a Vision Transformer backbone."""
+
+from huggingface_hub.dataclasses import strict
+from transformers.backbone_utils import BackboneConfigMixin
+from transformers.configuration_utils import PreTrainedConfig
+
+
+@strict
+class IBotConfig(BackboneConfigMixin, PreTrainedConfig):
+    r"""
+    Sizes, initialisation, projection head and loss of an iBOT model ([Zhou et al., 2022](https://arxiv.org/abs/2111.07832)).
+
+    The defaults are ViT-B/16 with the shared 8192-way head of the released models. ViT-S/16 is
+    `IBotConfig(hidden_size=384, num_attention_heads=6, norm_last_layer=False)`, ViT-L/16 is
+    `IBotConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16)`.
+
+    > Parameters of the backbone (`models/vision_transformer.py`)
+
+    Args:
+        hidden_size (`int`, defaults to 768): Width of the tokens.
+        num_hidden_layers (`int`, defaults to 12): Number of blocks.
+        num_attention_heads (`int`, defaults to 12): Attention heads per block; must divide `hidden_size`.
+        intermediate_size (`int`, *optional*): Width of the blocks' MLP; four times `hidden_size` when not given.
+        hidden_act (`str`, defaults to `"gelu"`): Activation of the MLP (the exact, erf form of GELU).
+        hidden_dropout_prob (`float`, defaults to 0.0): Dropout after the embeddings and after each branch, in [0, 1).
+        attention_probs_dropout_prob (`float`, defaults to 0.0): Dropout on the attention weights, in [0, 1).
+        initializer_range (`float`, defaults to 0.02): Standard deviation of the truncated normal initialisation.
+        layer_norm_eps (`float`, defaults to 1e-6): Epsilon of every LayerNorm.
+        image_size (`int` or `(height, width)`, defaults to 224): Size in pixels for which the position table is made.
+            Other sizes work as well; the table is then interpolated.
+        patch_size (`int`, defaults to 16): Side of a patch in pixels; must divide the image size.
+        num_channels (`int`, defaults to 3): Channels of the images.
+        qkv_bias (`bool`, defaults to `True`): Bias of the query, key and value projections.
+        drop_path_rate (`float`, defaults to 0.1): Stochastic depth of the last block, in [0, 1); it grows linearly
+            from 0 at the first block. Only active in training mode, and never in the teacher.
+        layer_scale_init_value (`float`, defaults to 0.0): Initial value of a learned scale per channel on each
+            branch; 0 means that there is none, as in all released models.
+        use_mean_pooling (`bool`, defaults to `False`): Replace token 0 of the output by the LayerNorm of the mean
+            patch token and leave the patch tokens un-normalised. For evaluation only.
+        linear_init (`str`, defaults to `"trunc_normal"`): `"trunc_normal"`, the original initialisation of the linear
+            layers, or `"xavier_uniform"`, with which short runs leave the start plateau of the loss sooner.
+
+    > Parameters of the projection head (`models/head.py`)
+
+        out_dim (`int`, defaults to 8192): Number K of prototypes for the CLS token.
+        patch_out_dim (`int`, defaults to 8192): Number P of prototypes for patches; ignored with `shared_head`.
+        shared_head (`bool`, defaults to `True`): CLS token and patches share the last layer.
+        norm_last_layer (`bool`, defaults to `True`): Keep the prototypes' magnitudes at 1 instead of learning them.
+        head_norm (`str`, *optional*): Normalisation after the hidden layers: `"bn"`, `"syncbn"`, `"ln"` or none.
+        head_act (`str`, defaults to `"gelu"`): Activation of the hidden layers: `"gelu"` or `"relu"`.
+        head_num_layers (`int`, defaults to 3): Linear layers before the last layer.
+        head_hidden_size (`int`, defaults to 2048): Width of the hidden layers.
+        head_bottleneck_size (`int`, defaults to 256): Width of the L2-normalised bottleneck; 0 leaves out the
+            bottleneck, its normalisation and the weight-normalised last layer.
+
+    > Parameters of the loss (`main_ibot.py`, `iBOTLoss`)
+
+        student_temperature (`float`, defaults to 0.1): Temperature of the student's softmax.
+        cls_loss_weight (`float`, defaults to 1.0): Factor λ₁ of the CLS loss.
+        patch_loss_weight (`float`, defaults to 1.0): Factor λ₂ of the patch loss.
+
+    > Parameters of the backbone API
+
+        apply_layernorm (`bool`, defaults to `True`): Apply the final norm to the feature maps of `IBotBackbone`.
+        reshape_hidden_states (`bool`, defaults to `True`): Give feature maps as `[B, D, h, w]`, not `[B, 1+N, D]`.
+        out_features, out_indices (*optional*): Stages that `IBotBackbone` returns, out of `stem, stage1, …`.
+    """
+
+    model_type = "ibot"
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int | None = None
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    initializer_range: float | int = 0.02
+    layer_norm_eps: float = 1e-6
+    image_size: int | list[int] | tuple[int, int] = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    qkv_bias: bool = True
+    drop_path_rate: float | int = 0.1
+    layer_scale_init_value: float | int = 0.0
+    use_mean_pooling: bool = False
+    linear_init: str = "trunc_normal"
+
+    out_dim: int = 8192
+    patch_out_dim: int = 8192
+    shared_head: bool = True
+    norm_last_layer: bool = True
+    head_norm: str | None = None
+    head_act: str = "gelu"
+    head_num_layers: int = 3
+    head_hidden_size: int = 2048
+    head_bottleneck_size: int = 256
+
+    student_temperature: float | int = 0.1
+    cls_loss_weight: float | int = 1.0
+    patch_loss_weight: float | int = 1.0
+
+    apply_layernorm: bool = True
+    reshape_hidden_states: bool = True
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+        self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        super().__post_init__(**kwargs)
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of patches for which the position table is made."""
+        size = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+        return size[0] // self.patch_size, size[1] // self.patch_size
+
+    def validate_architecture(self):
+        """Called by `@strict` after every construction; raises `ValueError` for sizes that do not fit together."""
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
+                f"({self.num_attention_heads})"
+            )
+        size = [self.image_size] if isinstance(self.image_size, int) else list(self.image_size)
+        if not isinstance(self.image_size, int) and len(size) != 2:
+            raise ValueError(f"image_size must be one number or (height, width), got {size}")
+        if any(side < self.patch_size or side % self.patch_size for side in size):
+            raise ValueError(f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size})")
+        for name, allowed in (
+            ("linear_init", ("trunc_normal", "xavier_uniform")),
+            ("head_norm", (None, "bn", "syncbn", "ln")),
+            ("head_act", ("gelu", "relu")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
+        for name in ("num_hidden_layers", "num_channels", "head_num_layers", "head_hidden_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("out_dim", "patch_out_dim"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name} must be at least 2: with one prototype there is nothing to predict")
+        for name in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if self.student_temperature <= 0:
+            raise ValueError(f"student_temperature must be positive, got {self.student_temperature}")
+        if self.head_bottleneck_size < 0:
+            raise ValueError(f"head_bottleneck_size must be 0 (none) or positive, got {self.head_bottleneck_size}")
+
+
+__all__ = ["IBotConfig"]

@@ -1,0 +1,101 @@
+"""The projection head of iBOT (paper section 4.1; `models/head.py`)."""
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+
+from .configuration_ibot import IBotConfig
+
+
+class IBotWeightNormLinear(nn.Module):
+    """
+    Bias-free linear layer with weight `magnitude · direction / ‖direction‖` per output row.
+
+    The magnitude is a buffer instead of a parameter when it is frozen: `from_pretrained` turns the gradient of every
+    parameter on again.
+    """
+
+    def __init__(self, in_features: int, out_features: int, frozen_magnitude: bool):
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        self.direction = nn.Parameter(torch.zeros(out_features, in_features))
+        if frozen_magnitude:
+            self.register_buffer("magnitude", torch.ones(out_features, 1))
+        else:
+            self.magnitude = nn.Parameter(torch.ones(out_features, 1))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        weight = self.direction * (self.magnitude / self.direction.norm(dim=1, keepdim=True))
+        return nn.functional.linear(hidden_states, weight)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+class IBotHead(nn.Module):
+    """
+    Projection head (`models/head.py`, `iBOTHead`): an MLP shared by CLS token and patches, L2 normalisation, and a
+    weight-normalised last layer each, or one for both with `config.shared_head`.
+    """
+
+    def __init__(self, config: IBotConfig):
+        super().__init__()
+        self.bottleneck_size = config.head_bottleneck_size
+        self.has_batch_norm = config.head_norm in ("bn", "syncbn")
+        width = config.head_hidden_size
+        output_size = self.bottleneck_size or config.out_dim
+        sizes = [config.hidden_size] + [width] * (config.head_num_layers - 1) + [output_size]
+        self.layers = nn.ModuleList([nn.Linear(*pair) for pair in zip(sizes[:-1], sizes[1:], strict=True)])
+        # One instance serves all hidden layers, as in the original code.
+        norm_class = {"bn": nn.BatchNorm1d, "syncbn": nn.SyncBatchNorm, "ln": nn.LayerNorm, None: nn.Identity}
+        self.norm = norm_class[config.head_norm](width)
+        self.activation_fn = ACT2FN[config.head_act]
+        self.last_layer = self.patch_last_layer = self.patch_projection = None
+        if self.bottleneck_size:
+            self.last_layer = IBotWeightNormLinear(self.bottleneck_size, config.out_dim, config.norm_last_layer)
+            if not config.shared_head:
+                self.patch_last_layer = IBotWeightNormLinear(
+                    self.bottleneck_size, config.patch_out_dim, config.norm_last_layer
+                )
+        elif not config.shared_head:
+            self.patch_projection = nn.Linear(sizes[-2], config.patch_out_dim)
+
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        """`[T, D]` to what the last layers take, `[T, bottleneck]` (without a bottleneck: `[T, hidden]`)."""
+        for layer in self.layers[:-1]:
+            tokens = self.activation_fn(self.norm(layer(tokens)))
+        if not self.bottleneck_size:
+            return tokens
+        return nn.functional.normalize(self.layers[-1](tokens), dim=-1, eps=1e-12)
+
+    def project_cls(self, embedded: torch.Tensor) -> torch.Tensor:
+        """Logits `[T, K]` of embedded CLS tokens."""
+        return (self.layers[-1] if self.last_layer is None else self.last_layer)(embedded)
+
+    def project_patch(self, embedded: torch.Tensor) -> torch.Tensor:
+        """Logits `[T, P]` of embedded patches."""
+        for projection in (self.patch_last_layer, self.patch_projection):
+            if projection is not None:
+                return projection(embedded)
+        return self.project_cls(embedded)
+
+    def forward(self, hidden_states: torch.Tensor, mask_indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            hidden_states (`[R, 1+N, D]`): Encoder output, CLS token first.
+            mask_indices (`int64 [M]`): Patches whose logits are wanted, as positions in the flattened `[R, N]` grid.
+
+        Returns:
+            CLS logits `[R, K]` and patch logits `[M, P]`.
+        """
+        rows, length, _ = hidden_states.shape
+        # Position of the same patches in the flattened [R, 1+N] sequence.
+        token_indices = mask_indices + torch.div(mask_indices, max(length - 1, 1), rounding_mode="floor") + 1
+        if self.has_batch_norm:
+            # Batch statistics are those of all tokens, also of the ones that are not predicted.
+            embedded = self.embed(hidden_states.flatten(0, 1))
+            cls_embedded, patch_embedded = embedded.unflatten(0, (rows, length))[:, 0], embedded[token_indices]
+        else:
+            tokens = torch.cat((hidden_states[:, 0], hidden_states.flatten(0, 1)[token_indices]))
+            cls_embedded, patch_embedded = self.embed(tokens).tensor_split((rows,))
+        return self.project_cls(cls_embedded), self.project_patch(patch_embedded)

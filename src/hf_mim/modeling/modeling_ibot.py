@@ -1,0 +1,498 @@
+"""
+iBOT with a Vision Transformer backbone ([Zhou et al., 2022](https://arxiv.org/abs/2111.07832)).
+
+Shapes: B images, G global and L local views, N patches, D channels, K and P prototypes, M masked patches.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_ibot import IBotConfig
+from .head_ibot import IBotHead, IBotWeightNormLinear
+from .loss_ibot import cls_loss, patch_loss
+
+
+@dataclass
+class IBotForPreTrainingOutput(ModelOutput):
+    """
+    Output of [`IBotForPreTraining`].
+
+    Args:
+        loss (`[]`, when targets are given): `loss_cls + loss_patch`.
+        loss_cls (`[]`, when targets are given): CLS loss, times `config.cls_loss_weight`.
+        loss_patch (`[]`, when targets are given): Patch loss, times `config.patch_loss_weight`.
+        cls_logits (`[B, G, K]`): Logits of the CLS token of the (masked) global views.
+        patch_logits (`[M, P]`): Logits of the masked patches, in the row-major order of `bool_masked_pos`.
+        local_cls_logits (`[B, L, K]`, when local views are given): Logits of the CLS token of the local views.
+        hidden_states, attentions: Of the global views, one per layer, when asked for.
+    """
+
+    loss: torch.FloatTensor | None = None
+    loss_cls: torch.FloatTensor | None = None
+    loss_patch: torch.FloatTensor | None = None
+    cls_logits: torch.FloatTensor | None = None
+    patch_logits: torch.FloatTensor | None = None
+    local_cls_logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+class IBotPatchEmbeddings(nn.Module):
+    """Cuts images into patches and projects each one: `[B, C, H, W]` to `[B, N, D]`."""
+
+    def __init__(self, config: IBotConfig):
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.num_channels = config.num_channels
+        self.projection = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        _, channels, height, width = pixel_values.shape
+        if channels != self.num_channels:
+            raise ValueError(f"pixel_values have {channels} channels, the model was built for {self.num_channels}")
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(f"image size {height}x{width} is not a multiple of the patch size {self.patch_size}")
+        return self.projection(pixel_values).flatten(2).transpose(1, 2)
+
+
+class IBotEmbeddings(nn.Module):
+    """CLS token, patch embeddings with the mask token, and position embeddings: `[B, C, H, W]` to `[B, 1+N, D]`."""
+
+    def __init__(self, config: IBotConfig):
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.grid_size = config.grid_size
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
+        self.patch_embeddings = IBotPatchEmbeddings(config)
+        num_patches = self.grid_size[0] * self.grid_size[1]
+        self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + num_patches, config.hidden_size))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def interpolate_position_embeddings(self, height: int, width: int) -> torch.Tensor:
+        """
+        Position table `[1, 1+N, D]` for images of `height` x `width` pixels.
+
+        The original code resizes by *scale factors* with 0.1 patches added, and samples with exactly these factors,
+        which gives other numbers than resizing to a size does (`vision_transformer.py`, `interpolate_pos_encoding`).
+        """
+        grid = (height // self.patch_size, width // self.patch_size)
+        if grid == self.grid_size:
+            return self.position_embeddings
+        table = self.position_embeddings[:, 1:].unflatten(1, self.grid_size).permute(0, 3, 1, 2)
+        # Bicubic weights in half precision would be coarser than the table itself.
+        sampled = table.float() if table.dtype in (torch.float16, torch.bfloat16) else table
+        scale = ((grid[0] + 0.1) / self.grid_size[0], (grid[1] + 0.1) / self.grid_size[1])
+        sampled = nn.functional.interpolate(sampled, scale_factor=scale, mode="bicubic", align_corners=False)
+        patches = sampled.to(table.dtype).flatten(2).transpose(1, 2)
+        return torch.cat((self.position_embeddings[:, :1], patches), dim=1)
+
+    def forward(self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None) -> torch.Tensor:
+        height, width = pixel_values.shape[-2:]
+        embeddings = self.patch_embeddings(pixel_values)
+        if bool_masked_pos is not None:
+            if bool_masked_pos.shape != embeddings.shape[:2]:
+                raise ValueError(
+                    f"bool_masked_pos has shape {tuple(bool_masked_pos.shape)}, "
+                    f"the images give {tuple(embeddings.shape[:2])} (batch, patches)"
+                )
+            embeddings = torch.where(
+                bool_masked_pos.bool().unsqueeze(-1), self.mask_token.to(embeddings.dtype), embeddings
+            )
+        cls_token = self.cls_token.expand(embeddings.shape[0], -1, -1).to(embeddings.dtype)
+        embeddings = torch.cat((cls_token, embeddings), dim=1)
+        return self.dropout(embeddings + self.interpolate_position_embeddings(height, width))
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out, the only one that returns its weights: `[B, heads, 1+N, d]` to `[B, 1+N, heads, d]`."""
+    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = nn.functional.softmax(weights, dim=-1)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class IBotAttention(nn.Module):
+    """Multi-head self-attention over all tokens."""
+
+    def __init__(self, config: IBotConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_probs_dropout_prob
+        # Without this attribute the sdpa interface makes the attention causal.
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        input_shape = hidden_states.shape[:-1]
+        query, key, value = (
+            projection(hidden_states).view(*input_shape, -1, self.head_dim).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            None,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.o_proj(output.reshape(*input_shape, -1)), weights
+
+
+class IBotMLP(nn.Module):
+    """The two linear layers of a block."""
+
+    def __init__(self, config: IBotConfig):
+        super().__init__()
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+
+
+class IBotDropPath(nn.Module):
+    """Stochastic depth: drops a branch for whole samples and divides the surviving ones by the keep probability."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: torch.Tensor) -> torch.Tensor:
+        if self.rate == 0.0 or not self.training:
+            return branch
+        keep = 1.0 - self.rate
+        # Drawn in float32 whatever the branch's type, so that the same seed drops the same samples under autocast.
+        kept = torch.rand((branch.shape[0], 1, 1), device=branch.device) < keep
+        return branch * (kept / keep).to(branch.dtype)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate}"
+
+
+class IBotLayer(GradientCheckpointingLayer):
+    """Pre-norm block: `x += droppath(scale·attention(norm(x)))`, then the same with the MLP."""
+
+    def __init__(self, config: IBotConfig, drop_path_rate: float = 0.0):
+        super().__init__()
+        self.attention = IBotAttention(config)
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = IBotMLP(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.drop_path = IBotDropPath(drop_path_rate)
+        if config.layer_scale_init_value > 0:
+            self.lambda_1 = nn.Parameter(torch.zeros(config.hidden_size))
+            self.lambda_2 = nn.Parameter(torch.zeros(config.hidden_size))
+        else:
+            self.lambda_1 = self.lambda_2 = None
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        branch, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
+        branch = self.dropout(branch)
+        if self.lambda_1 is not None:
+            branch = self.lambda_1 * branch
+        hidden_states = hidden_states + self.drop_path(branch)
+
+        branch = self.dropout(self.mlp(self.layernorm_after(hidden_states)))
+        if self.lambda_2 is not None:
+            branch = self.lambda_2 * branch
+        return hidden_states + self.drop_path(branch)
+
+
+class IBotPreTrainedModel(PreTrainedModel):
+    """Initialisation and loading shared by all iBOT models."""
+
+    config: IBotConfig
+    base_model_prefix = "ibot"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _no_split_modules = ["IBotEmbeddings", "IBotLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": IBotLayer, "attentions": IBotAttention}
+    _input_embed_layer = "patch_embeddings"
+    # An encoder or classifier that is loaded from a pre-training checkpoint leaves the projection head behind.
+    _keys_to_ignore_on_load_unexpected = [r"^head\."]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """Initialisation of the original code, or Xavier linears with `config.linear_init`."""
+        if isinstance(module, nn.Linear):
+            if self.config.linear_init == "xavier_uniform":
+                init.xavier_uniform_(module.weight)
+            else:
+                init.trunc_normal_(module.weight, std=self.config.initializer_range)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            self._init_like_torch(module.weight, module.bias)
+        elif isinstance(module, (nn.LayerNorm, nn.BatchNorm1d, nn.SyncBatchNorm)):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+            if not isinstance(module, nn.LayerNorm):
+                init.zeros_(module.running_mean)
+                init.ones_(module.running_var)
+                init.zeros_(module.num_batches_tracked)
+        elif isinstance(module, IBotEmbeddings):
+            init.trunc_normal_(module.cls_token, std=self.config.initializer_range)
+            init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
+            init.zeros_(module.mask_token)
+        elif isinstance(module, IBotLayer) and module.lambda_1 is not None:
+            init.constant_(module.lambda_1, self.config.layer_scale_init_value)
+            init.constant_(module.lambda_2, self.config.layer_scale_init_value)
+        elif isinstance(module, IBotWeightNormLinear):
+            self._init_like_torch(module.direction, None)
+            init.ones_(module.magnitude)
+        elif isinstance(module, IBotHead) and module.patch_projection is not None:
+            self._init_like_torch(module.patch_projection.weight, module.patch_projection.bias)
+
+    @staticmethod
+    def _init_like_torch(weight: torch.Tensor, bias: torch.Tensor | None):
+        # The original code leaves the patch projection and the head's last layers as PyTorch initialises them.
+        init.kaiming_uniform_(weight, a=math.sqrt(5))
+        if bias is not None:
+            bound = 1 / math.sqrt(weight[0].numel())
+            init.uniform_(bias, -bound, bound)
+
+
+class IBotModel(IBotPreTrainedModel):
+    """
+    The bare encoder. `last_hidden_state` `[B, 1+N, D]` holds the CLS token and then the patches in row-major order,
+    after the final norm; `pooler_output` `[B, D]` is the CLS token.
+    """
+
+    def __init__(self, config: IBotConfig):
+        super().__init__(config)
+        self.embeddings = IBotEmbeddings(config)
+        steps = max(config.num_hidden_layers - 1, 1)
+        self.layers = nn.ModuleList(
+            [IBotLayer(config, config.drop_path_rate * i / steps) for i in range(config.num_hidden_layers)]
+        )
+        norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layernorm = nn.Identity() if config.use_mean_pooling else norm
+        self.fc_norm = norm if config.use_mean_pooling else None
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        Args:
+            pixel_values (`[B, C, H, W]`): Normalised images; H and W are any multiples of the patch size.
+            bool_masked_pos (`bool [B, N]`, *optional*): True where a patch is replaced by the mask token, after the
+                patch projection and before the position embeddings are added.
+
+        Raises:
+            ValueError: If the number of channels, the image size or the shape of the mask does not fit.
+        """
+        pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
+        hidden_states = self.embeddings(pixel_values, bool_masked_pos)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, **kwargs)
+        hidden_states = self.layernorm(hidden_states)
+        if self.fc_norm is not None:
+            pooled = self.fc_norm(hidden_states[:, 1:].mean(dim=1, keepdim=True))
+            hidden_states = torch.cat((pooled, hidden_states[:, 1:]), dim=1)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
+
+    def get_intermediate_layers(self, pixel_values: torch.Tensor, n: int = 1) -> tuple[torch.Tensor, ...]:
+        """Outputs `[B, 1+N, D]` of the last `n` blocks, oldest first, each after the final norm."""
+        if not 1 <= n <= len(self.layers):
+            raise ValueError(f"n must lie in 1..{len(self.layers)} (the number of layers), got {n}")
+        hidden_states = self(pixel_values, output_hidden_states=True).hidden_states
+        return tuple(self.layernorm(state) for state in hidden_states[-n:])
+
+
+class IBotBackbone(BackboneMixin, IBotPreTrainedModel):
+    """The encoder as a backbone: feature maps `[B, D, h, w]` of the stages in `config.out_features`."""
+
+    def __init__(self, config: IBotConfig):
+        super().__init__(config)
+        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+        self.ibot = IBotModel(config)
+        self.post_init()
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+        r"""
+        Args:
+            pixel_values (`[B, C, H, W]`): Normalised images; H and W are any multiples of the patch size.
+        """
+        kwargs["output_hidden_states"] = True
+        outputs = self.ibot(pixel_values, **kwargs)
+        grid = [side // self.config.patch_size for side in pixel_values.shape[-2:]]
+        feature_maps = ()
+        for stage, state in zip(self.stage_names, outputs.hidden_states, strict=True):
+            if stage in self.out_features:
+                if self.config.apply_layernorm:
+                    state = self.ibot.layernorm(state)
+                if self.config.reshape_hidden_states:
+                    state = state[:, 1:].transpose(1, 2).unflatten(2, grid).contiguous()
+                feature_maps += (state,)
+        return BackboneOutput(
+            feature_maps=feature_maps, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class IBotForPreTraining(IBotPreTrainedModel):
+    """Encoder and projection head; computes the iBOT loss when it is given the teacher's targets."""
+
+    def __init__(self, config: IBotConfig):
+        super().__init__(config)
+        self.ibot = IBotModel(config)
+        self.head = IBotHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor,
+        local_pixel_values: torch.Tensor | None = None,
+        target_cls: torch.Tensor | None = None,
+        target_patch: torch.Tensor | None = None,
+        mask_indices: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> IBotForPreTrainingOutput:
+        r"""
+        Args:
+            pixel_values (`[B, G, C, H, W]`): Normalised global views.
+            bool_masked_pos (`bool [B, G, N]`): Masked patches of the global views.
+            local_pixel_values (`[B, L, C, h, w]`, *optional*): Normalised local views, never masked.
+            target_cls (`[B, G, K]`, *optional*): Teacher probabilities of the global views' CLS tokens.
+            target_patch (`[M, P]`, *optional*): Teacher probabilities of the masked patches, in the row-major order of
+                `bool_masked_pos`.
+            mask_indices (`int64 [M]`, *optional*): Positions of the true entries in the flattened `bool_masked_pos`;
+                found here when not given, which makes a GPU wait for the host.
+
+        Raises:
+            ValueError: If the views are not 5-dimensional, or only one of the two targets is given.
+        """
+        if pixel_values.ndim != 5:
+            raise ValueError(f"pixel_values must be [B, G, C, H, W], got shape {tuple(pixel_values.shape)}")
+        if (target_cls is None) != (target_patch is None):
+            raise ValueError("target_cls and target_patch must be given together")
+        if mask_indices is None:
+            mask_indices = bool_masked_pos.flatten().nonzero().squeeze(1)
+        batch_size = pixel_values.shape[0]
+
+        outputs = self.ibot(pixel_values.flatten(0, 1), bool_masked_pos.flatten(0, 1), **kwargs)
+        cls_logits, patch_logits = self.head(outputs.last_hidden_state, mask_indices)
+        cls_logits = cls_logits.unflatten(0, (batch_size, -1))
+        all_cls_logits, local_cls_logits = cls_logits, None
+        if local_pixel_values is not None:
+            local_states = self.ibot(local_pixel_values.flatten(0, 1)).last_hidden_state
+            local_cls_logits, _ = self.head(local_states, mask_indices[:0])
+            local_cls_logits = local_cls_logits.unflatten(0, (batch_size, -1))
+            all_cls_logits = torch.cat((cls_logits, local_cls_logits), dim=1)
+
+        loss = loss_cls = loss_patch = None
+        if target_cls is not None:
+            temperature = self.config.student_temperature
+            loss_cls = self.config.cls_loss_weight * cls_loss(all_cls_logits, target_cls, temperature)
+            loss_patch = self.config.patch_loss_weight * patch_loss(
+                patch_logits, target_patch, bool_masked_pos, temperature
+            )
+            loss = loss_cls + loss_patch
+        return IBotForPreTrainingOutput(
+            loss=loss,
+            loss_cls=loss_cls,
+            loss_patch=loss_patch,
+            cls_logits=cls_logits,
+            patch_logits=patch_logits,
+            local_cls_logits=local_cls_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class IBotForImageClassification(IBotPreTrainedModel):
+    """Encoder with a linear classifier on token 0 (the CLS token, or the mean patch with `use_mean_pooling`)."""
+
+    def __init__(self, config: IBotConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.ibot = IBotModel(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
+    ) -> ImageClassifierOutput:
+        r"""
+        Args:
+            pixel_values (`[B, C, H, W]`): Normalised images; H and W are any multiples of the patch size.
+            labels (`int64 [B]`, or float `[B, num_labels]`, *optional*): Classes; regression or multi-label targets.
+        """
+        outputs = self.ibot(pixel_values, **kwargs)
+        logits = self.classifier(outputs.last_hidden_state[:, 0])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels, logits, self.config, **kwargs)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = [
+    "IBotBackbone",
+    "IBotForImageClassification",
+    "IBotForPreTraining",
+    "IBotForPreTrainingOutput",
+    "IBotModel",
+    "IBotPreTrainedModel",
+]
