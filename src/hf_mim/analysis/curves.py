@@ -1,0 +1,81 @@
+"""The training curves of a run, from the Trainer's log."""
+
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+
+# title of the panel, and which keys of the log belong to it
+_PANELS: list[tuple[str, Callable[[str], bool]]] = [
+    ("loss", lambda key: key.startswith("loss")),
+    ("k-NN top-1 (%)", lambda key: key.startswith("eval_knn_") and key.endswith("_top1")),
+    ("learning rate", lambda key: key == "learning_rate"),
+    ("target entropy", lambda key: key == "target_entropy"),
+    ("feature spread (0 = collapsed, 1 = isotropic)", lambda key: key == "feature_std"),
+    ("effective rank of the features (RankMe)", lambda key: key == "rankme"),
+    ("prototypes used", lambda key: key == "prototypes_used"),
+]
+_COLUMNS = 3
+
+
+def plot_curves(log_history: list[dict], path: str | Path) -> Figure:
+    """Draw one panel per kind of figure in the log over the optimisation step, and write the picture.
+
+    Panels, each only if the log has its keys: the loss and its parts (every key that starts with `loss`), k-NN
+    accuracy (`eval_knn_*_top1`), `learning_rate`, and the health figures `target_entropy`, `feature_std`, `rankme`
+    and `prototypes_used`.
+
+    Args:
+        log_history: `trainer.state.log_history`; entries without `step` are passed over.
+        path: picture to write (`.png`, `.pdf`, `.svg`); written whole or not at all.
+
+    Returns:
+        The figure; a line's label is its key in the log.
+
+    Raises:
+        ValueError: if the log holds nothing to draw.
+    """
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for entry in log_history:
+        for key, value in entry.items():
+            if "step" in entry and isinstance(value, int | float):
+                curves.setdefault(key, []).append((entry["step"], value))
+    panels = [(title, [key for key in curves if belongs(key)]) for title, belongs in _PANELS]
+    panels = [(title, sorted(keys, key=_by_number)) for title, keys in panels if keys]
+    if not panels:
+        raise ValueError(f"{path}: the log has no loss, accuracy or other figure to draw")
+
+    columns = min(_COLUMNS, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(4.6 * columns, 3.2 * rows), layout="constrained")
+    axes = None
+    for number, (title, keys) in enumerate(panels, start=1):
+        axes = figure.add_subplot(rows, columns, number, sharex=axes)
+        for key in keys:
+            steps, values = zip(*curves[key], strict=True)
+            # a few points, such as one evaluation per epoch, are hard to see as a bare line
+            axes.plot(steps, values, label=key, linewidth=1.4, marker="o" if len(steps) <= 30 else None, markersize=3)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        axes.margins(x=0.02)
+        axes.legend(fontsize=8)
+    save_figure(figure, path)
+    return figure
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write the figure under a temporary name beside `path`, then rename; the suffix tells the format."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    figure.savefig(temporary, dpi=120)
+    os.replace(temporary, path)
+
+
+def _by_number(key: str) -> list[tuple[int, str]]:
+    """Sort key that puts eval_knn_20_top1 before eval_knn_100_top1."""
+    return [(int(part) if part.isdigit() else -1, part) for part in key.split("_")]

@@ -1,0 +1,150 @@
+"""Weighted k-nearest-neighbour classification, the training-free measure of a frozen encoder.
+
+Wu et al. 2018 (https://arxiv.org/abs/1805.01978), section 3.4, with the constants of iBOT's `evaluation/eval_knn.py`:
+temperature 0.07 and k in {10, 20, 100, 200}.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+
+# One neighbour is one int64: cosine similarity on a grid of 2^-24 (float32 precision at 1) above, bank index below.
+_SIMILARITY_STEPS = 2**24
+_INDEX_RANGE = 2**32
+
+
+def knn_classify(
+    train_features: torch.Tensor,
+    train_labels: torch.Tensor,
+    test_features: torch.Tensor,
+    k: int | Sequence[int],
+    temperature: float = 0.07,
+    num_classes: int | None = None,
+    query_chunk_size: int = 512,
+    bank_chunk_size: int = 16384,
+) -> dict[int, torch.Tensor]:
+    """Rank the classes of each query by the votes exp(similarity / temperature) of its k nearest neighbours.
+
+    Features are L2-normalised here, so the similarity is the cosine. It is computed in float64 (float32 on Apple's
+    MPS, which has no float64) and compared on a grid of 2^-24; with that the result depends neither on the chunk
+    sizes nor on the device, and equal similarities (duplicate images) are recognised as equal: the neighbour with
+    the lowest index goes first, and of two classes with equal votes the lower id.
+
+    Args:
+        train_features: the bank, float `[n, D]`.
+        train_labels: class ids, integer `[n]`, in `0 .. num_classes - 1`.
+        test_features: the queries, float `[m, D]`, on the bank's device.
+        k: one number of neighbours or several, all answered in one pass. Above n it means all n.
+        temperature: above 0.
+        num_classes: C; by default the highest training label plus 1.
+        query_chunk_size, bank_chunk_size: rows compared at a time. Memory is bounded by their product (about 24
+            bytes per pair) and by `query_chunk_size * C`.
+
+    Returns:
+        For each k, int64 `[m, min(5, C)]`: the best classes, best first. A class without a single vote is never
+        listed; where fewer classes got votes the row ends in -1.
+
+    Raises:
+        ValueError: for empty, non-finite or mismatched features, labels out of range, k < 1 or temperature <= 0.
+    """
+    ks = sorted({k} if isinstance(k, int) else set(k))
+    if not ks or ks[0] < 1:
+        raise ValueError(f"k must be one or more integers of at least 1, not {k}")
+    if temperature <= 0:
+        raise ValueError(f"temperature must be above 0, not {temperature}")
+    _check_features("train_features", train_features)
+    _check_features("test_features", test_features)
+    if train_features.shape[1] != test_features.shape[1]:
+        raise ValueError(
+            f"train_features are {train_features.shape[1]} wide and test_features {test_features.shape[1]}; "
+            "both must come from the same model"
+        )
+    _check_labels("train_labels", train_labels, len(train_features))
+    highest = int(train_labels.max())
+    num_classes = highest + 1 if num_classes is None else num_classes
+    if highest >= num_classes:
+        raise ValueError(f"train_labels hold class {highest}, but num_classes is {num_classes}")
+
+    train_labels = train_labels.to(train_features.device)
+    rankings: dict[int, list[torch.Tensor]] = {k: [] for k in ks}
+    for queries in test_features.split(query_chunk_size):
+        similarities, indices = _nearest(train_features, queries, min(ks[-1], len(train_features)), bank_chunk_size)
+        for k, ranking in _vote(similarities, train_labels[indices], ks, temperature, num_classes).items():
+            rankings[k].append(ranking)
+    return {k: torch.cat(chunks) for k, chunks in rankings.items()}
+
+
+def knn_accuracy(
+    train_features: torch.Tensor,
+    train_labels: torch.Tensor,
+    test_features: torch.Tensor,
+    test_labels: torch.Tensor,
+    k: int | Sequence[int] = (10, 20, 100, 200),
+    **options,
+) -> dict[str, float]:
+    """Accuracy of `knn_classify` in percent: `{"knn_10_top1": ..., "knn_10_top5": ..., "knn_20_top1": ...}`.
+
+    `test_labels`: integer `[m]`, at least 0; a class that the bank lacks is never right. `options` are those of
+    `knn_classify`. top-5 counts only classes that got a vote (with fewer than 5 such classes, the original's top-5
+    depends on how its sort orders the zeros). A k above the bank's size keeps its name and uses the whole bank.
+    """
+    _check_labels("test_labels", test_labels, len(test_features))
+    metrics = {}
+    rankings = knn_classify(train_features, train_labels, test_features, k, **options)
+    for neighbours, ranking in rankings.items():
+        hits = ranking == test_labels.to(ranking.device)[:, None]
+        metrics[f"knn_{neighbours}_top1"] = 100 * hits[:, 0].sum().item() / len(hits)
+        metrics[f"knn_{neighbours}_top5"] = 100 * hits.any(dim=1).sum().item() / len(hits)
+    return metrics
+
+
+def _nearest(bank: torch.Tensor, queries: torch.Tensor, k: int, chunk_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k nearest rows of bank `[n, D]` to each of the queries `[q, D]`: similarities and indices `[q, k]`."""
+    dtype = torch.float32 if bank.device.type == "mps" else torch.float64
+    queries = F.normalize(queries.to(dtype), dim=1) * _SIMILARITY_STEPS
+    best = torch.empty(len(queries), 0, dtype=torch.int64, device=bank.device)
+    for start in range(0, len(bank), chunk_size):
+        chunk = F.normalize(bank[start : start + chunk_size].to(dtype), dim=1)
+        # torch.topk orders equal values arbitrarily; these keys are all different
+        index = torch.arange(start, start + len(chunk), device=bank.device)
+        keys = (queries @ chunk.T).round_().long().mul_(_INDEX_RANGE).sub_(index)
+        keys = torch.cat([best, keys.topk(min(k, len(chunk)), dim=1).values], dim=1)
+        best = keys.topk(min(k, keys.shape[1]), dim=1).values
+    steps = (best + _INDEX_RANGE - 1).div(_INDEX_RANGE, rounding_mode="floor")
+    return steps.to(dtype) / _SIMILARITY_STEPS, steps * _INDEX_RANGE - best
+
+
+def _vote(
+    similarities: torch.Tensor, labels: torch.Tensor, ks: list[int], temperature: float, num_classes: int
+) -> dict[int, torch.Tensor]:
+    """Ranked classes per k from the neighbours' similarities and labels, both `[q, K]`, nearest first."""
+    # measured from the nearest neighbour: the same ranking, and no overflow at a small temperature
+    weights = ((similarities - similarities[:, :1]) / temperature).exp()
+    votes = weights.new_full((len(weights), num_classes), -1.0)  # -1 = no vote
+    rankings = {}
+    # one neighbour at a time: the sums are then the same on every device, and each smaller k is met on the way
+    for neighbour in range(labels.shape[1]):
+        column = labels[:, neighbour, None]
+        total = votes.gather(1, column).clamp_min(0) + weights[:, neighbour, None]
+        votes.scatter_(1, column, total)
+        for k in ks:
+            if neighbour + 1 == min(k, labels.shape[1]):
+                ranked = votes.sort(dim=1, descending=True, stable=True)
+                rankings[k] = ranked.indices.where(ranked.values >= 0, -1)[:, :5]
+    return rankings
+
+
+def _check_features(name: str, features: torch.Tensor) -> None:
+    if features.ndim != 2 or not features.is_floating_point() or features.numel() == 0:
+        raise ValueError(f"{name} must be a non-empty float tensor [n, D], not {features.dtype} {[*features.shape]}")
+    if not features.isfinite().all():
+        raise ValueError(f"{name} contain NaN or infinity; the model has diverged")
+
+
+def _check_labels(name: str, labels: torch.Tensor, length: int) -> None:
+    if labels.shape != (length,) or labels.is_floating_point():
+        raise ValueError(f"{name} must be integers [{length}], not {labels.dtype} {[*labels.shape]}")
+    if labels.min() < 0:
+        raise ValueError(f"{name} hold {int(labels.min())}; unlabelled images (negative labels) cannot be scored")

@@ -1,0 +1,75 @@
+"""The curves show exactly what was logged."""
+
+import math
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hf_mim.analysis.curves import plot_curves
+
+
+def lines(figure) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """{panel title: {line label: [(x, y), ...]}}"""
+    return {
+        axes.get_title(): {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in axes.get_lines()}
+        for axes in figure.axes
+    }
+
+
+def test_panels_hold_the_logged_values(tmp_path: Path):
+    history = [
+        {
+            "loss": 5.0,
+            "loss_cls": 3.0,
+            "loss_patch": 2.0,
+            "learning_rate": 0.1,
+            "rankme": 20.5,
+            "epoch": 0.5,
+            "step": 5,
+        },
+        {"eval_knn_100_top1": 40.0, "eval_knn_20_top1": 50.0, "eval_knn_20_top5": 90.0, "eval_runtime": 1, "step": 10},
+        {"loss": 4.0, "loss_cls": 2.5, "loss_patch": 1.5, "learning_rate": 0.2, "target_entropy": 3.0, "step": 10},
+        {"feature_std": 0.5, "prototypes_used": 17, "step": 15},
+        {"train_loss": 4.5, "train_runtime": 3.0, "step": 15},
+    ]
+    figure = plot_curves(history, tmp_path / "curves.png")
+    assert lines(figure) == {
+        "loss": {
+            "loss": [(5, 5.0), (10, 4.0)],
+            "loss_cls": [(5, 3.0), (10, 2.5)],
+            "loss_patch": [(5, 2.0), (10, 1.5)],
+        },
+        "k-NN top-1 (%)": {"eval_knn_20_top1": [(10, 50.0)], "eval_knn_100_top1": [(10, 40.0)]},
+        "learning rate": {"learning_rate": [(5, 0.1), (10, 0.2)]},
+        "target entropy": {"target_entropy": [(10, 3.0)]},
+        "feature spread (0 = collapsed, 1 = isotropic)": {"feature_std": [(15, 0.5)]},
+        "effective rank of the features (RankMe)": {"rankme": [(5, 20.5)]},
+        "prototypes used": {"prototypes_used": [(15, 17)]},
+    }
+    assert list(lines(figure)["k-NN top-1 (%)"]) == ["eval_knn_20_top1", "eval_knn_100_top1"]
+
+
+def test_panels_without_data_are_left_out(tmp_path: Path):
+    figure = plot_curves([{"loss": 1.0, "step": 1}, {"loss": math.nan, "step": 2}], tmp_path / "curves.png")
+    assert list(lines(figure)) == ["loss"]
+    assert figure.axes[0].get_xlabel() == "step"
+
+
+def test_the_picture_replaces_the_old_one_whole(tmp_path: Path):
+    path = tmp_path / "new" / "curves.png"
+    plot_curves([{"loss": 1.0, "step": 1}], path)
+    plot_curves([{"loss": 1.0, "learning_rate": 0.1, "step": 1}], path)
+    assert [file.name for file in path.parent.iterdir()] == ["curves.png"]
+    with Image.open(path) as picture:
+        assert picture.width > 2 * picture.height  # two panels side by side
+    with pytest.raises(ValueError, match="Format 'unknown'"):
+        plot_curves([{"loss": 1.0, "step": 1}], tmp_path / "new" / "curves.unknown")
+    assert [file.name for file in path.parent.iterdir()] == ["curves.png"]
+
+
+@pytest.mark.parametrize("history", [[], [{"train_runtime": 3.0, "step": 5}], [{"loss": 1.0}]])
+def test_nothing_to_draw_is_an_error(tmp_path: Path, history):
+    with pytest.raises(ValueError, match="curves.png: the log has no loss"):
+        plot_curves(history, tmp_path / "curves.png")
+    assert not list(tmp_path.iterdir())
