@@ -1,0 +1,171 @@
+"""YAML recipes over transformers' `HfArgumentParser`: a recipe sets defaults, the command line wins."""
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from enum import Enum
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Union, get_type_hints
+
+import yaml
+from transformers import HfArgumentParser
+
+
+RECIPES = resources.files("hf_mim.training") / "recipes"
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes inside the package, sorted, without `.yaml`."""
+    return sorted(file.name.removesuffix(".yaml") for file in RECIPES.iterdir() if file.name.endswith(".yaml"))
+
+
+def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
+    """Options and values of a recipe, as they stand in its YAML file.
+
+    Args:
+        name_or_path: a packaged name (see `list_recipes`), or a path to a YAML file.
+
+    Raises:
+        FileNotFoundError: a path (it has a folder or ends in .yaml or .yml) to no file.
+        ValueError: an unknown name, or a file that does not hold one YAML mapping of names to values.
+    """
+    name, path = str(name_or_path), Path(name_or_path)
+    if name in list_recipes():
+        text = (RECIPES / f"{name}.yaml").read_bytes()
+    elif path.is_file():
+        text = path.read_bytes()
+    elif path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        raise FileNotFoundError(f"{name}: no such recipe file")
+    else:
+        names = list_recipes()
+        raise ValueError(f"unknown recipe '{name}'{_did_you_mean(name, names)}; packaged recipes: {', '.join(names)}")
+    try:
+        recipe = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
+    if recipe is None:
+        return {}
+    if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
+        raise ValueError(f"{name}: a recipe is a mapping, one `option: value` per line")
+    return recipe
+
+
+def parse_recipe_args(dataclass_types: tuple[type, ...], argv: Sequence[str]) -> tuple[Any, ...]:
+    """Fill dataclasses from `[RECIPE] [--option value ...]`.
+
+    The first argument, unless it starts with `-`, is the recipe. Its values replace the defaults of the dataclasses,
+    the options of the command line replace both. A value of a recipe must have the type of its field; what the
+    command line can only spell as text (lists, nested mappings for fields of type dict, null) is written as YAML.
+
+    Args:
+        dataclass_types: the dataclasses to fill; every field with `init=True` is an option, help text in its metadata.
+        argv: arguments without the program name.
+
+    Returns:
+        One instance per entry of `dataclass_types`, in that order.
+
+    Raises:
+        FileNotFoundError: see `load_recipe`.
+        ValueError: see `load_recipe`; an option, of the recipe or the command line, that no dataclass has (the
+            message names the nearest); a value of the wrong type; an argument that belongs to no option.
+        SystemExit: after `--help` is printed.
+    """
+    arguments = list(argv)
+    parser = _RecipeParser(dataclass_types)
+    if arguments and not arguments[0].startswith("-"):
+        parser.set_recipe(arguments[0], load_recipe(arguments.pop(0)))
+    # Before anything is built: a misspelt option is a better message than what its absence leads to.
+    _, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        option = next((text for text in unknown if text.startswith("--")), None)
+        if option is None:
+            raise ValueError(f"unexpected argument '{unknown[0]}'; a recipe comes before all options")
+        option = option.split("=")[0]
+        name = option.removeprefix("--").replace("-", "_")
+        raise ValueError(f"unknown option '{option}'{_did_you_mean(name, parser.options, '--')}")
+    return parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
+
+
+class _RecipeParser(HfArgumentParser):
+    """`HfArgumentParser` with one help section per dataclass, exact option names, and errors that are raised."""
+
+    def __init__(self, dataclass_types: Iterable[type]):
+        # Field name -> its type as declared. HfArgumentParser itself narrows unions to one type per option.
+        self.options: dict[str, Any] = {}
+        super().__init__(
+            dataclass_types,
+            usage="hf-mim pretrain [RECIPE] [--option value ...]",
+            epilog=f"RECIPE: {', '.join(list_recipes())}, or a path to a YAML file",
+            allow_abbrev=False,
+        )
+
+    def _add_dataclass_arguments(self, dtype: type) -> None:
+        group = self.add_argument_group(dtype.__name__)
+        hints = get_type_hints(dtype)
+        for field in dataclasses.fields(dtype):
+            if field.init:
+                self.options[field.name] = field.type = hints[field.name]
+                self._parse_dataclass_field(group, field)
+
+    def set_recipe(self, source: str, recipe: dict[str, Any]) -> None:
+        defaults = {}
+        for name, value in recipe.items():
+            if name not in self.options:
+                raise ValueError(f"recipe {source}: unknown option '{name}'{_did_you_mean(name, self.options)}")
+            declared = self.options[name]
+            try:
+                defaults[name] = _typed(value, declared)
+            except TypeError as error:
+                wanted = declared.__name__ if isinstance(declared, type) else re.sub(r"\w+\.", "", str(declared))
+                # YAML reads a bare no, off, yes or on as a boolean.
+                quotes = "; quote the word if it is text" if isinstance(value, bool) and "str" in wanted else ""
+                raise ValueError(f"recipe {source}: {name} must be {wanted}, got {value!r}{quotes}") from error
+        self.set_defaults(**defaults)
+        for action in self._actions:
+            if action.dest in defaults:
+                action.required = False
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    # The value as the declared type wants it; TypeError when it does not fit.
+    origin, members = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        # The plain match first: in `str | list[str]`, "x" is not turned into anything else.
+        for member in sorted(members, key=lambda member: type(value) is not (typing.get_origin(member) or member)):
+            try:
+                return _typed(value, member)
+            except TypeError:
+                continue
+    elif origin is Literal:
+        if any(type(value) is type(choice) and value == choice for choice in members):
+            return value
+    elif origin is list and isinstance(value, list):
+        return [_typed(item, members[0]) for item in value]
+    elif origin is dict and isinstance(value, dict):
+        return {key: _typed(item, members[1]) for key, item in value.items()}
+    elif hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        # YAML reads 1e-3, which lacks the dot, as text.
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    elif isinstance(hint, type) and issubclass(hint, Enum):
+        if value in [member.value for member in hint]:
+            return value
+    elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise TypeError(f"{value!r} is no {hint}")
+
+
+def _did_you_mean(name: str, names: Iterable[str], prefix: str = "") -> str:
+    nearest = difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)
+    return f", did you mean '{prefix}{nearest[0]}'?" if nearest else ""
