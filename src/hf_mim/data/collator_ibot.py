@@ -1,0 +1,45 @@
+"""Batches of iBOT: views stacked, one mask per global view."""
+
+import numpy as np
+import torch
+
+from .masking import MaskGenerator, mask_seeds
+
+
+class IBotCollator:
+    """
+    Stacks the samples of a [`~hf_mim.data.datasets.ViewsDataset`] and draws a mask for every global view.
+
+    A mask depends on `(seed, epoch, index, view)` only.
+
+    Args:
+        mask_generator (`MaskGenerator`): Draws the masks; its grid is that of a global view.
+        seed (`int`, defaults to 0): Seed, at least 0.
+
+    Returns (of a call):
+        A dict with `pixel_values` (uint8 `[B, G, C, H, W]`), `bool_masked_pos` (bool `[B, G, N]`), `mask_indices`
+        (int64 `[M]`, its true entries), `color_parameters` (NumPy `[B, G+L, 8]`, for
+        [`~hf_mim.data.color.color_views`]) and, with local views, `local_pixel_values` (uint8 `[B, L, C, h, w]`).
+    """
+
+    def __init__(self, mask_generator: MaskGenerator, seed: int = 0):
+        self.mask_generator, self.seed = mask_generator, seed
+
+    def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor | np.ndarray]:
+        pixel_values = torch.stack([sample["global_views"] for sample in samples])
+        batch_size, num_globals = pixel_values.shape[:2]
+        epoch = samples[0]["epoch"]
+        seeds = mask_seeds(self.seed, epoch, np.array([sample["index"] for sample in samples]), num_globals)
+        masks = torch.from_numpy(self.mask_generator(seeds.ravel(), epoch))
+        masks = masks.flatten(1).unflatten(0, (batch_size, num_globals))
+        batch = {
+            "pixel_values": pixel_values,
+            "bool_masked_pos": masks,
+            "mask_indices": masks.flatten().nonzero().squeeze(1),
+            # A NumPy array stays on the host, where the colour operations are sorted out.
+            "color_parameters": np.stack([sample["color_parameters"] for sample in samples]),
+        }
+        local_views = torch.stack([sample["local_views"] for sample in samples])
+        if local_views.shape[1]:
+            batch["local_pixel_values"] = local_views
+        return batch

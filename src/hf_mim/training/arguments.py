@@ -1,0 +1,111 @@
+"""Training arguments that all methods share."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class MIMTrainingArguments(TrainingArguments):
+    r"""
+    Arguments of [`MIMTrainer`]: those of transformers' `TrainingArguments`, with the defaults that pre-training needs,
+    and the following.
+
+    > Parameters that control the optimisation
+
+    Args:
+        base_learning_rate (`float`, defaults to 5e-4): Peak learning rate for a total batch of 256; the peak is
+            `base_learning_rate · total batch / 256`.
+        learning_rate (`float`, *optional*): Peak learning rate itself; wins over `base_learning_rate`.
+        min_learning_rate (`float`, defaults to 1e-6): Learning rate that the cosine runs towards.
+        warmup_epochs (`float`, defaults to 10): Epochs of linear warm-up from 0. `warmup_steps` wins when it is given.
+        lr_scheduler_type (`str`, defaults to `"cosine"`): `"cosine"` is this warm-up and cosine; any other name is a
+            schedule of transformers, with `warmup_steps`.
+        weight_decay (`float`, defaults to 0.04): Weight decay at the start; none on biases and 1-dimensional tensors.
+        weight_decay_end (`float`, *optional*): Weight decay that a cosine runs towards; constant when not given.
+        grad_clip (`"per_tensor"` or `"global"`, defaults to `"per_tensor"`): What `max_grad_norm` limits: the norm of
+            each gradient tensor, as in the original code, or that of all of them together.
+        max_grad_norm (`float`, defaults to 3.0): Largest gradient norm; 0 turns clipping off.
+
+    > Parameters that control the evaluation while training
+
+        knn_k (`list[int]`, defaults to `[10, 20]`): Numbers of neighbours of the k-NN evaluation, which runs whenever
+            `eval_strategy` says so and an evaluation data set with labels is given.
+        knn_temperature (`float`, defaults to 0.07): Temperature of the neighbours' votes.
+
+    One epoch of a schedule is one pass over the data. A stream has no length; there an epoch is
+    `max_steps / num_train_epochs` steps.
+    """
+
+    base_learning_rate: float = field(
+        default=5e-4, metadata={"help": "Peak learning rate for a total batch of 256 images."}
+    )
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate itself; wins over --base_learning_rate."}
+    )
+    min_learning_rate: float = field(
+        default=1e-6, metadata={"help": "Learning rate that the cosine schedule runs towards."}
+    )
+    warmup_epochs: float = field(
+        default=10.0, metadata={"help": "Epochs of linear warm-up; --warmup_steps wins when it is given."}
+    )
+    lr_scheduler_type: str = field(
+        default="cosine",
+        metadata={"help": "'cosine' is the schedule of the original code; other names are those of transformers."},
+    )
+    weight_decay: float = field(default=0.04, metadata={"help": "Weight decay at the start of training."})
+    weight_decay_end: float | None = field(
+        default=None, metadata={"help": "Weight decay that a cosine runs towards; constant when not given."}
+    )
+    grad_clip: Literal["per_tensor", "global"] = field(
+        default="per_tensor", metadata={"help": "What --max_grad_norm limits: each tensor, or all together."}
+    )
+    max_grad_norm: float = field(default=3.0, metadata={"help": "Largest gradient norm; 0 turns clipping off."})
+    knn_k: list[int] = field(
+        default_factory=lambda: [10, 20], metadata={"help": "Numbers of neighbours of the k-NN evaluation."}
+    )
+    knn_temperature: float = field(default=0.07, metadata={"help": "Temperature of the neighbours' votes."})
+
+    # Defaults that differ from transformers', because pre-training needs them.
+    do_train: bool = field(default=True, metadata={"help": "Whether to run training."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Keep False: the collator needs them all."})
+    prediction_loss_only: bool = field(default=True, metadata={"help": "Keep True: there is nothing to predict."})
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["pixel_values"], metadata={"help": "Keep: pre-training has no labels."}
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Keep False: every parameter is used in every step."}
+    )
+    dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last incomplete batch."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Keep False: a loss that is not finite must be seen."}
+    )
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
+
+    def __post_init__(self):
+        if self.learning_rate is None:
+            # The parent wants a number now; the devices, and with them the total batch, are only known afterwards.
+            self.learning_rate = 0.0
+            by_rule = True
+        else:
+            by_rule = False
+        if self.accelerator_config is None:
+            # Otherwise the first process reads and decodes a stream for all of them.
+            self.accelerator_config = {"dispatch_batches": False}
+        super().__post_init__()
+        if by_rule:
+            total_batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+            self.learning_rate = self.base_learning_rate * total_batch / 256
+        for name in ("warmup_epochs", "min_learning_rate", "weight_decay", "max_grad_norm"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.grad_clip not in ("per_tensor", "global"):
+            raise ValueError(f"grad_clip must be 'per_tensor' or 'global', got {self.grad_clip!r}")
+        if not self.knn_k or min(self.knn_k) < 1:
+            raise ValueError(f"knn_k must be numbers of neighbours of at least 1, got {self.knn_k}")
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"one process sees {self.n_gpu} GPUs: start one process per GPU with `accelerate launch` or torchrun, "
+                "or hide the others with CUDA_VISIBLE_DEVICES=0"
+            )

@@ -1,0 +1,82 @@
+"""From the teacher's logits to the student's targets: centring (the original) and Sinkhorn–Knopp (an option)."""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+def _all_reduce(tensor: torch.Tensor, op: dist.ReduceOp = dist.ReduceOp.SUM) -> torch.Tensor:
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(tensor, op=op)
+    return tensor
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class CenteredTargets(nn.Module):
+    """
+    Centring and sharpening (`main_ibot.py`, `iBOTLoss`): softmax of the teacher's logits minus a running centre.
+
+    Args:
+        out_dim (`int`): Number K of prototypes for the CLS token.
+        patch_out_dim (`int`): Number P of prototypes for patches.
+        cls_momentum, patch_momentum (`float`): Momenta m₁ and m₂ of the centres, in [0, 1].
+
+    Attributes:
+        cls_center (`[K]`), patch_center (`[P]`): The centres, zero at first.
+    """
+
+    def __init__(self, out_dim: int, patch_out_dim: int, cls_momentum: float = 0.9, patch_momentum: float = 0.9):
+        super().__init__()
+        self.cls_momentum, self.patch_momentum = cls_momentum, patch_momentum
+        self.register_buffer("cls_center", torch.zeros(out_dim))
+        self.register_buffer("patch_center", torch.zeros(patch_out_dim))
+
+    def forward(
+        self, cls_logits: torch.Tensor, patch_logits: torch.Tensor, cls_temp: float, patch_temp: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Probabilities of `cls_logits` `[..., K]` and `patch_logits` `[M, P]` with the present centres."""
+        target_cls = ((cls_logits - self.cls_center) / cls_temp).softmax(-1)
+        target_patch = ((patch_logits - self.patch_center) / patch_temp).softmax(-1)
+        return target_cls, target_patch
+
+    @torch.no_grad()
+    def update(self, mean_cls_logit: torch.Tensor, mean_patch_logit: torch.Tensor):
+        """Move the centres towards the mean logits `[K]` and `[P]` of the step, averaged over all processes."""
+        for center, mean, momentum in (
+            (self.cls_center, mean_cls_logit, self.cls_momentum),
+            (self.patch_center, mean_patch_logit, self.patch_momentum),
+        ):
+            mean = _all_reduce(mean.to(center.dtype, copy=True)) / _world_size()
+            center.mul_(momentum).add_(mean, alpha=1 - momentum)
+
+
+@torch.no_grad()
+def sinkhorn_knopp(logits: torch.Tensor, temperature: float, iterations: int = 3) -> torch.Tensor:
+    """
+    Targets that use all prototypes equally often: Sinkhorn–Knopp on `exp(logits / temperature)` over the samples of
+    all processes (Caron et al., 2020; used for iBOT's two losses by DINOv2).
+
+    Args:
+        logits (`[n, K]`): Teacher logits; n may differ between processes and may be 0.
+        temperature (`float`): Positive; smaller values give sharper targets.
+        iterations (`int`, defaults to 3): Rounds of normalising over samples and over prototypes.
+
+    Returns:
+        Probabilities `[n, K]`; rows sum to 1.
+    """
+    num_prototypes = logits.shape[1]
+    scores = (logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits) / temperature
+    # One common shift cancels in the normalisations and keeps exp within range.
+    largest = scores.max() if scores.numel() else scores.new_tensor(-torch.inf)
+    probs = (scores - _all_reduce(largest, dist.ReduceOp.MAX)).exp()
+    num_samples = _all_reduce(scores.new_tensor(float(len(scores))))
+    for _ in range(iterations):
+        # The floor keeps a prototype that no sample comes near from dividing 0 by 0.
+        per_prototype = _all_reduce(probs.sum(0)).clamp(min=torch.finfo(probs.dtype).tiny)
+        probs = probs / (per_prototype * num_prototypes)
+        per_sample = probs.sum(1, keepdim=True).clamp(min=torch.finfo(probs.dtype).tiny)
+        probs = probs / (per_sample * num_samples)
+    return probs * num_samples

@@ -1,0 +1,184 @@
+"""iBOT: the target network is a moving average of the student, an *online tokenizer* (paper section 3)."""
+
+import copy
+import os
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.utils import cached_file
+
+from ..modeling.modeling_ibot import IBotForPreTraining, IBotModel
+from .ibot_arguments import IBotTrainingArguments
+from .ibot_targets import CenteredTargets, sinkhorn_knopp
+from .schedules import cosine_schedule, teacher_temperature
+from .trainer import TEACHER_FOLDER, MIMTrainer
+
+
+CENTERS_FILE = "centers.safetensors"
+
+
+class IBotTrainer(MIMTrainer):
+    """
+    [`MIMTrainer`] for [`IBotForPreTraining`] (`main_ibot.py`).
+
+    The teacher sees the unmasked global views. Its CLS token is the target for the student's CLS token of every other
+    view, its patches that of the student's masked patches of the same view.
+
+    Args: as for [`MIMTrainer`], with `args` an [`IBotTrainingArguments`].
+
+    Raises:
+        ValueError: If a student with separate last layers of different sizes has a teacher with a shared one.
+    """
+
+    def __init__(self, model: IBotForPreTraining, args: IBotTrainingArguments, **kwargs):
+        if args.world_size > 1:
+            if model.head.has_batch_norm and args.device.type == "cpu":
+                raise ValueError("head_norm 'bn' and 'syncbn' need GPUs when there is more than one process")
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        super().__init__(model=model, args=args, **kwargs)
+        config = self.teacher.config
+        patch_out_dim = config.out_dim if config.shared_head else config.patch_out_dim
+        self.targets = CenteredTargets(
+            config.out_dim, patch_out_dim, args.center_momentum, args.patch_center_momentum
+        ).to(args.device, self.teacher.dtype)
+        self._prototypes_seen = torch.zeros(config.out_dim, dtype=torch.bool, device=args.device)
+        self._teacher_prototypes: torch.Tensor | None = None
+
+    def build_target(self) -> IBotForPreTraining:
+        """A copy of the student without stochastic depth and dropout."""
+        student = self.model.config
+        config = copy.deepcopy(student)
+        config.drop_path_rate = config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+        config.shared_head = self.args.shared_head_teacher
+        weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        if config.shared_head != student.shared_head:
+            if config.patch_out_dim != config.out_dim or not config.head_bottleneck_size:
+                raise ValueError(
+                    f"shared_head is {student.shared_head} and shared_head_teacher {config.shared_head}: this needs a "
+                    f"bottleneck and equal out_dim ({config.out_dim}) and patch_out_dim ({config.patch_out_dim}); "
+                    f"otherwise set shared_head_teacher to {student.shared_head}"
+                )
+            # What is left of the original's loading order: the layer loaded last wins (SPEC, quirks 4 and 5).
+            for name in ("direction", "magnitude"):
+                cls_key, patch_key = f"head.last_layer.{name}", f"head.patch_last_layer.{name}"
+                if config.shared_head:
+                    weights[cls_key] = weights.pop(patch_key)
+                else:
+                    weights[patch_key] = weights[cls_key].clone()
+        with torch.device("meta"):
+            teacher = IBotForPreTraining(config)
+        if self.args.world_size > 1:
+            teacher = nn.SyncBatchNorm.convert_sync_batchnorm(teacher)
+        teacher.load_state_dict(weights, assign=True)
+        # As in the original: nothing in the teacher depends on the mode but batch norm, which then uses the batch.
+        return teacher.train()
+
+    def check_schedules(self):
+        super().check_schedules()
+        args = self.args
+        longest = args.warmup_teacher_temp_epochs + args.pred_start_epoch
+        if longest > self.num_epochs:
+            raise ValueError(
+                f"the teacher temperatures' warm-up ends after {longest} epochs (warmup_teacher_temp_epochs "
+                f"{args.warmup_teacher_temp_epochs} + pred_start_epoch {args.pred_start_epoch}), the run after "
+                f"{self.num_epochs}: lower warmup_teacher_temp_epochs"
+            )
+
+    def temperatures_at(self, step: int) -> tuple[float, float]:
+        """Teacher temperatures at `step`, for CLS token and patches; they change from epoch to epoch."""
+        args, epoch = self.args, self.epoch_of(step)
+        return (
+            teacher_temperature(epoch, args.warmup_teacher_temp, args.teacher_temp, args.warmup_teacher_temp_epochs),
+            teacher_temperature(
+                epoch,
+                args.warmup_teacher_patch_temp,
+                args.teacher_patch_temp,
+                args.warmup_teacher_temp_epochs,
+                args.pred_start_epoch,
+            ),
+        )
+
+    def momentum_at(self, step: int) -> float:
+        """Momentum of the teacher at `step`."""
+        return cosine_schedule(step, self.args.momentum_teacher, 1.0, self.num_steps)
+
+    def compute_targets(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        pixel_values = inputs["pixel_values"]
+        batch_size, num_globals = pixel_values.shape[:2]
+        if inputs.get("mask_indices") is None:
+            inputs["mask_indices"] = inputs["bool_masked_pos"].flatten().nonzero().squeeze(1)
+        cls_temp, patch_temp = self.temperatures_at(self.state.global_step)
+
+        tokens = self.teacher.ibot(pixel_values.flatten(0, 1)).last_hidden_state
+        head = self.teacher.head
+        if self.args.target == "sinkhorn":
+            cls_logits, patch_logits = head(tokens, inputs["mask_indices"])
+            iterations = self.args.sinkhorn_iterations
+            target_cls = sinkhorn_knopp(cls_logits, cls_temp, iterations)
+            target_patch = sinkhorn_knopp(patch_logits, patch_temp, iterations)
+        else:
+            embedded = head.embed(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
+            patches = embedded[:, 1:].flatten(0, 1)
+            cls_logits = head.project_cls(embedded[:, 0])
+            patch_logits = head.project_patch(patches[inputs["mask_indices"]])
+            target_cls, target_patch = self.targets(cls_logits, patch_logits, cls_temp, patch_temp)
+            if self.model.training:
+                # The last layer is linear: the mean logit over all patches is the logit of the mean patch.
+                self.targets.update(cls_logits.mean(0), head.project_patch(patches.mean(0, keepdim=True))[0])
+
+        self.remember_features(tokens[:, 0])
+        self._teacher_prototypes = cls_logits.argmax(-1).unflatten(0, (batch_size, num_globals))
+        return {"target_cls": target_cls.unflatten(0, (batch_size, num_globals)), "target_patch": target_patch}
+
+    def observe(self, targets: dict[str, torch.Tensor], outputs):
+        super().observe(targets, outputs)
+        target_cls = targets["target_cls"].float()
+        self.remember("target_entropy", torch.special.entr(target_cls).sum(-1).mean())
+        self._prototypes_seen[target_cls.argmax(-1).flatten()] = True
+        if target_cls.shape[1] > 1:
+            student = outputs["cls_logits"][:, 1].argmax(-1)
+            self.remember("agreement", (self._teacher_prototypes[:, 0] == student).float().mean())
+
+    def collected_logs(self) -> dict[str, float]:
+        seen = self.accelerator.gather(self._prototypes_seen[None]).any(0)
+        self._prototypes_seen.zero_()
+        return super().collected_logs() | {"prototypes_used": seen.float().mean().item()}
+
+    def schedule_values(self, step: int) -> dict[str, float]:
+        cls_temp, patch_temp = self.temperatures_at(step)
+        return super().schedule_values(step) | {
+            "teacher_momentum": self.momentum_at(step),
+            "teacher_temp": cls_temp,
+            "teacher_patch_temp": patch_temp,
+        }
+
+    def before_optimizer_step(self):
+        super().before_optimizer_step()
+        if self.epoch_of(self.state.global_step) < self.args.freeze_last_layer:
+            # Without a gradient the optimiser leaves a parameter alone: no update, no decay, no moments.
+            for name, parameter in self.model.named_parameters():
+                if "last_layer" in name:
+                    parameter.grad = None
+
+    @torch.no_grad()
+    def update_target(self):
+        student = dict(self.accelerator.unwrap_model(self.model).named_parameters())
+        names = [name for name, _ in self.teacher.named_parameters() if name in student]
+        teacher = dict(self.teacher.named_parameters())
+        weight = 1 - self.momentum_at(self.state.global_step)
+        torch._foreach_lerp_([teacher[n] for n in names], [student[n] for n in names], weight)
+
+    def save_target(self, folder: str):
+        super().save_target(folder)
+        centers = {name: center.contiguous() for name, center in self.targets.state_dict().items()}
+        save_file(centers, os.path.join(folder, CENTERS_FILE))
+
+    def load_target(self, source: str):
+        super().load_target(source)
+        # raises OSError, with the file's name, when the centres are missing
+        centers = load_file(cached_file(source, CENTERS_FILE, subfolder=TEACHER_FOLDER))
+        self.targets.load_state_dict(centers)
+
+    def deployable_encoder(self) -> IBotModel:
+        return self.teacher.ibot

@@ -1,0 +1,313 @@
+"""
+The trainer that all methods share: a target network beside the student, and one call of the student per step.
+
+    views + masks ─► compute_targets (no gradient) ─► targets
+                └──► model(**inputs, **targets) ────► loss
+"""
+
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate.utils import gather_object
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers.utils import logging
+
+from ..data.color import color_views
+from ..evaluation.features import extract_features
+from ..evaluation.knn import knn_accuracy
+from ..evaluation.representation import feature_std, rankme
+from .arguments import MIMTrainingArguments
+from .gradients import clip_gradients_per_tensor, decayed_parameter_names
+from .schedules import cosine_schedule
+
+
+logger = logging.get_logger(__name__)
+
+TEACHER_FOLDER = "teacher"
+# Rows kept for the feature statistics of the logs; more would cost time in the singular value decomposition.
+MAX_FEATURE_ROWS = 512
+
+
+class _StepCallback(TrainerCallback):
+    """Calls the trainer at the places of a step for which `Trainer` has no method to override."""
+
+    def __init__(self, trainer: "MIMTrainer"):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        dataset = self.trainer.train_dataset
+        if hasattr(dataset, "set_epoch"):
+            # After a resume state.epoch is fractional within an epoch; just below a whole number it is rounding.
+            dataset.set_epoch(math.floor((state.epoch or 0) + 1e-6))
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.trainer.before_optimizer_step()
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.trainer.update_target()
+
+
+class MIMTrainer(Trainer, ABC):
+    """
+    [`transformers.Trainer`] with a target network, which it owns, saves in every checkpoint (`teacher/`) and restores.
+
+    A method is a subclass that says how the target network is built (`build_target`), what it is good for
+    (`compute_targets`), when it changes (`update_target`), how it is saved and loaded, and which network is the result
+    (`deployable_encoder`).
+
+    Args:
+        model (`PreTrainedModel`): The student; its `forward` returns the loss first, and its parts as `loss_*`.
+        args (`MIMTrainingArguments`): All options.
+        eval_dataset (`datasets.Dataset`, *optional*): Images with labels that the k-NN evaluation classifies.
+        bank_dataset (`datasets.Dataset`, *optional*): Images with labels among which it looks for neighbours.
+        **kwargs: As for `Trainer`. `processing_class`, the image processor, is needed for raw (uint8) views, whose
+            mean and standard deviation it knows, and for the k-NN evaluation.
+
+    Raises:
+        ValueError: If the options do not fit together, at construction or before the first step.
+    """
+
+    # The student's loss is a mean over its batch: it has to be divided by the number of accumulation steps.
+    loss_is_scaled_for_ga = False
+
+    def __init__(self, model: PreTrainedModel, args: MIMTrainingArguments, bank_dataset=None, **kwargs):
+        super().__init__(model=model, args=args, **kwargs)
+        self.model_accepts_loss_kwargs = False
+        if args.eval_strategy != "no" and bank_dataset is None:
+            raise ValueError("an evaluation while training is k-NN: it needs bank_dataset beside eval_dataset")
+        self.bank_dataset = bank_dataset
+        self.steps_per_epoch: int | None = None
+        self.num_steps: int | None = None
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._features: list[torch.Tensor] = []
+        # An average in half precision does not move: 1 + 0.004·0.1 is 1 in bfloat16.
+        dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
+        self.teacher = self.build_target().to(args.device, dtype).requires_grad_(False)
+        self.add_callback(_StepCallback(self))
+
+    # What a method defines
+
+    @abstractmethod
+    def build_target(self) -> nn.Module:
+        """The target network as it is before the first step."""
+
+    @abstractmethod
+    def compute_targets(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Keyword arguments of the student that hold the targets; called without gradients, under autocast."""
+
+    def update_target(self):
+        """Called after every step of the optimiser, before `state.global_step` grows."""
+
+    def save_target(self, folder: str):
+        """Write all that `load_target` needs into `folder`; called by the process that saves."""
+        self.teacher.save_pretrained(folder)
+
+    def load_target(self, source: str):
+        """Restore what `save_target` wrote from `source/teacher`, a folder or a Hub id."""
+        teacher = type(self.teacher).from_pretrained(source, subfolder=TEACHER_FOLDER, dtype=self.teacher.dtype)
+        self.teacher.load_state_dict(teacher.state_dict())
+
+    @abstractmethod
+    def deployable_encoder(self) -> PreTrainedModel:
+        """The network that is evaluated and published."""
+
+    def schedule_values(self, step: int) -> dict[str, float]:
+        """Values of the schedules at `step`, for the logs."""
+        return {"weight_decay": self.weight_decay_at(step)}
+
+    # One step
+
+    def epoch_of(self, step: int) -> int:
+        """Index of the epoch that `step` belongs to."""
+        return step // self.steps_per_epoch
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of the whole run, the last of which may be incomplete."""
+        return math.ceil(self.num_steps / self.steps_per_epoch)
+
+    def set_initial_training_values(self, args, dataloader):
+        values = super().set_initial_training_values(args, dataloader)
+        self.steps_per_epoch, self.num_steps = values[1], values[-1]
+        if isinstance(self.train_dataset, torch.utils.data.IterableDataset):
+            # Trainer takes the whole run over a stream as one epoch.
+            self.steps_per_epoch = max(1, round(self.num_steps / args.num_train_epochs))
+        self.check_schedules()
+        return values
+
+    def check_schedules(self):
+        """Raise `ValueError` when a schedule is longer than the run."""
+        if self.warmup_steps >= self.num_steps and self.warmup_steps > 0:
+            raise ValueError(
+                f"the learning rate's warm-up takes {self.warmup_steps} steps, the run only {self.num_steps}: lower "
+                f"warmup_epochs ({self.args.warmup_epochs:g}, of {self.steps_per_epoch} steps each) or warmup_steps"
+            )
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of the learning rate's warm-up."""
+        if self.args.warmup_steps > 0:
+            return self.args.get_warmup_steps(self.num_steps)
+        return int(self.args.warmup_epochs * self.steps_per_epoch)
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        if self.args.lr_scheduler_type != "cosine" or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        peak = self.args.learning_rate
+
+        def factor(step: int) -> float:
+            if not peak:
+                return 0.0
+            final = self.args.min_learning_rate
+            return cosine_schedule(step, peak, final, num_training_steps, self.warmup_steps) / peak
+
+        self.lr_scheduler = LambdaLR(self.optimizer if optimizer is None else optimizer, factor)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def weight_decay_at(self, step: int) -> float:
+        """Weight decay of the decayed parameters at `step`."""
+        end = self.args.weight_decay_end
+        if end is None:
+            return self.args.weight_decay
+        return cosine_schedule(step, self.args.weight_decay, end, self.num_steps)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        return decayed_parameter_names(model)
+
+    def _clip_grad_norm(self, model: nn.Module):
+        if self.args.grad_clip == "global":
+            return super()._clip_grad_norm(model)
+        self.accelerator.unscale_gradients()
+        return clip_gradients_per_tensor(model, self.args.max_grad_norm)
+
+    def before_optimizer_step(self):
+        """Called after the gradients are clipped: sets the weight decay of the step."""
+        self.optimizer.param_groups[0]["weight_decay"] = self.weight_decay_at(self.state.global_step)
+
+    def _prepare_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        parameters = inputs.pop("color_parameters", None)
+        if parameters is not None:
+            # Views arrive as bytes, a quarter of the size, and get their colours where the model is.
+            num_globals = inputs["pixel_values"].shape[1]
+            parts = {"pixel_values": parameters[:, :num_globals], "local_pixel_values": parameters[:, num_globals:]}
+            mean, std = self.processing_class.image_mean, self.processing_class.image_std
+            for name, part in parts.items():
+                if name in inputs:
+                    views = inputs[name]
+                    colored = color_views(views.flatten(0, 1), part.reshape(-1, part.shape[-1]), mean, std)
+                    inputs[name] = colored.unflatten(0, views.shape[:2])
+        return inputs
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        with torch.no_grad(), self.accelerator.autocast():
+            targets = self.compute_targets(inputs)
+        outputs = model(**inputs, **targets)
+        self.observe(targets, outputs)
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    # What the logs show
+
+    def observe(self, targets: dict[str, torch.Tensor], outputs):
+        """Called with the targets and outputs of every batch: remembers what the logs show of them."""
+        for name, value in outputs.items():
+            if name.startswith("loss_"):
+                self.remember(name, value)
+
+    def remember(self, name: str, value: torch.Tensor):
+        """Add a scalar to the mean of `name` in the next log; stays on the device until then."""
+        self._sums[name] = self._sums.get(name, 0.0) + value.detach().float()
+        self._counts[name] = self._counts.get(name, 0) + 1
+
+    def remember_features(self, features: torch.Tensor):
+        """Keep features `[n, D]` for the feature statistics of the next log."""
+        self._features.append(features.detach().float())
+        if sum(map(len, self._features)) - len(self._features[0]) >= MAX_FEATURE_ROWS:
+            del self._features[0]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None):
+        if "loss" in logs:
+            logs.update(self.collected_logs())
+        super().log(logs, start_time)
+
+    def collected_logs(self) -> dict[str, float]:
+        """Means over steps and processes of what was remembered since the last log, feature statistics, schedules."""
+        logs = {}
+        if self._sums:
+            means = torch.stack([self._sums[name] / self._counts[name] for name in self._sums])
+            means = self.accelerator.reduce(means, "mean").tolist()
+            logs.update(zip(self._sums, means, strict=True))
+        if self._features:
+            features = self.accelerator.gather(torch.cat(self._features)[-MAX_FEATURE_ROWS:].contiguous())
+            logs |= {"feature_std": float(feature_std(features)), "rankme": float(rankme(features))}
+        self._sums, self._counts, self._features = {}, {}, []
+        return logs | self.schedule_values(max(self.state.global_step - 1, 0))
+
+    # Evaluation
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """
+        k-NN accuracy in percent of the deployable encoder (SPEC section 9): `eval_dataset` against `bank_dataset`.
+
+        Raises:
+            ValueError: If one of the two data sets is missing.
+        """
+        eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if eval_dataset is None or self.bank_dataset is None:
+            raise ValueError("the k-NN evaluation needs both eval_dataset and bank_dataset, with labels")
+        bank, queries = (self._encode(dataset) for dataset in (self.bank_dataset, eval_dataset))
+        accuracy = knn_accuracy(*bank, *queries, k=self.args.knn_k, temperature=self.args.knn_temperature)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in accuracy.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _encode(self, dataset) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features and labels of the whole data set, of which each process encodes a part."""
+        world_size = self.args.world_size
+        part = dataset.shard(world_size, self.args.process_index) if world_size > 1 else dataset
+        features, labels = extract_features(
+            self.deployable_encoder(),
+            part,
+            self.processing_class,
+            batch_size=self.args.per_device_eval_batch_size,
+            num_workers=self.args.dataloader_num_workers,
+            device=self.args.device,
+            progress=self.is_world_process_zero() and not self.args.disable_tqdm,
+        )
+        if world_size > 1:
+            features, labels = map(torch.cat, zip(*gather_object([(features, labels)]), strict=True))
+        return features, labels
+
+    # Checkpoints
+
+    def _save_optimizer_and_scheduler(self, output_dir: str):
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            self.save_target(os.path.join(output_dir, TEACHER_FOLDER))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            if not os.path.isdir(os.path.join(checkpoint, TEACHER_FOLDER)):
+                raise FileNotFoundError(f"{checkpoint} has no folder {TEACHER_FOLDER}/: it cannot be resumed from")
+            self.load_target(checkpoint)
+            if dist.is_available() and dist.is_initialized():
+                dist.barrier()
+
+    def _issue_warnings_after_load(self, load_result):
+        # Trainer only warns here, and would go on with random weights.
+        if load_result.missing_keys or load_result.unexpected_keys:
+            raise ValueError(
+                "the checkpoint is not of this model: "
+                f"missing {load_result.missing_keys[:5]}, unexpected {load_result.unexpected_keys[:5]}"
+            )
