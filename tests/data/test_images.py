@@ -111,7 +111,7 @@ def test_other_numbers_of_channels_are_refused(picture, num_channels):
         (lambda data: b"", "the file is empty"),
         (lambda data: b"GIF? no, just a few words", r"not an image in a known format \(25 bytes\)"),
         (lambda data: data[: len(data) // 2], "truncated"),
-        (lambda data: data[:-40] + bytes(20) + data[-20:], "truncated"),
+        (lambda data: data[:-40] + bytes(20) + data[-20:], "data stream"),
         (lambda data: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not an image in a known format"),
     ],
 )
