@@ -122,6 +122,18 @@ class IBotConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def validate_architecture(self):
         """Called by `@strict` after every construction; raises `ValueError` for sizes that do not fit together."""
+        for name in (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "patch_size",
+            "num_channels",
+            "head_num_layers",
+            "head_hidden_size",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
@@ -139,9 +151,6 @@ class IBotConfig(BackboneConfigMixin, PreTrainedConfig):
         ):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
-        for name in ("num_hidden_layers", "num_channels", "head_num_layers", "head_hidden_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("out_dim", "patch_out_dim"):
             if getattr(self, name) < 2:
                 raise ValueError(f"{name} must be at least 2: with one prototype there is nothing to predict")
