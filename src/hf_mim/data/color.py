@@ -1,0 +1,213 @@
+"""Colour augmentation of multi-crop views: batched on the tensor's device, with the 8-bit arithmetic of Pillow.
+
+The recipe is that of iBOT's code (`main_ibot.py: DataAugmentationiBOT`), which works on Pillow images: colour jitter
+in a random order, greyscale, Gaussian blur, solarisation. Here the random numbers are drawn on the host
+(`hf_mim.data.views`) and the arithmetic runs on batches of uint8 views. Every operation gives exactly the bytes that
+Pillow gives on x86-64; the tests compare them, for the hue shift over all 2^24 colours.
+
+Exactness rests on float32 being exact for integers below 2^24, on int32 for the blur's 24-bit fixed point, and on
+never dividing by a Python number, which CUDA replaces by a multiplication with the rounded reciprocal.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import permutations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+# Columns of a parameter table [M, 8]. The first four are also the numbers of the jitter operations in JITTER_ORDERS.
+BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, GREYSCALE, BLUR, SOLARISE = range(8)
+JITTER_ORDERS = tuple(permutations((BRIGHTNESS, CONTRAST, SATURATION, HUE)))
+NEUTRAL = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def color_views(views: Tensor, parameters: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Augment the colours of uint8 views and normalise them.
+
+    Per view: the jitter operations in the view's order, greyscale, Gaussian blur, solarisation (threshold 128), then
+    `(x / 255 - mean) / std`. Neutral entries cost nothing, so a table of `NEUTRAL` rows only normalises.
+
+    With one channel, saturation, hue and greyscale do nothing, and contrast pivots on the mean of that channel. With
+    four (RGBA), the blur acts on all of them and everything else on the first three.
+
+    Args:
+        views: uint8 `[M, C, H, W]`, C = 1, 3 or 4, on any device. Left unchanged.
+        parameters: numpy `[M, 8]`, columns as named in this module: factors of brightness, contrast and saturation
+            (>= 0, 1 = off), hue shift in turns (0 = off), index into `JITTER_ORDERS`, greyscale flag, Gaussian blur
+            radius in pixels (0 = off), solarise flag. It stays on the host: choosing what happens to a view never
+            waits for the device.
+        mean, std: C numbers each, for values in [0, 1].
+
+    Returns:
+        float32 `[M, C, H, W]` on the device of `views`; a view's result does not depend on the rest of the batch.
+
+    Raises:
+        ValueError: on another dtype, rank or channel count, a table of another shape, mean or std of another length.
+    """
+    if views.dtype != torch.uint8 or views.ndim != 4 or views.shape[1] not in (1, 3, 4):
+        raise ValueError(f"views must be uint8 [M, C, H, W] with C = 1, 3 or 4, got {views.dtype} {list(views.shape)}")
+    views_count, channels = views.shape[:2]
+    if parameters.shape != (views_count, len(NEUTRAL)):
+        raise ValueError(f"parameters must have shape {(views_count, len(NEUTRAL))}, got {parameters.shape}")
+    if len(mean) != channels or len(std) != channels:
+        raise ValueError(
+            f"mean and std need {channels} values for {channels} channels, got {len(mean)} and {len(std)}"
+        )
+
+    x = views.float()
+    # A CPU works fastest on pieces of a few megabytes; a GPU takes the whole batch at once.
+    step = max(1, views_count)
+    if views.device.type == "cpu":
+        step = max(1, 2**21 // max(1, views[0:1].numel()))
+    for start in range(0, views_count, step):
+        _augment(x[start : start + step], parameters[start : start + step])
+    white = torch.full((), 255.0, device=x.device)
+    mean, std = (_upload(np.asarray(v, dtype=np.float32).reshape(-1, 1, 1), x.device) for v in (mean, std))
+    return x.div_(white).sub_(mean).div_(std)
+
+
+def _augment(x: Tensor, parameters: np.ndarray) -> None:
+    """Apply all operations in place. `x` [M, C, H, W]: float32 holding integers from 0 to 255, as everywhere below."""
+    colors = x[:, :3]
+    operations = [(BRIGHTNESS, _brightness), (CONTRAST, _contrast)]
+    if x.shape[1] > 1:
+        operations += [(SATURATION, _saturation), (HUE, _shift_hue)]
+    orders = np.asarray(JITTER_ORDERS)[parameters[:, ORDER].astype(np.int64)]
+    for position in range(4):
+        for column, operation in operations:
+            wanted = (orders[:, position] == column) & (parameters[:, column] != NEUTRAL[column])
+            _apply(operation, colors, parameters[:, column], wanted)
+    if x.shape[1] > 1:
+        _apply(_greyscale, colors, parameters[:, GREYSCALE], parameters[:, GREYSCALE] != 0)
+    _apply_blur(x, parameters[:, BLUR])
+    _apply(_solarise, colors, parameters[:, SOLARISE], parameters[:, SOLARISE] != 0)
+
+
+def _apply(operation: Callable[[Tensor, np.ndarray], None], x: Tensor, values: np.ndarray, wanted: np.ndarray) -> None:
+    """Run the in-place `operation(views, values)` on the wanted views of `x` only."""
+    if wanted.all():
+        operation(x, values)
+    elif wanted.any():
+        indices = _upload(np.flatnonzero(wanted), x.device)
+        part = x.index_select(0, indices)
+        operation(part, values[wanted])
+        x.index_copy_(0, indices, part)
+
+
+def _upload(array: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(array).to(device, non_blocking=True)
+
+
+def _per_view(values: np.ndarray, dtype: type, device: torch.device) -> Tensor:
+    return _upload(values.astype(dtype), device).view(-1, 1, 1, 1)
+
+
+def _luminance(x: Tensor) -> Tensor:
+    """Pillow's mode L: `[M, 3 or 1, H, W]` -> `[M, 1, H, W]`."""
+    if x.shape[1] == 1:
+        return x
+    red, green, blue = x.split(1, dim=1)
+    weighted = red.mul(19595).add_(green, alpha=38470).add_(blue, alpha=7471)
+    return weighted.add_(0x8000).mul_(2**-16).floor_()
+
+
+def _brightness(x: Tensor, factors: np.ndarray) -> None:
+    x.mul_(_per_view(factors, np.float32, x.device)).clamp_(0, 255).floor_()
+
+
+def _blend(x: Tensor, degenerate: Tensor, factors: np.ndarray) -> None:
+    x.sub_(degenerate).mul_(_per_view(factors, np.float32, x.device)).add_(degenerate).clamp_(0, 255).floor_()
+
+
+def _contrast(x: Tensor, factors: np.ndarray) -> None:
+    pixels = x.shape[2] * x.shape[3]
+    # Sums of a row fit in float32 exactly, those of an image do not.
+    total = _luminance(x).sum(dim=3, keepdim=True).long().sum(dim=2, keepdim=True)
+    _blend(x, ((2 * total + pixels) // (2 * pixels)).float(), factors)
+
+
+def _saturation(x: Tensor, factors: np.ndarray) -> None:
+    _blend(x, _luminance(x), factors)
+
+
+def _greyscale(x: Tensor, _: np.ndarray) -> None:
+    x.copy_(_luminance(x).expand_as(x))
+
+
+def _solarise(x: Tensor, _: np.ndarray) -> None:
+    torch.minimum(x, 255 - x, out=x)
+
+
+@cache
+def _hue_table(device: torch.device) -> Tensor:
+    """Pillow's 8-bit hue as a function of the differences R - G and G - B: entry 511 (R - G + 255) + (G - B + 255)."""
+    red, blue = np.meshgrid(np.arange(-255, 256), np.arange(255, -256, -1), indexing="ij")
+    colors = np.stack([red, np.zeros_like(red), blue], axis=-1)
+    colors -= colors.min(axis=-1, keepdims=True)
+    hsv = Image.fromarray(colors.astype(np.uint8)).convert("HSV")
+    return torch.from_numpy(np.asarray(hsv)[..., 0].flatten()).to(device)
+
+
+def _shift_hue(x: Tensor, shifts: np.ndarray) -> None:
+    """RGB -> HSV -> RGB in Pillow's 8 bits, the hue moved by int(255 * shift) in between."""
+    red, green, blue = x.split(1, dim=1)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = torch.minimum(torch.minimum(red, green), blue).neg_().add_(value)
+    saturation = chroma.mul_(255).div_(value.clamp(min=1)).floor_()
+
+    index = red.mul(511).sub_(green, alpha=510).sub_(blue).add_(255 * 512).to(torch.int32)
+    hue = _hue_table(x.device).index_select(0, index.flatten()).view(index.shape)
+    hue += _per_view((shifts * 255).astype(np.int64) % 256, np.uint8, x.device)  # uint8: wraps around, as it must
+
+    # Each channel is the value minus a share of value * saturation that is a trapezium over the hue circle of 6 * 255
+    # steps. Products stay below 2^24, and no quotient lies halfway between two integers.
+    hue = hue.float().mul_(6)
+    shares = (510 - (hue - 765).abs_(), (hue - 510).abs_() - 255, (hue - 1020).abs_() - 255)
+    product = value * saturation
+    full = torch.full((), 255.0 * 255.0, device=x.device)
+    for channel, share in zip((red, green, blue), shares, strict=True):
+        torch.sub(value, share.clamp_(0, 255).mul_(product).div_(full).round_(), out=channel)
+
+
+def _apply_blur(x: Tensor, radii: np.ndarray) -> None:
+    """Pillow's GaussianBlur: three extended box blurs along each axis, each of them rounded to 8 bits.
+
+    A box weighs the pixels up to `reach` away by `inner` and the next ones by `outer`, in units of 2^-24. Its width is
+    that of Gwosdek et al., "Theoretical foundations of Gaussian convolution by extended box filtering" (SSVM 2011),
+    computed in single precision as Pillow does.
+    """
+    one = np.float32(1)
+    variance = radii.astype(np.float32) ** 2 / (3 * one)
+    length = np.sqrt(12.0 * variance.astype(np.float64) + 1.0).astype(np.float32)
+    whole = np.floor((length - one) / (2 * one))
+    fraction = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) * (whole + 1)))
+    half_width = whole + fraction
+    reach = half_width.astype(np.int64)
+    inner = (np.float32(2**24) / (half_width * 2 + 1)).astype(np.int64)
+    outer = (2**24 - (2 * reach + 1) * inner) // 2
+    boxes = np.stack([reach, inner, outer], axis=1)
+    for group in np.unique(reach[radii > 0]):
+        _apply(_box_blurs, x, boxes, (radii > 0) & (reach == group))
+
+
+def _box_blurs(x: Tensor, boxes: np.ndarray) -> None:
+    """`boxes`: numpy int64 [M, 3], columns reach (the same in all rows), inner and outer weight."""
+    reach = int(boxes[0, 0])
+    # Centred at 128, the weighted sums fit in int32. The weights may fall short of 1 by one unit.
+    shortfall = 2**24 - boxes @ [0, 2 * reach + 1, 2]
+    rounding = _per_view(2**23 - 128 * shortfall, np.int32, x.device)
+    inner, outer = (_per_view(boxes[:, column], np.int32, x.device) for column in (1, 2))
+    y = x.to(torch.int32).sub_(128)
+    for dim in (3, 2):
+        size = y.shape[dim]
+        for _ in range(3):
+            first, last = y.narrow(dim, 0, 1), y.narrow(dim, size - 1, 1)
+            padded = torch.cat([first] * (reach + 1) + [y] + [last] * (reach + 1), dim=dim)
+            far_left, *near, far_right = (padded.narrow(dim, start, size) for start in range(2 * reach + 3))
+            y = (far_left + far_right).mul_(outer).add_(rounding)
+            y.add_(sum(near[1:], start=near[0]) * inner).bitwise_right_shift_(24)
+    x.copy_(y.add_(128))
