@@ -6,18 +6,28 @@ Importing the package registers its models with the Auto classes of transformers
 
 import importlib
 
-from transformers import (
-    AutoBackbone,
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoModelForPreTraining,
-)
 
-from .modeling.configuration_ibot import IBotConfig
-from .modeling.image_processing_pil_ibot import IBotImageProcessorPil
-from .modeling.modeling_ibot import IBotBackbone, IBotForImageClassification, IBotForPreTraining, IBotModel
+try:
+    from transformers import (
+        AutoBackbone,
+        AutoConfig,
+        AutoImageProcessor,
+        AutoModel,
+        AutoModelForImageClassification,
+        AutoModelForPreTraining,
+    )
+    from transformers.utils import is_torchvision_available
+
+    from .modeling.configuration_ibot import IBotConfig
+    from .modeling.image_processing_pil_ibot import IBotImageProcessorPil
+    from .modeling.modeling_ibot import IBotBackbone, IBotForImageClassification, IBotForPreTraining, IBotModel
+except (ImportError, RuntimeError) as error:
+    if "torchvision" not in f"{error} {error.__cause__}":
+        raise
+    raise ImportError(
+        "the installed torchvision does not match torch, so that transformers cannot be imported: run "
+        "`pip uninstall torchvision`, or install the build that matches"
+    ) from error
 
 
 __version__ = "0.1.0"
@@ -29,15 +39,10 @@ AutoModelForImageClassification.register(IBotConfig, IBotForImageClassification)
 AutoBackbone.register(IBotConfig, IBotBackbone)
 
 _processors = {"pil": IBotImageProcessorPil}
-try:
-    import torchvision  # noqa: F401
-
-    from .modeling.image_processing_ibot import IBotImageProcessor  # noqa: F401
+if is_torchvision_available():
+    from .modeling.image_processing_ibot import IBotImageProcessor
 
     _processors["torchvision"] = IBotImageProcessor
-# A torchvision that does not match torch fails with RuntimeError on import; the Pillow processor does without it.
-except (ImportError, RuntimeError):
-    pass
 AutoImageProcessor.register(IBotConfig, image_processor_classes=_processors)
 
 # Training and export pull in matplotlib, datasets and accelerate: they are imported when they are first used.

@@ -174,10 +174,9 @@ class IBotTrainer(MIMTrainer):
         centers = {name: center.contiguous() for name, center in self.targets.state_dict().items()}
         save_file(centers, os.path.join(folder, CENTERS_FILE))
 
-    def load_target(self, source: str):
-        super().load_target(source)
-        # raises OSError, with the file's name, when the centres are missing
-        centers = load_file(cached_file(source, CENTERS_FILE, subfolder=TEACHER_FOLDER))
+    def load_target(self, source: str, **hub_options):
+        super().load_target(source, **hub_options)
+        centers = load_file(cached_file(source, CENTERS_FILE, subfolder=TEACHER_FOLDER, **hub_options))
         self.targets.load_state_dict(centers)
 
     def deployable_encoder(self) -> IBotModel:

@@ -17,13 +17,15 @@ from accelerate.utils import gather_object
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, Trainer, TrainerCallback
-from transformers.utils import logging
+from transformers.trainer_callback import ProgressCallback
+from transformers.utils import cached_file, logging
 
 from ..data.color import color_views
 from ..evaluation.features import extract_features
 from ..evaluation.knn import knn_accuracy
 from ..evaluation.representation import feature_std, rankme
 from .arguments import MIMTrainingArguments
+from .callbacks import MIMProgressCallback
 from .gradients import clip_gradients_per_tensor, decayed_parameter_names
 from .schedules import cosine_schedule
 
@@ -92,6 +94,9 @@ class MIMTrainer(Trainer, ABC):
         dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
         self.teacher = self.build_target().to(args.device, dtype).requires_grad_(False)
         self.add_callback(_StepCallback(self))
+        if not args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(MIMProgressCallback)
 
     # What a method defines
 
@@ -110,10 +115,24 @@ class MIMTrainer(Trainer, ABC):
         """Write all that `load_target` needs into `folder`; called by the process that saves."""
         self.teacher.save_pretrained(folder)
 
-    def load_target(self, source: str):
-        """Restore what `save_target` wrote from `source/teacher`, a folder or a Hub id."""
-        teacher = type(self.teacher).from_pretrained(source, subfolder=TEACHER_FOLDER, dtype=self.teacher.dtype)
+    def load_target(self, source: str, **hub_options):
+        """Restore what `save_target` wrote, from the sub-folder `teacher` of `source`, a folder or a Hub id."""
+        teacher = type(self.teacher).from_pretrained(
+            source, subfolder=TEACHER_FOLDER, dtype=self.teacher.dtype, **hub_options
+        )
         self.teacher.load_state_dict(teacher.state_dict())
+
+    def continue_target(self, source: str, **hub_options):
+        """Start from the target network beside the model at `source`, a folder or a Hub id, if there is one."""
+        config = cached_file(
+            source,
+            "config.json",
+            subfolder=TEACHER_FOLDER,
+            _raise_exceptions_for_missing_entries=False,
+            **hub_options,
+        )
+        if config is not None:
+            self.load_target(source, **hub_options)
 
     @abstractmethod
     def deployable_encoder(self) -> PreTrainedModel:

@@ -1,0 +1,88 @@
+"""The model card of a run, filled from its options and metrics."""
+
+from importlib import resources
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedConfig, TrainingArguments
+
+
+TEMPLATES = resources.files("hf_mim") / "model_cards"
+# The options that say how a model was trained, in the order of the card.
+TRAINING_OPTIONS = (
+    "num_train_epochs",
+    "learning_rate",
+    "min_learning_rate",
+    "weight_decay",
+    "weight_decay_end",
+    "grad_clip",
+    "max_grad_norm",
+    "freeze_last_layer",
+    "momentum_teacher",
+    "target",
+    "teacher_temp",
+    "teacher_patch_temp",
+    "warmup_teacher_temp_epochs",
+    "global_crops_number",
+    "global_crops_scale",
+    "local_crops_number",
+    "local_crops_scale",
+    "pred_ratio",
+    "pred_ratio_var",
+    "pred_shape",
+    "pred_start_epoch",
+    "seed",
+)
+
+
+def build_card(name: str, facts: dict, args: TrainingArguments, config: PreTrainedConfig) -> str:
+    """
+    The text of `README.md` for the folder or repository `name`.
+
+    Args:
+        name (`str`): Name of the model.
+        facts (`dict`): What [`~hf_mim.training.outputs.collect_metrics`] gives.
+        args (`TrainingArguments`): The run's options.
+        config (`PreTrainedConfig`): Configuration of the encoder.
+    """
+    top1 = {key: value for key, value in facts.items() if key.startswith("eval_knn_") and key.endswith("_top1")}
+    neighbours = {key: int(key.split("_")[2]) for key in top1}
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction",
+        tags=["hf_mim", config.model_type, "masked-image-modeling", "self-supervised-learning"],
+        model_name=name,
+        eval_results=[
+            EvalResult(
+                task_type="image-classification",
+                task_name="k-NN classification of frozen features",
+                dataset_type=Path(facts["data"]).name,
+                dataset_name=Path(facts["data"]).name,
+                metric_type="accuracy",
+                metric_name=f"{neighbours[key]}-NN top-1",
+                metric_value=round(value, 2),
+            )
+            for key, value in top1.items()
+        ],
+    )
+    results = [
+        {
+            "k": neighbours[key],
+            "trained": value,
+            "initial": facts.get(key.replace("eval", "initial")),
+            "pixels": facts.get(key.replace("eval", "raw_pixels")),
+        }
+        for key, value in top1.items()
+    ]
+    options = {option: getattr(args, option) for option in TRAINING_OPTIONS if hasattr(args, option)}
+    card = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATES / f"{config.model_type}.md"),
+        name=name,
+        facts=facts,
+        results=results,
+        options=options,
+        total_batch=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        config=config,
+    )
+    return str(card)

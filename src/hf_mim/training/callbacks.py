@@ -1,0 +1,18 @@
+"""What a person sees while a run goes on."""
+
+from transformers.trainer_callback import ProgressCallback
+
+
+class MIMProgressCallback(ProgressCallback):
+    """The progress bar, with the loss and its parts behind it and one line for every k-NN evaluation."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not state.is_world_process_zero or self.training_bar is None or logs is None:
+            return
+        accuracies = {name: value for name, value in logs.items() if name.startswith("eval_knn") and "top1" in name}
+        if accuracies:
+            values = ", ".join(f"{name.split('_')[2]}-NN {value:.1f} %" for name, value in accuracies.items())
+            self.training_bar.write(f"step {state.global_step:>6}: {values}")
+        elif "loss" in logs:
+            parts = {name: f"{logs[name]:.3f}" for name in logs if name == "loss" or name.startswith("loss_")}
+            self.training_bar.set_postfix(parts)

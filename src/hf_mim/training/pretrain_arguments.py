@@ -1,0 +1,101 @@
+"""Model and data options of `hf-mim pretrain`, under the names of transformers' `run_mim.py` where it has one."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class ModelArguments:
+    """Which model to train, and from which weights."""
+
+    model_type: str = field(default="ibot", metadata={"help": "Method and architecture: 'ibot'."})
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder or Hub id to continue from: a full pre-training model (the folder pretraining/ of a run, "
+            "or one of its checkpoints), or an encoder ('ibot' or 'vit'), which gets a new head."
+        },
+    )
+    config_overrides: str | None = field(
+        default=None,
+        metadata={"help": "Configuration of a new model: hidden_size=384,num_attention_heads=6,norm_last_layer=false"},
+    )
+    image_size: list[int] | None = field(
+        default=None, metadata={"help": "Image size of a new model in pixels: one number, or height and width."}
+    )
+    patch_size: int | None = field(default=None, metadata={"help": "Patch size of a new model in pixels."})
+    attn_implementation: str = field(
+        default="sdpa", metadata={"help": "Attention back end: sdpa, eager, flash_attention_2 or flex_attention."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
+    token: str | None = field(default=None, metadata={"help": "Access token for the Hub."})
+
+    @property
+    def hub_options(self) -> dict[str, str | None]:
+        """What `from_pretrained` has to know about `model_name_or_path`."""
+        return {"cache_dir": self.cache_dir, "revision": self.model_revision, "token": self.token}
+
+
+@dataclass
+class DataArguments:
+    """Which images to train on, and which ones with labels to evaluate on."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hub id, local dataset folder, builder (imagefolder, parquet, webdataset), or 'photo-tiles'."
+        },
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    train_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder of images (flat or nested), of parquet files or of WebDataset tars."},
+    )
+    validation_dir: str | None = field(
+        default=None, metadata={"help": "Folder with labelled images for the k-NN evaluation."}
+    )
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str | None = field(
+        default=None, metadata={"help": "Labelled split for the k-NN evaluation, such as 'test'."}
+    )
+    train_val_split: float | None = field(
+        default=None, metadata={"help": "Share of the labelled training images to hold out for the k-NN evaluation."}
+    )
+    image_column_name: str | None = field(default=None, metadata={"help": "Column of the images; found if not given."})
+    label_column_name: str | None = field(default=None, metadata={"help": "Column of the labels; found if not given."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many images only."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on so many images only."})
+    max_bank_samples: int = field(
+        default=20_000, metadata={"help": "Labelled training images among which k-NN looks for neighbours."}
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "Read the data as a stream; needs --max_steps, leaves out the k-NN evaluation."},
+    )
+    shuffle_buffer_size: int = field(default=1000, metadata={"help": "Images among which a stream is shuffled."})
+    image_mean: list[float] | None = field(
+        default=None, metadata={"help": "Mean per channel; that of ImageNet for RGB, 0.5 otherwise."}
+    )
+    image_std: list[float] | None = field(
+        default=None, metadata={"help": "Standard deviation per channel; that of ImageNet for RGB, 0.5 otherwise."}
+    )
+    resize_size: int | None = field(
+        default=None,
+        metadata={"help": "Shorter side before the central crop in evaluation; 256/224 of the image size by default."},
+    )
+    raw_pixel_baseline: bool = field(
+        default=False, metadata={"help": "Also report k-NN on raw pixels; for small images."}
+    )
+
+    def __post_init__(self):
+        if (self.dataset_name is None) == (self.train_dir is None) and self.dataset_name not in (
+            "imagefolder",
+            "parquet",
+            "webdataset",
+        ):
+            raise ValueError("say what to train on: either --train_dir FOLDER or --dataset_name NAME")
+        if self.train_val_split is not None and not 0 < self.train_val_split < 1:
+            raise ValueError(f"train_val_split must lie between 0 and 1, got {self.train_val_split}")
+        for name in ("max_train_samples", "max_eval_samples", "max_bank_samples", "shuffle_buffer_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

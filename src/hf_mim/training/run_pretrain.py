@@ -1,0 +1,231 @@
+"""
+`hf-mim pretrain [RECIPE] [--option value ...]`, also `python -m hf_mim.training.run_pretrain`: from a folder of images
+to an encoder that `AutoModel.from_pretrained` loads.
+"""
+
+import logging
+import os
+import sys
+
+import datasets
+import numpy as np
+import transformers
+from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from ..data.collator_ibot import IBotCollator
+from ..data.datasets import StreamedViewsDataset, ViewsDataset
+from ..data.masking import MaskGenerator
+from ..data.sources import load_image_dataset
+from ..data.views import MultiCropViews
+from ..evaluation.features import raw_pixel_features
+from ..evaluation.knn import knn_accuracy
+from ..modeling.configuration_ibot import IBotConfig
+from ..modeling.image_processing_pil_ibot import IBotImageProcessorPil
+from .ibot_arguments import IBotTrainingArguments
+from .ibot_trainer import IBotTrainer
+from .loading import load_ibot_for_pretraining
+from .outputs import is_finished, save_run, summary
+from .pretrain_arguments import DataArguments, ModelArguments
+from .recipe_parser import parse_recipe_args
+
+
+logger = logging.getLogger(__name__)
+
+
+def load_data(args: DataArguments, model_args: ModelArguments, seed: int):
+    """
+    Training images, and where there are labels also the two data sets of the k-NN evaluation.
+
+    Returns:
+        `(train, bank, queries)`; the last two are None when there is nothing to evaluate on.
+
+    Raises:
+        ValueError, FileNotFoundError: If a folder, split or column is missing.
+    """
+    common = {
+        "image_column_name": args.image_column_name,
+        "label_column_name": args.label_column_name,
+        "cache_dir": model_args.cache_dir,
+        "token": model_args.token,
+    }
+    source = {
+        "dataset_name": args.dataset_name,
+        "dataset_config_name": args.dataset_config_name,
+        "data_dir": args.train_dir,
+    }
+    train = load_image_dataset(**source, split=args.train_split, streaming=args.streaming, **common)
+    if args.streaming:
+        if args.eval_split or args.validation_dir or args.train_val_split:
+            logger.warning("a stream has no bank of neighbours to look among: there is no k-NN evaluation")
+        train = train.shuffle(seed=seed, buffer_size=args.shuffle_buffer_size)
+        return (train.take(args.max_train_samples) if args.max_train_samples else train), None, None
+
+    queries = None
+    if args.validation_dir is not None:
+        queries = load_image_dataset(data_dir=args.validation_dir, split=args.eval_split or "train", **common)
+    elif args.eval_split is not None:
+        queries = load_image_dataset(**source, split=args.eval_split, **common)
+    elif args.train_val_split is not None:
+        parts = train.train_test_split(args.train_val_split, seed=seed)
+        train, queries = parts["train"], parts["test"]
+    if args.max_train_samples is not None and args.max_train_samples < len(train):
+        train = train.shuffle(seed=seed).select(range(args.max_train_samples))
+    if queries is None:
+        return train, None, None
+    for name, dataset in (("training", train), ("evaluation", queries)):
+        if "label" not in dataset.column_names:
+            raise ValueError(f"the {name} images have no labels, which the k-NN evaluation needs; leave out the split")
+    if args.max_eval_samples is not None and args.max_eval_samples < len(queries):
+        queries = queries.shuffle(seed=seed).select(range(args.max_eval_samples))
+    bank = train
+    if args.max_bank_samples < len(bank):
+        bank = bank.shuffle(seed=seed).select(range(args.max_bank_samples))
+    return train, bank, queries
+
+
+def build_image_processor(args: DataArguments, config: IBotConfig) -> IBotImageProcessorPil:
+    """The transform for evaluation and inference: resize, central crop, normalisation."""
+    height, width = (side * config.patch_size for side in config.grid_size)
+    channels = config.num_channels
+    imagenet = channels == 3
+    mean = args.image_mean or (IMAGENET_DEFAULT_MEAN if imagenet else [0.5] * channels)
+    std = args.image_std or (IMAGENET_DEFAULT_STD if imagenet else [0.5] * channels)
+    for name, values in (("image_mean", mean), ("image_std", std)):
+        if len(values) != channels:
+            raise ValueError(f"{name} must have one number for each of the {channels} channels, got {len(values)}")
+    return IBotImageProcessorPil(
+        size={"shortest_edge": args.resize_size or round(min(height, width) * 256 / 224)},
+        crop_size={"height": height, "width": width},
+        image_mean=list(mean),
+        image_std=list(std),
+        do_convert_rgb=imagenet,
+    )
+
+
+def build_views(args: IBotTrainingArguments, config: IBotConfig) -> tuple[MultiCropViews, MaskGenerator]:
+    """Multi-crop views and masks; raises `ValueError` when a size is not a multiple of the patch size."""
+    image_size = [side * config.patch_size for side in config.grid_size]
+    sizes = {}
+    for name, given in (("global_crop_size", args.global_crop_size or image_size), ("local_crop_size", None)):
+        size = given or args.local_crop_size
+        if len(size) not in (1, 2):
+            raise ValueError(f"{name} must be one number, or height and width, got {size}")
+        sizes[name] = (size[0], size[-1])
+        if any(side % config.patch_size for side in sizes[name]) and (
+            name == "global_crop_size" or args.local_crops_number
+        ):
+            raise ValueError(f"{name} {size} must be a multiple of the patch size {config.patch_size}")
+    views = MultiCropViews(
+        global_crops_number=args.global_crops_number,
+        global_crops_scale=tuple(args.global_crops_scale),
+        local_crops_number=args.local_crops_number,
+        local_crops_scale=tuple(args.local_crops_scale),
+        color=args.color_augmentation,
+        **sizes,
+    )
+    grid = tuple(side // config.patch_size for side in sizes["global_crop_size"])
+    masks = MaskGenerator(grid, args.pred_ratio, args.pred_ratio_var, args.pred_shape, args.pred_start_epoch)
+    return views, masks
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """
+    Train, evaluate and save; gives the metrics.
+
+    Args:
+        argv: Arguments after the program name; those of the process when None.
+
+    Raises:
+        ValueError, FileNotFoundError: For options and data that do not fit together, before any training.
+    """
+    model_args, data_args, args = parse_recipe_args(
+        (ModelArguments, DataArguments, IBotTrainingArguments), sys.argv[1:] if argv is None else argv
+    )
+    logging.basicConfig(level=logging.INFO if args.should_log else logging.WARNING, format="%(message)s")
+    # One line per HTTP request or cache lookup would bury what matters.
+    for name in ("httpx", "httpx2", "fsspec", "matplotlib", "datasets"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    transformers.utils.logging.set_verbosity_warning()
+    # The bars of single files being read and written; the one of the training stays.
+    transformers.utils.logging.disable_progress_bar()
+    datasets.utils.logging.set_verbosity_warning()
+    args.log_level = "warning" if args.log_level == "passive" else args.log_level
+    if model_args.model_type != "ibot":
+        raise ValueError(f"model_type must be 'ibot', got {model_args.model_type!r}")
+    if is_finished(args.output_dir):
+        print(summary(args.output_dir))
+        print(
+            f"This run is finished. For another one, choose another --output_dir or remove {args.output_dir}; to go "
+            f"on from its weights, pass --model_name_or_path {os.path.join(args.output_dir, 'pretraining')}."
+        )
+        return {}
+
+    set_seed(args.seed)
+    model = load_ibot_for_pretraining(model_args)
+    views, masks = build_views(args, model.config)
+    processor = build_image_processor(data_args, model.config)
+    train, bank, queries = load_data(data_args, model_args, args.seed)
+    if queries is None and (args.eval_strategy != "no" or args.eval_on_start):
+        logger.warning("no labelled split (--eval_split, --validation_dir or --train_val_split): k-NN is left out")
+        args.eval_strategy, args.eval_on_start = "no", False
+    if data_args.streaming:
+        train_dataset = StreamedViewsDataset(train, views, model.config.num_channels, args.seed)
+    else:
+        total_batch = args.train_batch_size * args.world_size
+        if len(train) < total_batch:
+            raise ValueError(f"{len(train)} training images do not fill one batch of {total_batch}")
+        train_dataset = ViewsDataset(train, views, model.config.num_channels, args.seed)
+
+    trainer = IBotTrainer(
+        model=model,
+        args=args,
+        data_collator=IBotCollator(masks, args.seed),
+        train_dataset=train_dataset,
+        eval_dataset=queries,
+        bank_dataset=bank,
+        processing_class=processor,
+    )
+    if model_args.model_name_or_path is not None:
+        trainer.continue_target(model_args.model_name_or_path, **model_args.hub_options)
+    baselines = {}
+    if data_args.raw_pixel_baseline and queries is not None:
+        channels = model.config.num_channels
+        pixels = [
+            raw_pixel_features(part, processor, num_channels=channels, progress=False) for part in (bank, queries)
+        ]
+        accuracy = knn_accuracy(*pixels[0], *pixels[1], k=args.knn_k, temperature=args.knn_temperature)
+        baselines = {f"raw_pixels_{name}": value for name, value in accuracy.items()}
+
+    checkpoint = args.resume_from_checkpoint
+    if args.do_train:
+        if checkpoint is None and os.path.isdir(args.output_dir):
+            checkpoint = get_last_checkpoint(args.output_dir)
+            if checkpoint is not None:
+                logger.warning(f"resuming from {checkpoint}")
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_state()
+    metrics = trainer.evaluate() if queries is not None else {}
+    if not args.do_train:
+        return metrics
+    examples = queries if queries is not None else train
+    metrics = result.metrics | metrics | baselines
+    save_run(trainer, metrics, data_args, model_args, _first_images(examples))
+    if trainer.is_world_process_zero():
+        print(summary(args.output_dir))
+    return metrics
+
+
+def _first_images(dataset, count: int = 4) -> list:
+    """Rows spread over the data set, for the attention pictures."""
+    if isinstance(dataset, datasets.IterableDataset):
+        return [row["image"] for row in dataset.take(count)]
+    chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int)
+    return [dataset[int(index)]["image"] for index in chosen]
+
+
+if __name__ == "__main__":
+    from .. import cli
+
+    sys.exit(cli.main(["pretrain", *sys.argv[1:]]))
