@@ -131,9 +131,9 @@ class ModelChecks:
             weights = model.state_dict()
             # Neighbours belong to the same module: each module is once seen with one half of its tensors missing.
             for half in (list(weights)[::2], list(weights)[1::2]):
-                loaded = self.model_class.from_pretrained(
-                    None, config=model.config, state_dict={name: weights[name] for name in half}
-                )
+                # Copies, because the loaded model keeps the tensors that it is given.
+                given = {name: weights[name].clone() for name in half}
+                loaded = self.model_class.from_pretrained(None, config=model.config, state_dict=given)
                 for name in half:
                     assert torch.equal(loaded.state_dict()[name], weights[name]), name
 

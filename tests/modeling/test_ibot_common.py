@@ -96,6 +96,20 @@ class TestIBotModel(IBotChecks):
             assert torch.equal(output.pooler_output, output.last_hidden_state[:, 0])
 
     @torch.no_grad()
+    @pytest.mark.parametrize("attention", ["eager", "sdpa"])
+    @pytest.mark.parametrize("option", ["hidden_dropout_prob", "attention_probs_dropout_prob"])
+    def test_dropout_acts_in_training_only(self, option, attention):
+        model = self.make_model(attention, **{option: 0.5})
+        inputs = self.inputs(model.config)
+        assert_same(model(**inputs), self.make_model(attention)(**inputs))
+        outputs = []
+        for seed in (0, 1, 0):
+            torch.manual_seed(seed)
+            outputs.append(model.train()(**inputs).last_hidden_state)
+        assert_same(outputs[0], outputs[2])
+        assert (outputs[0] - outputs[1]).abs().max() > 0.1
+
+    @torch.no_grad()
     def test_a_masked_patch_is_not_seen(self):
         model = self.make_model()
         inputs = self.inputs(model.config)
