@@ -151,5 +151,5 @@ def test_trace(ibot_golden, tmp_path, name, double):
                     value.to(weights[key].dtype),
                     rtol=0,
                     atol=atol,
-                    msg=lambda m, key=key: f"{network} {key}: {m}",
+                    msg=lambda m, name=f"{network} {key}": f"{name}: {m}",
                 )
