@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from hf_mim import __version__
+from . import __version__
 
 
 USAGE = """usage: hf-mim VERB [ARGUMENTS ...]
@@ -59,13 +59,13 @@ def _run(arguments: list[str]) -> None:
     elif verb == "--version":
         print(f"hf_mim {__version__}")
     elif verb == "pretrain":
-        from hf_mim.training import run_pretrain
+        from .training import run_pretrain
 
         run_pretrain.main(rest)
     elif verb == "evaluate":
         _evaluate(rest)
     elif verb == "env":
-        from hf_mim import env
+        from . import env
 
         env.main(rest)
     else:
@@ -79,7 +79,7 @@ def _evaluate(arguments: list[str]) -> None:
     if arguments[0] in ("-h", "--help"):
         print(f"usage: hf-mim evaluate {{{choices}}} MODEL DATASET ...")
     elif arguments[0] == "knn":
-        from hf_mim.evaluation import evaluate_knn
+        from .evaluation import evaluate_knn
 
         evaluate_knn.main(arguments[1:])
     else:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from hf_mim.analysis.curves import save_figure
+from .curves import save_figure
 
 
 @torch.no_grad()

@@ -10,10 +10,9 @@ import datasets
 import torch
 from transformers import AutoImageProcessor, AutoModel, BaseImageProcessor, PreTrainedModel
 
-import hf_mim  # noqa: F401  (registers our models with the Auto classes)
-from hf_mim.data.sources import load_image_dataset
-from hf_mim.evaluation.features import POOLINGS, extract_features
-from hf_mim.evaluation.knn import knn_accuracy
+from ..data.sources import load_image_dataset
+from .features import POOLINGS, extract_features
+from .knn import knn_accuracy
 
 
 KS = (10, 20, 100, 200)

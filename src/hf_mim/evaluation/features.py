@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from hf_mim.data.images import decode_image
+from ..data.images import decode_image
 
 
 POOLINGS = ("auto", "cls", "mean", "pooler")

@@ -94,6 +94,8 @@ class MIMTrainingArguments(TrainingArguments):
             # Otherwise the first process reads and decodes a stream for all of them.
             self.accelerator_config = {"dispatch_batches": False}
         super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False
         if by_rule:
             total_batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
             self.learning_rate = self.base_learning_rate * total_batch / 256

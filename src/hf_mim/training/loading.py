@@ -3,6 +3,7 @@
 import difflib
 
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModel, ViTConfig
 from transformers.utils import logging
 
@@ -51,6 +52,13 @@ def parse_config_overrides(text: str | None, config_class: type = IBotConfig) ->
     return overrides
 
 
+def _new_config(**fields) -> IBotConfig:
+    try:
+        return IBotConfig(**fields)
+    except StrictDataclassError as error:
+        raise ValueError(f"configuration of the model: {error.__cause__ or error}") from error
+
+
 def load_ibot_for_pretraining(args: ModelArguments) -> IBotForPreTraining:
     """
     A new model from `config_overrides`, `image_size` and `patch_size`, or the one at `model_name_or_path`.
@@ -67,7 +75,7 @@ def load_ibot_for_pretraining(args: ModelArguments) -> IBotForPreTraining:
     if args.patch_size is not None:
         overrides["patch_size"] = args.patch_size
     if args.model_name_or_path is None:
-        return IBotForPreTraining._from_config(IBotConfig(**overrides), attn_implementation=args.attn_implementation)
+        return IBotForPreTraining._from_config(_new_config(**overrides), attn_implementation=args.attn_implementation)
 
     hub = args.hub_options
     config = AutoConfig.from_pretrained(args.model_name_or_path, **hub)
@@ -90,7 +98,7 @@ def load_ibot_for_pretraining(args: ModelArguments) -> IBotForPreTraining:
     if isinstance(config, ViTConfig):
         fields = {name: getattr(config, name) for name in _VIT_FIELDS}
         model = IBotForPreTraining._from_config(
-            IBotConfig(**fields | overrides), attn_implementation=args.attn_implementation
+            _new_config(**fields | overrides), attn_implementation=args.attn_implementation
         )
         encoder = AutoModel.from_pretrained(args.model_name_or_path, add_pooling_layer=False, **hub).float()
         result = model.ibot.load_state_dict(encoder.state_dict(), strict=False)

@@ -151,7 +151,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # The bars of single files being read and written; the one of the training stays.
     transformers.utils.logging.disable_progress_bar()
     datasets.utils.logging.set_verbosity_warning()
-    args.log_level = "warning" if args.log_level == "passive" else args.log_level
     if model_args.model_type != "ibot":
         raise ValueError(f"model_type must be 'ibot', got {model_args.model_type!r}")
     if is_finished(args.output_dir):

@@ -1,0 +1,279 @@
+"""`hf-mim pretrain` from images to an encoder, on tiny models and generated images."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoModelForPreTraining, ViTModel
+
+from hf_mim.training import run_pretrain
+from hf_mim.training.ibot_arguments import IBotTrainingArguments
+from hf_mim.training.loading import parse_config_overrides
+from hf_mim.training.pretrain_arguments import DataArguments, ModelArguments
+from hf_mim.training.recipe_parser import list_recipes, parse_recipe_args
+
+
+SIZES = (
+    "hidden_size=16,num_hidden_layers=2,num_attention_heads=2,out_dim=16,patch_out_dim=16,"
+    "head_hidden_size=16,head_bottleneck_size=8"
+)
+TINY = [
+    *("--image_size", "16", "--patch_size", "4", "--config_overrides", SIZES),
+    *("--local_crops_number", "2", "--local_crop_size", "8", "--resize_size", "16"),
+    *("--per_device_train_batch_size", "4", "--num_train_epochs", "2", "--warmup_epochs", "0.5"),
+    *("--warmup_teacher_temp_epochs", "1", "--learning_rate", "0.003", "--use_cpu", "--disable_tqdm", "true"),
+    *("--knn_k", "3", "--save_strategy", "no", "--logging_steps", "1"),
+]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Two classes, `dark` and `light`: eight noisy pictures each to train on, four to evaluate."""
+    root = tmp_path_factory.mktemp("pictures")
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 4)):
+        for name, level in (("dark", 60), ("light", 190)):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = np.clip(generator.normal(level, 30, (20, 24, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
+
+
+def pretrain(*options, output):
+    return run_pretrain.main([*TINY, *map(str, options), "--output_dir", str(output)])
+
+
+def logged_losses(folder) -> list[float]:
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+@pytest.fixture(scope="module")
+def finished(pictures, tmp_path_factory):
+    """One finished run with k-NN, checkpoints after every epoch, and its metrics."""
+    output = tmp_path_factory.mktemp("run") / "tiny-ibot"
+    metrics = pretrain(
+        *("--train_dir", pictures, "--eval_split", "test", "--eval_strategy", "epoch", "--eval_on_start", "true"),
+        *("--raw_pixel_baseline", "true", "--save_strategy", "epoch"),
+        output=output,
+    )
+    return output, metrics
+
+
+def test_what_a_finished_run_leaves(finished):
+    output, metrics = finished
+    for name in ("curves.png", "attention.png"):
+        with Image.open(output / name) as picture:
+            picture.verify()
+    facts = json.loads((output / "metrics.json").read_text())
+    assert facts["steps"] == 8 and facts["train_images"] == 16 and facts["eval_images"] == 8
+    assert facts["eval_knn_3_top1"] == metrics["eval_knn_3_top1"]
+    assert 0 <= facts["initial_knn_3_top1"] <= 100
+    # Dark and light pictures are told apart by their pixels alone.
+    assert facts["raw_pixels_knn_3_top1"] == 100.0
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "eval_knn_3_top1" in entry][:3] == [0, 4, 8]
+    logged = next(entry for entry in history if "loss" in entry)
+    assert logged["loss"] == pytest.approx(logged["loss_cls"] + logged["loss_patch"], rel=1e-5)
+    expected = {"teacher_momentum", "teacher_temp", "teacher_patch_temp", "weight_decay", "target_entropy"}
+    assert expected | {"prototypes_used", "feature_std", "rankme", "agreement", "learning_rate"} <= logged.keys()
+    assert logged["teacher_momentum"] == pytest.approx(0.996) and logged["teacher_temp"] == 0.04
+    card = (output / "README.md").read_text()
+    assert card.startswith("---\n") and "library_name: transformers" in card
+    assert f"**{facts['eval_knn_3_top1']:.1f}**" in card and 'from_pretrained("tiny-ibot")' in card
+    assert not [path.name for path in output.iterdir() if path.name.startswith(".")]
+
+
+def test_encoder_loads_in_plain_transformers(finished, pictures):
+    """In another process, without this package: same features as the teacher, nothing missing in the report."""
+    output, _ = finished
+    image = pictures / "test" / "dark" / "0.png"
+    program = f"""
+import sys, torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+processor = AutoImageProcessor.from_pretrained({str(output)!r})
+model, info = AutoModel.from_pretrained({str(output)!r}, output_loading_info=True)
+assert not info["missing_keys"] and not info["unexpected_keys"], info
+assert "hf_mim" not in sys.modules
+with torch.no_grad():
+    out = model(**processor(Image.open({str(image)!r}), return_tensors="pt"))
+torch.save((out.last_hidden_state, out.pooler_output), {str(output / "features.pt")!r})
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=output)
+    hidden, pooled = torch.load(output / "features.pt")
+    (output / "features.pt").unlink()
+    teacher = AutoModel.from_pretrained(output / "pretraining", subfolder="teacher").eval()
+    from hf_mim import IBotImageProcessorPil
+
+    processor = IBotImageProcessorPil.from_pretrained(output / "pretraining")
+    with torch.no_grad():
+        expected = teacher(**processor(Image.open(image), return_tensors="pt")).last_hidden_state
+    torch.testing.assert_close(hidden, expected, rtol=0, atol=1e-5)
+    assert torch.equal(pooled, hidden[:, 0])
+
+
+def test_a_finished_run_is_left_alone(finished, pictures, capsys):
+    output, _ = finished
+    before = (output / "metrics.json").read_bytes()
+    assert pretrain("--train_dir", pictures, output=output) == {}
+    assert "This run is finished" in capsys.readouterr().out
+    assert (output / "metrics.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("target", ["centering", "sinkhorn"])
+def test_resume_equals_an_uninterrupted_run(pictures, tmp_path, target):
+    options = ("--train_dir", pictures, "--save_strategy", "epoch", "--target", target)
+    pretrain(*options, output=tmp_path / "whole")
+    cut = tmp_path / "cut"
+    shutil.copytree(tmp_path / "whole" / "checkpoint-4", cut / "checkpoint-4")
+    pretrain(*options, output=cut)
+    assert logged_losses(cut) == logged_losses(tmp_path / "whole")
+    for network in ("pretraining", "pretraining/teacher"):
+        resumed = AutoModelForPreTraining.from_pretrained(cut / network).state_dict()
+        for name, value in AutoModelForPreTraining.from_pretrained(tmp_path / "whole" / network).state_dict().items():
+            assert torch.equal(value, resumed[name]), f"{network}: {name}"
+
+
+@pytest.mark.parametrize("part", ["teacher", "teacher/centers.safetensors", "teacher/model.safetensors"])
+def test_resume_without_a_part_of_the_teacher_raises(finished, pictures, tmp_path, part):
+    shutil.copytree(finished[0] / "checkpoint-4", tmp_path / "checkpoint-4")
+    target = tmp_path / "checkpoint-4" / part
+    shutil.rmtree(target) if target.is_dir() else target.unlink()
+    with pytest.raises(OSError, match=target.name.split(".")[0]):
+        pretrain("--train_dir", pictures, output=tmp_path)
+
+
+def test_resume_of_another_model_raises(finished, pictures, tmp_path):
+    shutil.copytree(finished[0] / "checkpoint-4", tmp_path / "checkpoint-4")
+    with pytest.raises(ValueError, match="not of this model"):
+        pretrain("--train_dir", pictures, "--config_overrides", SIZES + ",layer_scale_init_value=0.1", output=tmp_path)
+
+
+@pytest.mark.parametrize("source", ["pretraining", "checkpoint-8", ".", "pretraining/teacher"])
+def test_continue_from(finished, pictures, tmp_path, source):
+    """A full model brings its teacher and centres along, an encoder gets a new head; the learning rate is 0 here."""
+    folder = finished[0] / source
+    options = ("--train_dir", pictures, "--model_name_or_path", folder, "--learning_rate", 0, "--momentum_teacher", 1)
+    sizes = SIZES.partition("out_dim")[2] if source == "." else ""
+    pretrain(*options, "--config_overrides", f"out_dim{sizes}" if sizes else "", output=tmp_path)
+    student = AutoModelForPreTraining.from_pretrained(tmp_path / "pretraining")
+    teacher = AutoModelForPreTraining.from_pretrained(tmp_path / "pretraining", subfolder="teacher")
+    if source == ".":
+        native = ViTModel.from_pretrained(folder, add_pooling_layer=False).state_dict()
+        for name, value in native.items():
+            assert torch.equal(student.ibot.state_dict()[name], value), name
+        return
+    expected = AutoModelForPreTraining.from_pretrained(folder).state_dict()
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+    if source != "pretraining/teacher":
+        expected = AutoModelForPreTraining.from_pretrained(folder, subfolder="teacher").state_dict()
+    for name, value in teacher.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_flat_folder_without_classes(pictures, tmp_path, caplog):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for i, file in enumerate(sorted(pictures.glob("train/*/*.png"))):
+        shutil.copy(file, flat / f"{i}.png")
+    pretrain("--train_dir", flat, "--eval_strategy", "epoch", output=tmp_path / "run")
+    assert "k-NN is left out" in caplog.text
+    assert "no labels to evaluate" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_held_out_part_of_the_training_images(pictures, tmp_path):
+    options = ("--train_dir", pictures, "--train_val_split", 0.25, "--max_steps", 2, "--warmup_steps", 1)
+    metrics = pretrain(*options, "--warmup_teacher_temp_epochs", 0, output=tmp_path)
+    facts = json.loads((tmp_path / "metrics.json").read_text())
+    assert (facts["train_images"], facts["bank_images"], facts["eval_images"]) == (12, 12, 4)
+    assert "eval_knn_3_top1" in metrics
+
+
+def test_stream(pictures, tmp_path):
+    options = ("--train_dir", pictures, "--streaming", "--max_steps", 6, "--warmup_steps", 1)
+    metrics = pretrain(*options, output=tmp_path)
+    facts = json.loads((tmp_path / "metrics.json").read_text())
+    # Six batches of four out of sixteen images: the stream is begun a second time.
+    assert facts["steps"] == 6 and facts["train_images"] is None and np.isfinite(metrics["train_loss"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--image_size", "16", "24", "--local_crop_size", "8", "12"),
+        ("--config_overrides", SIZES + ",num_channels=1"),
+        ("--config_overrides", SIZES + ",shared_head=false"),
+        ("--config_overrides", SIZES + ",head_norm=bn"),
+        ("--local_crops_number", "0", "--grad_clip", "global", "--optim", "sgd"),
+        ("--pred_start_epoch", "1", "--warmup_teacher_temp_epochs", "0", "--lr_scheduler_type", "linear"),
+        ("--gradient_accumulation_steps", "2", "--dataloader_num_workers", "1", "--color_augmentation", "false"),
+        ("--pred_shape", "rand", "--pred_ratio", "0.5", "--pred_ratio_var", "0.1", "--activation_checkpointing"),
+    ],
+    ids=["non-square", "grey", "separate heads", "batch norm", "sgd", "late masks", "accumulation", "rand"],
+)
+def test_options_train_and_export(pictures, tmp_path, options):
+    metrics = pretrain("--train_dir", pictures, *options, output=tmp_path)
+    assert np.isfinite(metrics["train_loss"])
+    encoder, info = ViTModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and all(torch.isfinite(p).all() for p in encoder.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--image_size", "18"), "multiple of patch_size"),
+        (("--local_crop_size", "6"), "local_crop_size .* multiple of the patch size"),
+        (("--global_crop_size", "14"), "global_crop_size .* multiple of the patch size"),
+        (("--per_device_train_batch_size", "64"), "do not fill one batch"),
+        (("--warmup_teacher_temp_epochs", "30"), "warmup_teacher_temp_epochs"),
+        (("--warmup_epochs", "10"), "warmup_epochs"),
+        (("--eval_split", "nonsense"), "nonsense"),
+        (("--config_overrides", "hiden_size=16"), "hidden_size"),
+        (("--config_overrides", "hidden_size"), "name=value"),
+        (("--config_overrides", "out_dim=1"), "out_dim"),
+        (("--config_overrides", SIZES + ",shared_head=false,patch_out_dim=8"), "shared_head_teacher"),
+        (("--model_type", "mae"), "model_type"),
+        (("--pred_ratio", "0.1"), "pred_ratio"),
+        (("--local_crops_number", "0", "--global_crops_number", "1"), "compares views"),
+        (("--momentum_teacher", "1.5"), "momentum_teacher"),
+        (("--image_mean", "0.5"), "image_mean"),
+        (("--dataset_name", "photo-tiles"), "either --train_dir"),
+    ],
+)
+def test_what_does_not_fit_is_one_clear_error(pictures, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        pretrain("--train_dir", pictures, *options, output=tmp_path)
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises((ValueError, FileNotFoundError), match="nowhere"):
+        pretrain("--train_dir", tmp_path / "nowhere", output=tmp_path / "run")
+
+
+@pytest.mark.parametrize("recipe", list_recipes())
+def test_recipes_fit_the_options(recipe, tmp_path):
+    source = [] if recipe == "quickstart" else ["--train_dir", "images"]
+    types = (ModelArguments, DataArguments, IBotTrainingArguments)
+    model_args, _, args = parse_recipe_args(types, [recipe, *source, "--output_dir", str(tmp_path)])
+    with torch.device("meta"):
+        model = run_pretrain.load_ibot_for_pretraining(model_args)
+    run_pretrain.build_views(args, model.config)
+    published = {"ibot-vits16": 21_666_048, "ibot-vitb16": 85_799_424, "ibot-vitl16": 303_302_656}
+    if recipe in published:
+        assert sum(p.numel() for p in model.ibot.parameters()) == published[recipe]
+
+
+def test_config_overrides():
+    parsed = parse_config_overrides("hidden_size=8,norm_last_layer=false,layer_norm_eps=1e-5,head_norm=null")
+    assert parsed == {"hidden_size": 8, "norm_last_layer": False, "layer_norm_eps": 1e-5, "head_norm": None}
+    assert parse_config_overrides(None) == {}
