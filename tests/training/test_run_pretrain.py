@@ -79,7 +79,7 @@ def test_what_a_finished_run_leaves(finished):
     # Dark and light pictures are told apart by their pixels alone.
     assert facts["raw_pixels_knn_3_top1"] == 100.0
     history = json.loads((output / "trainer_state.json").read_text())["log_history"]
-    assert [entry["step"] for entry in history if "eval_knn_3_top1" in entry][:3] == [0, 4, 8]
+    assert [entry["step"] for entry in history if "eval_knn_3_top1" in entry] == [0, 4, 8]
     logged = next(entry for entry in history if "loss" in entry)
     assert logged["loss"] == pytest.approx(logged["loss_cls"] + logged["loss_patch"], rel=1e-5)
     expected = {"teacher_momentum", "teacher_temp", "teacher_patch_temp", "weight_decay", "target_entropy"}
@@ -142,6 +142,17 @@ def test_resume_equals_an_uninterrupted_run(pictures, tmp_path, target):
             assert torch.equal(value, resumed[name]), f"{network}: {name}"
 
 
+def test_resume_from_the_last_checkpoint_trains_no_further(finished, pictures, tmp_path):
+    """As after a run that was stopped while it wrote its results."""
+    shutil.copytree(finished[0] / "checkpoint-8", tmp_path / "checkpoint-8")
+    pretrain("--train_dir", pictures, output=tmp_path)
+    assert json.loads((tmp_path / "metrics.json").read_text())["steps"] == 8
+    for network in ("pretraining", "pretraining/teacher"):
+        weights = AutoModelForPreTraining.from_pretrained(tmp_path / network).state_dict()
+        for name, value in AutoModelForPreTraining.from_pretrained(finished[0] / network).state_dict().items():
+            assert torch.equal(value, weights[name]), f"{network}: {name}"
+
+
 @pytest.mark.parametrize("part", ["teacher", "teacher/centers.safetensors", "teacher/model.safetensors"])
 def test_resume_without_a_part_of_the_teacher_raises(finished, pictures, tmp_path, part):
     shutil.copytree(finished[0] / "checkpoint-4", tmp_path / "checkpoint-4")
@@ -178,6 +189,27 @@ def test_continue_from(finished, pictures, tmp_path, source):
         expected = AutoModelForPreTraining.from_pretrained(folder, subfolder="teacher").state_dict()
     for name, value in teacher.state_dict().items():
         assert torch.equal(value, expected[name]), name
+
+
+def test_tensorboard_gets_every_figure(pictures, tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "events"))
+    pretrain("--train_dir", pictures, "--report_to", "tensorboard", output=tmp_path / "run")
+    events = EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    figures = {tag.removeprefix("train/") for tag in events.Tags()["scalars"]}
+    assert {"loss_cls", "loss_patch", "teacher_momentum", "target_entropy", "rankme", "prototypes_used"} <= figures
+    logged = [event.value for event in events.Scalars("train/loss")]
+    assert logged == pytest.approx(logged_losses(tmp_path / "run"), rel=1e-6)
+
+
+def test_evaluation_alone(finished, pictures, tmp_path):
+    folder = finished[0] / "pretraining"
+    options = ("--train_dir", pictures, "--eval_split", "test", "--do_train", "false", "--model_name_or_path", folder)
+    metrics = pretrain(*options, "--config_overrides", "", output=tmp_path)
+    assert metrics["eval_knn_3_top1"] == finished[1]["eval_knn_3_top1"]
+    assert not (tmp_path / "metrics.json").exists()
 
 
 def test_flat_folder_without_classes(pictures, tmp_path, caplog):

@@ -10,7 +10,6 @@ from transformers import PreTrainedConfig, TrainingArguments
 TEMPLATES = resources.files("hf_mim") / "model_cards"
 # The options that say how a model was trained, in the order of the card.
 TRAINING_OPTIONS = (
-    "num_train_epochs",
     "learning_rate",
     "min_learning_rate",
     "weight_decay",
@@ -27,6 +26,7 @@ TRAINING_OPTIONS = (
     "global_crops_scale",
     "local_crops_number",
     "local_crops_scale",
+    "color_augmentation",
     "pred_ratio",
     "pred_ratio_var",
     "pred_shape",

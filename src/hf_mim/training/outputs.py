@@ -52,6 +52,8 @@ def collect_metrics(trainer: MIMTrainer, metrics: dict, data_args: DataArguments
     initial = {}
     if start.get("step") == 0:
         initial = {key.replace("eval", "initial"): value for key, value in start.items() if "eval_knn" in key}
+    losses = next((entry for entry in reversed(state.log_history) if "loss" in entry), {})
+    final = {f"final_{name}": value for name, value in losses.items() if name.startswith("loss")}
     has_length = hasattr(trainer.train_dataset, "__len__")
     return {
         "data": data_args.dataset_name or Path(data_args.train_dir).name,
@@ -60,8 +62,9 @@ def collect_metrics(trainer: MIMTrainer, metrics: dict, data_args: DataArguments
         "eval_images": None if trainer.eval_dataset is None else len(trainer.eval_dataset),
         "started_from": model_args.model_name_or_path,
         "steps": state.global_step,
-        **metrics,
+        **final,
         **initial,
+        **metrics,
     }
 
 

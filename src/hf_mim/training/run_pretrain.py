@@ -205,7 +205,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
                 logger.warning(f"resuming from {checkpoint}")
         result = trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_state()
-    metrics = trainer.evaluate() if queries is not None else {}
+    metrics = {} if queries is None else _latest_evaluation(trainer) or trainer.evaluate()
     if not args.do_train:
         return metrics
     examples = queries if queries is not None else train
@@ -214,6 +214,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if trainer.is_world_process_zero():
         print(summary(args.output_dir))
     return metrics
+
+
+def _latest_evaluation(trainer: IBotTrainer) -> dict[str, float]:
+    """The evaluation of the present weights, if the training ended with one."""
+    evaluations = [entry for entry in trainer.state.log_history if any("eval_knn" in name for name in entry)]
+    if not evaluations or evaluations[-1]["step"] != trainer.state.global_step:
+        return {}
+    return {name: value for name, value in evaluations[-1].items() if name.startswith("eval_")}
 
 
 def _first_images(dataset, count: int = 4) -> list:

@@ -162,6 +162,11 @@ class MIMTrainer(Trainer, ABC):
         self.check_schedules()
         return values
 
+    def _run_epoch(self, **kwargs):
+        # Resumed from its last checkpoint, Trainer would take one step too many.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(**kwargs)
+
     def check_schedules(self):
         """Raise `ValueError` when a schedule is longer than the run."""
         if self.warmup_steps >= self.num_steps and self.warmup_steps > 0:
