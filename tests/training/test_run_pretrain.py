@@ -142,14 +142,17 @@ def test_resume_equals_an_uninterrupted_run(pictures, tmp_path, target):
             assert torch.equal(value, resumed[name]), f"{network}: {name}"
 
 
-def test_resume_from_the_last_checkpoint_trains_no_further(finished, pictures, tmp_path):
-    """As after a run that was stopped while it wrote its results."""
-    shutil.copytree(finished[0] / "checkpoint-8", tmp_path / "checkpoint-8")
-    pretrain("--train_dir", pictures, output=tmp_path)
-    assert json.loads((tmp_path / "metrics.json").read_text())["steps"] == 8
+def test_resume_from_the_last_checkpoint_trains_no_further(pictures, tmp_path):
+    """As after a run that was stopped while it wrote its results, in the middle of an epoch."""
+    options = ("--train_dir", pictures, "--max_steps", 6, "--save_strategy", "steps", "--save_steps", 6)
+    pretrain(*options, output=tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole" / "checkpoint-6", tmp_path / "again" / "checkpoint-6")
+    pretrain(*options, output=tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "metrics.json").read_text())["steps"] == 6
     for network in ("pretraining", "pretraining/teacher"):
-        weights = AutoModelForPreTraining.from_pretrained(tmp_path / network).state_dict()
-        for name, value in AutoModelForPreTraining.from_pretrained(finished[0] / network).state_dict().items():
+        weights = AutoModelForPreTraining.from_pretrained(tmp_path / "again" / network).state_dict()
+        whole = AutoModelForPreTraining.from_pretrained(tmp_path / "whole" / network).state_dict()
+        for name, value in whole.items():
             assert torch.equal(value, weights[name]), f"{network}: {name}"
 
 
