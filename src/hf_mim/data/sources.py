@@ -114,7 +114,7 @@ def _load_files(data_dir: str, split: str, streaming: bool, cache_dir: str | Non
         split_folders, folder = {}, None
         files = [str(path)] if path.exists() else sorted(glob.glob(str(path), recursive=True))
         if not files:
-            raise FileNotFoundError(f"data_dir {data_dir} does not exist")
+            raise FileNotFoundError(f"{data_dir} does not exist")
 
     kinds: dict[str, list[str]] = {}
     for file in files:
