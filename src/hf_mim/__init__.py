@@ -1,5 +1,5 @@
 """
-Masked image modelling for the Hugging Face stack: iBOT, BEiT v2 and dBOT.
+Masked image modelling for the Hugging Face stack: iBOT with Vision Transformers.
 
 Importing the package registers its models with the Auto classes of transformers.
 """

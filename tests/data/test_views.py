@@ -139,6 +139,18 @@ def test_without_color():
     assert torch.equal(colored["local_views"], plain["local_views"])
 
 
+def test_without_blur():
+    image = noise(90, 60)
+    options = dict(global_crop_size=32, local_crops_number=2, local_crop_size=16)
+    everything = MultiCropViews(**options)(image, np.random.default_rng(5))
+    sharp = MultiCropViews(**options, blur=False)(image, np.random.default_rng(5))
+    assert everything["color_parameters"][0, BLUR] > 0
+    expected = everything["color_parameters"].copy()
+    expected[:, BLUR] = 0.0
+    assert np.array_equal(sharp["color_parameters"], expected)
+    assert torch.equal(sharp["global_views"], everything["global_views"])
+
+
 def test_distribution_of_crops():
     """Area and aspect of a crop, and the flip, read from the picture itself."""
     count, side = 400, 240

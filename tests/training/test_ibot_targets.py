@@ -19,7 +19,10 @@ def test_centers(ibot_golden, name):
         target_cls, target_patch = targets(cls, patch, expected["temp"], expected["temp_patch"])
         torch.testing.assert_close(target_cls, ((cls - before) / expected["temp"]).softmax(-1))
         torch.testing.assert_close(target_patch.sum(-1), torch.ones(patch.shape[:-1]))
-        targets.update(cls.mean(0), patch.mean((0, 1)))
+        # In two halves, as with two accumulated batches.
+        for half in (slice(0, None, 2), slice(1, None, 2)):
+            targets.collect(cls[half].mean(0), patch[half].mean((0, 1)))
+        targets.update()
         torch.testing.assert_close(targets.cls_center, golden[f"call{i}/center_after"][0], rtol=0, atol=atol)
         torch.testing.assert_close(targets.patch_center, golden[f"call{i}/center2_after"][0, 0], rtol=0, atol=atol)
 

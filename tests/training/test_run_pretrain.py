@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForPreTraining, ViTModel
 
+from hf_mim.data.collator_ibot import IBotCollator
 from hf_mim.training import run_pretrain
 from hf_mim.training.ibot_arguments import IBotTrainingArguments
 from hf_mim.training.loading import parse_config_overrides
@@ -18,6 +20,7 @@ from hf_mim.training.pretrain_arguments import DataArguments, ModelArguments
 from hf_mim.training.recipe_parser import list_recipes, parse_recipe_args
 
 
+SHORT = ("--warmup_epochs", "0", "--warmup_teacher_temp_epochs", "0")
 SIZES = (
     "hidden_size=16,num_hidden_layers=2,num_attention_heads=2,out_dim=16,patch_out_dim=16,"
     "head_hidden_size=16,head_bottleneck_size=8"
@@ -156,13 +159,33 @@ def test_resume_from_the_last_checkpoint_trains_no_further(pictures, tmp_path):
             assert torch.equal(value, weights[name]), f"{network}: {name}"
 
 
-@pytest.mark.parametrize("part", ["teacher", "teacher/centers.safetensors", "teacher/model.safetensors"])
-def test_resume_without_a_part_of_the_teacher_raises(finished, pictures, tmp_path, part):
+PARTS = ["optimizer.pt", "scheduler.pt", "rng_state.pth", "teacher", "teacher/centers.safetensors"]
+
+
+@pytest.mark.parametrize("part", [*PARTS, "teacher/model.safetensors"])
+def test_resume_without_a_part_of_the_state_raises(finished, pictures, tmp_path, part):
     shutil.copytree(finished[0] / "checkpoint-4", tmp_path / "checkpoint-4")
     target = tmp_path / "checkpoint-4" / part
     shutil.rmtree(target) if target.is_dir() else target.unlink()
     with pytest.raises(OSError, match=target.name.split(".")[0]):
         pretrain("--train_dir", pictures, output=tmp_path)
+
+
+def test_resume_with_a_teacher_that_lacks_a_tensor_raises(finished, pictures, tmp_path):
+    shutil.copytree(finished[0] / "checkpoint-4", tmp_path / "checkpoint-4")
+    file = tmp_path / "checkpoint-4" / "teacher" / "model.safetensors"
+    weights = load_file(file)
+    del weights["ibot.layernorm.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks .*ibot\.layernorm\.weight"):
+        pretrain("--train_dir", pictures, output=tmp_path)
+
+
+@pytest.mark.parametrize("overrides", ["hidden_size=32", "out_dim=32"])
+def test_resume_with_other_sizes_raises(finished, pictures, tmp_path, overrides):
+    shutil.copytree(finished[0] / "checkpoint-4", tmp_path / "checkpoint-4")
+    with pytest.raises(ValueError, match="of another model"):
+        pretrain("--train_dir", pictures, "--config_overrides", f"{SIZES},{overrides}", output=tmp_path)
 
 
 def test_resume_of_another_model_raises(finished, pictures, tmp_path):
@@ -241,6 +264,81 @@ def test_stream(pictures, tmp_path):
     assert facts["steps"] == 6 and facts["train_images"] is None and np.isfinite(metrics["train_loss"])
 
 
+@pytest.mark.parametrize("step", [2, 5, 6])
+def test_a_stream_resumes_within_its_first_pass_its_second_and_at_the_end(pictures, tmp_path, step):
+    options = ("--train_dir", pictures, "--streaming", "--max_steps", 6, "--warmup_steps", 1, "--save_steps", 1)
+    pretrain(*options, "--save_strategy", "steps", output=tmp_path / "whole")
+    checkpoint = f"checkpoint-{step}"
+    shutil.copytree(tmp_path / "whole" / checkpoint, tmp_path / "cut" / checkpoint)
+    pretrain(*options, "--save_strategy", "no", output=tmp_path / "cut")
+    assert logged_losses(tmp_path / "cut") == logged_losses(tmp_path / "whole")
+
+
+def test_a_stream_of_fewer_images_stays_with_them(pictures, tmp_path, monkeypatch):
+    seen = set()
+    monkeypatch.setattr(run_pretrain, "IBotCollator", lambda *args: RecordingCollator(seen, *args))
+    options = ("--train_dir", pictures, "--streaming", "--max_train_samples", 5, "--max_steps", 6, "--warmup_steps", 1)
+    pretrain(*options, output=tmp_path)
+    assert len({index for index, _ in seen}) == 5
+    assert {epoch for _, epoch in seen} == {0, 1, 2, 3, 4, 5}
+
+
+class RecordingCollator(IBotCollator):
+    def __init__(self, seen, *args):
+        super().__init__(*args)
+        self.seen = seen
+
+    def __call__(self, samples):
+        self.seen.update((sample["index"], sample["epoch"]) for sample in samples)
+        return super().__call__(samples)
+
+
+def test_accumulated_batches_equal_one_batch(pictures, tmp_path):
+    """Centres included: they move once per step. Stochastic depth would draw differently."""
+    overrides = ("--config_overrides", SIZES + ",drop_path_rate=0.0", "--train_dir", pictures)
+    pretrain(*overrides, "--per_device_train_batch_size", 8, output=tmp_path / "one")
+    pretrain(*overrides, "--gradient_accumulation_steps", 2, output=tmp_path / "two")
+    assert logged_losses(tmp_path / "two") == pytest.approx(logged_losses(tmp_path / "one"), rel=2e-5)
+    centers = [load_file(tmp_path / run / "pretraining/teacher/centers.safetensors") for run in ("one", "two")]
+    for name, value in centers[0].items():
+        torch.testing.assert_close(centers[1][name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_too_short_to_log_anything(pictures, tmp_path):
+    pretrain("--train_dir", pictures, "--max_steps", 2, "--logging_steps", 10, *SHORT, output=tmp_path)
+    assert not (tmp_path / "curves.png").exists() and "curves.png" not in (tmp_path / "README.md").read_text()
+    assert json.loads((tmp_path / "metrics.json").read_text())["steps"] == 2
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(pictures, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"step \d+: loss"):
+        pretrain("--train_dir", pictures, "--learning_rate", 1e30, "--max_grad_norm", 0, output=tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_command_line_overrides_are_added_to_those_of_the_recipe(tmp_path):
+    options = ["--train_dir", "images", "--output_dir", str(tmp_path)]
+    model_args, _, _ = run_pretrain.parse_arguments(["ibot-vits16", "--config_overrides", "out_dim=99", *options])
+    overrides = parse_config_overrides(model_args.config_overrides)
+    assert overrides["hidden_size"] == 384 and overrides["out_dim"] == 99
+
+
+def test_continuing_keeps_the_normalisation(finished, pictures, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    options = ("--train_dir", pictures, "--max_steps", 1, *SHORT)
+    pretrain(*options, "--image_mean", *[0.4] * 3, "--image_std", *[0.3] * 3, output=first)
+    sizes = "out_dim" + SIZES.partition("out_dim")[2]
+    pretrain(*options, "--model_name_or_path", first, "--config_overrides", sizes, output=second)
+    processor = json.loads((second / "preprocessor_config.json").read_text())
+    assert processor["image_mean"] == [0.4] * 3 and processor["image_std"] == [0.3] * 3
+
+
+def test_classes_must_agree(pictures, tmp_path):
+    shutil.copytree(pictures / "test" / "light", tmp_path / "validation" / "light")
+    with pytest.raises(ValueError, match="other classes"):
+        pretrain("--train_dir", pictures, "--validation_dir", tmp_path / "validation", output=tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -252,8 +350,16 @@ def test_stream(pictures, tmp_path):
         ("--pred_start_epoch", "1", "--warmup_teacher_temp_epochs", "0", "--lr_scheduler_type", "linear"),
         ("--gradient_accumulation_steps", "2", "--dataloader_num_workers", "1", "--color_augmentation", "false"),
         ("--pred_shape", "rand", "--pred_ratio", "0.5", "--pred_ratio_var", "0.1", "--activation_checkpointing"),
+        ("--bf16", "--max_grad_norm", "0", "--global_crops_number", "3", "--attn_implementation", "eager"),
+        ("--config_overrides", SIZES + ",head_norm=ln,layer_scale_init_value=0.1,hidden_dropout_prob=0.1"),
+        ("--config_overrides", SIZES + ",head_norm=syncbn", "--dataloader_num_workers", "1"),
+        ("--config_overrides", SIZES + ",head_bottleneck_size=0,head_num_layers=2", "--global_crops_number", "1"),
+        ("--torch_compile", "--torch_compile_backend", "aot_eager", "--max_train_samples", "8"),
     ],
-    ids=["non-square", "grey", "separate heads", "batch norm", "sgd", "late masks", "accumulation", "rand"],
+    ids=[
+        *("non-square", "grey", "separate heads", "batch norm", "sgd", "late masks", "accumulation", "rand"),
+        *("bf16", "layer norm", "syncbn", "no bottleneck", "compile"),
+    ],
 )
 def test_options_train_and_export(pictures, tmp_path, options):
     metrics = pretrain("--train_dir", pictures, *options, output=tmp_path)
@@ -282,6 +388,13 @@ def test_options_train_and_export(pictures, tmp_path, options):
         (("--momentum_teacher", "1.5"), "momentum_teacher"),
         (("--image_mean", "0.5"), "image_mean"),
         (("--dataset_name", "photo-tiles"), "either --train_dir"),
+        (("--knn_temperature", "0"), "knn_temperature"),
+        (("--remove_unused_columns", "true"), "remove_unused_columns"),
+        (("--load_best_model_at_end", "--metric_for_best_model", "knn_3_top1"), "load_best_model_at_end"),
+        (("--push_to_hub",), "push_to_hub"),
+        (("--streaming", "--max_steps", "4", "--pred_start_epoch", "1"), "pred_start_epoch"),
+        (("--do_train", "false"), "labelled images"),
+        (("--config_overrides", SIZES + ",use_mean_pooling=true"), "use_mean_pooling"),
     ],
 )
 def test_what_does_not_fit_is_one_clear_error(pictures, tmp_path, options, message):

@@ -1,5 +1,6 @@
 """Training data sets: images in, augmented views out, every random draw from (seed, epoch, index)."""
 
+import itertools
 import zlib
 from collections.abc import Iterator
 
@@ -50,7 +51,7 @@ class ViewsDataset(Dataset):
 
 class StreamedViewsDataset(IterableDataset):
     """
-    A stream of images as augmented views.
+    A stream of images as augmented views, begun again whenever it ends.
 
     In place of an index, a sample's random draws come from a checksum of its encoded bytes, so that they too do not
     depend on the number of workers and processes. Identical files get identical views within an epoch.
@@ -60,16 +61,15 @@ class StreamedViewsDataset(IterableDataset):
 
     def __init__(self, dataset: datasets.IterableDataset, views: MultiCropViews, num_channels: int = 3, seed: int = 0):
         self.dataset, self.views, self.num_channels, self.seed = dataset, views, num_channels, seed
-        self._epoch = torch.full((), -1, dtype=torch.int64).share_memory_()
-
-    def set_epoch(self, epoch: int):
-        """Begin the next pass. `epoch` is ignored: over a stream, `Trainer` counts the whole run as one epoch."""
-        self._epoch.add_(1)
-        self.dataset.set_epoch(int(self._epoch))
 
     def __iter__(self) -> Iterator[dict]:
-        epoch = max(int(self._epoch), 0)
-        for row in self.dataset:
-            image = row["image"]
-            index = zlib.crc32(image["bytes"] if image["bytes"] is not None else image["path"].encode())
-            yield _sample(row, index, epoch, self.views, self.num_channels, self.seed)
+        # Endless, because Trainer takes the whole run for one epoch and skips that many samples on a resume.
+        for epoch in itertools.count():
+            self.dataset.set_epoch(epoch)
+            row = None
+            for row in self.dataset:
+                image = row["image"]
+                index = zlib.crc32(image["bytes"] if image["bytes"] is not None else image["path"].encode())
+                yield _sample(row, index, epoch, self.views, self.num_channels, self.seed)
+            if row is None:
+                return

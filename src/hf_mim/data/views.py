@@ -50,6 +50,9 @@ class MultiCropViews:
         color (`bool`, defaults to True):
             False leaves colours alone (all parameters neutral), for images whose channels are measurements. The crops
             drawn from a generator stay the same.
+        blur (`bool`, defaults to True):
+            False leaves out the Gaussian blur, whose radii of up to 2 pixels are made for views of 224 pixels and wipe
+            out small ones. All else that is drawn from a generator stays the same.
 
     Raises:
         ValueError: naming the argument that is out of range.
@@ -64,6 +67,7 @@ class MultiCropViews:
         local_crop_size: int | tuple[int, int] = 96,
         local_crops_scale: tuple[float, float] = (0.05, 0.25),
         color: bool = True,
+        blur: bool = True,
     ) -> None:
         if global_crops_number < 1:
             raise ValueError(f"global_crops_number must be at least 1, got {global_crops_number}")
@@ -75,7 +79,7 @@ class MultiCropViews:
         self.local_crops_number = local_crops_number
         self.local_crop_size = _check_size("local_crop_size", local_crop_size)
         self.local_crops_scale = _check_scale("local_crops_scale", local_crops_scale)
-        self.color = color
+        self.color, self.blur = color, blur
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> dict[str, Tensor | np.ndarray]:
         """Draw all views of one image.
@@ -122,7 +126,9 @@ class MultiCropViews:
             parameters[:, column] = np.where(jittered, rng.uniform(low, high, count), NEUTRAL[column])
         parameters[:, ORDER] = rng.integers(len(JITTER_ORDERS), size=count)
         parameters[:, GREYSCALE] = rng.random(count) < 0.2
-        parameters[:, BLUR] = np.where(rng.random(count) < blur_probability, rng.uniform(0.1, 2.0, count), 0.0)
+        blurred = rng.random(count) < blur_probability
+        radius = rng.uniform(0.1, 2.0, count)
+        parameters[:, BLUR] = np.where(blurred & self.blur, radius, 0.0)
         parameters[:, SOLARISE] = rng.random(count) < solarise_probability
         return parameters
 

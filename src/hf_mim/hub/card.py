@@ -27,6 +27,7 @@ TRAINING_OPTIONS = (
     "local_crops_number",
     "local_crops_scale",
     "color_augmentation",
+    "blur_augmentation",
     "pred_ratio",
     "pred_ratio_var",
     "pred_shape",

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from ..modeling.image_processing_ibot import IBotImageProcessor
 
 
-_SHARED_FIELDS = (
+# What our encoder and a native ViT have in common.
+SHARED_FIELDS = (
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
@@ -70,7 +71,7 @@ def export_native(model: IBotModel | IBotForPreTraining) -> ViTModel:
     weights["pooler.dense.weight"] = torch.eye(config.hidden_size)
     weights["pooler.dense.bias"] = torch.zeros(config.hidden_size)
 
-    native = ViTModel(ViTConfig(**{name: getattr(config, name) for name in _SHARED_FIELDS}, pooler_act="linear"))
+    native = ViTModel(ViTConfig(**{name: getattr(config, name) for name in SHARED_FIELDS}, pooler_act="linear"))
     native.load_state_dict(weights, strict=True)
     return native.to(dtype=encoder.dtype, device=encoder.device).eval()
 

@@ -91,7 +91,7 @@ class MIMTrainingArguments(TrainingArguments):
         else:
             by_rule = False
         if self.accelerator_config is None:
-            # Otherwise the first process reads and decodes a stream for all of them.
+            # Otherwise the first process would make the views of a stream for all of them.
             self.accelerator_config = {"dispatch_batches": False}
         super().__post_init__()
         if self.device.type == "cpu":
@@ -106,6 +106,15 @@ class MIMTrainingArguments(TrainingArguments):
             raise ValueError(f"grad_clip must be 'per_tensor' or 'global', got {self.grad_clip!r}")
         if not self.knn_k or min(self.knn_k) < 1:
             raise ValueError(f"knn_k must be numbers of neighbours of at least 1, got {self.knn_k}")
+        if self.knn_temperature <= 0:
+            raise ValueError(f"knn_temperature must be positive, got {self.knn_temperature}")
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns must stay False: the collator needs what it would remove")
+        if self.load_best_model_at_end:
+            raise ValueError(
+                "load_best_model_at_end would join the best student with the last teacher: use --save_strategy best "
+                "--metric_for_best_model knn_20_top1, and go on from that checkpoint with --model_name_or_path"
+            )
         if self.n_gpu > 1:
             raise ValueError(
                 f"one process sees {self.n_gpu} GPUs: start one process per GPU with `accelerate launch` or torchrun, "

@@ -23,6 +23,8 @@ class IBotTrainingArguments(MIMTrainingArguments):
         local_crop_size (`list[int]`, defaults to `[96]`): Their size in pixels, one number or height and width.
         local_crops_scale (`list[float]`, defaults to `[0.05, 0.25]`): Share of the image's area that they cover.
         color_augmentation (`bool`, defaults to `True`): Colour jitter, greyscale, blur and solarisation.
+        blur_augmentation (`bool`, defaults to `True`): The blur among them, whose radii of up to 2 pixels are made for
+            views of 224 pixels.
 
     > Parameters that control the masks (`loader.py`, `ImageFolderMask`)
 
@@ -41,7 +43,8 @@ class IBotTrainingArguments(MIMTrainingArguments):
         target (`"centering"` or `"sinkhorn"`, defaults to `"centering"`): How the teacher's logits become targets:
             centring and sharpening, or Sinkhorn–Knopp, which short runs need.
         sinkhorn_iterations (`int`, defaults to 3): Rounds of Sinkhorn–Knopp.
-        center_momentum, patch_center_momentum (`float`, default to 0.9): Momenta of the two centres.
+        center_momentum, patch_center_momentum (`float`, default to 0.9): Momenta of the two centres, which move once
+            per step of the optimiser. Sinkhorn–Knopp, in contrast, balances every accumulated batch by itself.
         warmup_teacher_temp (`float`, defaults to 0.04), teacher_temp (`float`, defaults to 0.07): Teacher temperature
             for the CLS token, at first and after its warm-up.
         warmup_teacher_patch_temp (`float`, defaults to 0.04), teacher_patch_temp (`float`, defaults to 0.07): The same
@@ -70,6 +73,9 @@ class IBotTrainingArguments(MIMTrainingArguments):
     )
     color_augmentation: bool = field(
         default=True, metadata={"help": "Colour jitter, greyscale, blur and solarisation."}
+    )
+    blur_augmentation: bool = field(
+        default=True, metadata={"help": "The blur among them, made for views of 224 pixels; off for small ones."}
     )
 
     pred_ratio: list[float] = field(

@@ -33,6 +33,7 @@ class CenteredTargets(nn.Module):
         self.cls_momentum, self.patch_momentum = cls_momentum, patch_momentum
         self.register_buffer("cls_center", torch.zeros(out_dim))
         self.register_buffer("patch_center", torch.zeros(patch_out_dim))
+        self._collected: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def forward(
         self, cls_logits: torch.Tensor, patch_logits: torch.Tensor, cls_temp: float, patch_temp: float
@@ -42,15 +43,24 @@ class CenteredTargets(nn.Module):
         target_patch = ((patch_logits - self.patch_center) / patch_temp).softmax(-1)
         return target_cls, target_patch
 
+    def collect(self, mean_cls_logit: torch.Tensor, mean_patch_logit: torch.Tensor):
+        """Note the mean logits `[K]` and `[P]` of one batch; a step of the optimiser may accumulate several."""
+        self._collected.append((mean_cls_logit, mean_patch_logit))
+
     @torch.no_grad()
-    def update(self, mean_cls_logit: torch.Tensor, mean_patch_logit: torch.Tensor):
-        """Move the centres towards the mean logits `[K]` and `[P]` of the step, averaged over all processes."""
-        for center, mean, momentum in (
-            (self.cls_center, mean_cls_logit, self.cls_momentum),
-            (self.patch_center, mean_patch_logit, self.patch_momentum),
+    def update(self):
+        """Move the centres towards the mean of what was collected since the last update, over all processes."""
+        if not self._collected:
+            return
+        for center, means, momentum in zip(
+            (self.cls_center, self.patch_center),
+            zip(*self._collected, strict=True),
+            (self.cls_momentum, self.patch_momentum),
+            strict=True,
         ):
-            mean = _all_reduce(mean.to(center.dtype, copy=True)) / _world_size()
+            mean = _all_reduce(torch.stack(means).mean(0)) / _world_size()
             center.mul_(momentum).add_(mean, alpha=1 - momentum)
+        self._collected = []
 
 
 @torch.no_grad()

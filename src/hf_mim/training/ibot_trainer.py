@@ -59,7 +59,7 @@ class IBotTrainer(MIMTrainer):
                     f"bottleneck and equal out_dim ({config.out_dim}) and patch_out_dim ({config.patch_out_dim}); "
                     f"otherwise set shared_head_teacher to {student.shared_head}"
                 )
-            # What is left of the original's loading order: the layer loaded last wins (SPEC, quirks 4 and 5).
+            # What is left of the original's loading order: the layer loaded last wins (`main_ibot.py`).
             for name in ("direction", "magnitude"):
                 cls_key, patch_key = f"head.last_layer.{name}", f"head.patch_last_layer.{name}"
                 if config.shared_head:
@@ -124,8 +124,11 @@ class IBotTrainer(MIMTrainer):
             patch_logits = head.project_patch(patches[inputs["mask_indices"]])
             target_cls, target_patch = self.targets(cls_logits, patch_logits, cls_temp, patch_temp)
             if self.model.training:
-                # The last layer is linear: the mean logit over all patches is the logit of the mean patch.
-                self.targets.update(cls_logits.mean(0), head.project_patch(patches.mean(0, keepdim=True))[0])
+                dtype = self.targets.cls_center.dtype
+                with torch.autocast(pixel_values.device.type, enabled=False):
+                    # The last layer is linear: the mean logit over all patches is the logit of the mean patch.
+                    mean_patch_logit = head.project_patch(patches.mean(0, keepdim=True, dtype=dtype))[0]
+                self.targets.collect(cls_logits.mean(0, dtype=dtype), mean_patch_logit)
 
         self.remember_features(tokens[:, 0])
         self._teacher_prototypes = cls_logits.argmax(-1).unflatten(0, (batch_size, num_globals))
@@ -155,6 +158,7 @@ class IBotTrainer(MIMTrainer):
 
     def before_optimizer_step(self):
         super().before_optimizer_step()
+        self.targets.update()
         if self.epoch_of(self.state.global_step) < self.args.freeze_last_layer:
             # Without a gradient the optimiser leaves a parameter alone: no update, no decay, no moments.
             for name, parameter in self.model.named_parameters():
@@ -176,8 +180,12 @@ class IBotTrainer(MIMTrainer):
 
     def load_target(self, source: str, **hub_options):
         super().load_target(source, **hub_options)
-        centers = load_file(cached_file(source, CENTERS_FILE, subfolder=TEACHER_FOLDER, **hub_options))
-        self.targets.load_state_dict(centers)
+        file = cached_file(
+            source, CENTERS_FILE, subfolder=TEACHER_FOLDER, _raise_exceptions_for_missing_entries=False, **hub_options
+        )
+        if file is None:
+            raise FileNotFoundError(f"{source}/{TEACHER_FOLDER} has no {CENTERS_FILE}, the centres of the targets")
+        self.targets.load_state_dict(load_file(file))
 
     def deployable_encoder(self) -> IBotModel:
         return self.teacher.ibot

@@ -1,32 +1,18 @@
 """The model to train: a new one, or one to continue from."""
 
-import difflib
-
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModel, ViTConfig
 from transformers.utils import logging
 
+from ..hub.export import SHARED_FIELDS
 from ..modeling.configuration_ibot import IBotConfig
 from ..modeling.modeling_ibot import IBotForPreTraining
 from .pretrain_arguments import ModelArguments
+from .recipe_parser import did_you_mean
 
 
 logger = logging.get_logger(__name__)
-
-# The fields that a native ViT and our encoder share.
-_VIT_FIELDS = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "layer_norm_eps",
-    "image_size",
-    "patch_size",
-    "num_channels",
-    "qkv_bias",
-)
 
 
 def parse_config_overrides(text: str | None, config_class: type = IBotConfig) -> dict:
@@ -43,8 +29,7 @@ def parse_config_overrides(text: str | None, config_class: type = IBotConfig) ->
             raise ValueError(f"config_overrides must be name=value,name=value, got {entry!r}")
         known = config_class.__dataclass_fields__
         if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"config_overrides: {config_class.__name__} has no {name!r}, did you mean {nearest!r}?")
+            raise ValueError(f"config_overrides: {config_class.__name__} has no {name!r}{did_you_mean(name, known)}")
         parsed = yaml.safe_load(value)
         if isinstance(parsed, str) and isinstance(known[name].default, float):
             parsed = float(parsed)  # YAML takes 1e-6 for text
@@ -74,29 +59,36 @@ def load_ibot_for_pretraining(args: ModelArguments) -> IBotForPreTraining:
         overrides["image_size"] = args.image_size[0] if len(args.image_size) == 1 else args.image_size
     if args.patch_size is not None:
         overrides["patch_size"] = args.patch_size
+    if overrides.get("use_mean_pooling"):
+        raise ValueError("use_mean_pooling is for evaluation: iBOT is trained with the CLS token")
     if args.model_name_or_path is None:
         return IBotForPreTraining._from_config(_new_config(**overrides), attn_implementation=args.attn_implementation)
 
     hub = args.hub_options
     config = AutoConfig.from_pretrained(args.model_name_or_path, **hub)
-    fixed = sorted(name for name in overrides if name in _VIT_FIELDS and overrides[name] != getattr(config, name))
+    fixed = sorted(name for name in overrides if name in SHARED_FIELDS and overrides[name] != getattr(config, name))
     if fixed:
         raise ValueError(f"{args.model_name_or_path} has weights for another {fixed[0]} than {overrides[fixed[0]]}")
     if isinstance(config, IBotConfig):
         config.update(overrides)
-        model, info = IBotForPreTraining.from_pretrained(
-            args.model_name_or_path,
-            config=config,
-            attn_implementation=args.attn_implementation,
-            output_loading_info=True,
-            **hub,
-        )
+        try:
+            model, info = IBotForPreTraining.from_pretrained(
+                args.model_name_or_path,
+                config=config,
+                attn_implementation=args.attn_implementation,
+                output_loading_info=True,
+                **hub,
+            )
+        except RuntimeError as error:
+            raise ValueError(
+                f"config_overrides do not fit the weights of {args.model_name_or_path}: {error}"
+            ) from error
         lost = [name for name in info["missing_keys"] if name.startswith("ibot.") and "mask_token" not in name]
         if lost:
             raise ValueError(f"{args.model_name_or_path} lacks {len(lost)} tensors of the encoder, such as {lost[0]}")
         return model.float()
     if isinstance(config, ViTConfig):
-        fields = {name: getattr(config, name) for name in _VIT_FIELDS}
+        fields = {name: getattr(config, name) for name in SHARED_FIELDS}
         model = IBotForPreTraining._from_config(
             _new_config(**fields | overrides), attn_implementation=args.attn_implementation
         )

@@ -76,7 +76,8 @@ def save_run(
 
     - at the root the deployable encoder as a native transformers model with its image processor,
     - `pretraining/`: the full model, its image processor and `teacher/`, from which training can go on,
-    - `metrics.json`, `curves.png`, `attention.png` and the card, `README.md`.
+    - `metrics.json`, `curves.png` (unless the run was too short to log anything), `attention.png` and the card,
+      `README.md`.
 
     Args:
         trainer (`MIMTrainer`): After training.
@@ -100,7 +101,10 @@ def save_run(
     (output / ".encoder").rmdir()
 
     facts = collect_metrics(trainer, metrics, data_args, model_args)
-    plot_curves(trainer.state.log_history, output / "curves.png")
+    history = trainer.state.log_history
+    facts["curves"] = any(name.startswith(("loss", "eval_knn")) for entry in history for name in entry)
+    if facts["curves"]:
+        plot_curves(history, output / "curves.png")
     images = [decode_image(image, encoder.config.num_channels) for image in example_images]
     plot_attention(encoder, images, processor, output / "attention.png")
     _write_text(output / "README.md", build_card(output.resolve().name, facts, trainer.args, encoder.config))

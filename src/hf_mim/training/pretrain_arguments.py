@@ -17,14 +17,18 @@ class ModelArguments:
     )
     config_overrides: str | None = field(
         default=None,
-        metadata={"help": "Configuration of a new model: hidden_size=384,num_attention_heads=6,norm_last_layer=false"},
+        metadata={
+            "help": "Configuration of a new model, such as hidden_size=384,num_attention_heads=6; added to that of "
+            "the recipe."
+        },
     )
     image_size: list[int] | None = field(
         default=None, metadata={"help": "Image size of a new model in pixels: one number, or height and width."}
     )
     patch_size: int | None = field(default=None, metadata={"help": "Patch size of a new model in pixels."})
     attn_implementation: str = field(
-        default="sdpa", metadata={"help": "Attention back end: sdpa, eager, flash_attention_2 or flex_attention."}
+        default="sdpa",
+        metadata={"help": "Attention back end: sdpa, eager, or flash_attention_2 with --bf16 on a GPU."},
     )
     cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
@@ -88,12 +92,14 @@ class DataArguments:
     )
 
     def __post_init__(self):
-        if (self.dataset_name is None) == (self.train_dir is None) and self.dataset_name not in (
-            "imagefolder",
-            "parquet",
-            "webdataset",
-        ):
-            raise ValueError("say what to train on: either --train_dir FOLDER or --dataset_name NAME")
+        if self.dataset_name in ("imagefolder", "parquet", "webdataset"):
+            if self.train_dir is None:
+                raise ValueError(f"--dataset_name {self.dataset_name} reads a folder: give --train_dir as well")
+        elif (self.dataset_name is None) == (self.train_dir is None):
+            raise ValueError(
+                "say what to train on, either --train_dir FOLDER or --dataset_name NAME; command line and recipe give "
+                f"train_dir {self.train_dir} and dataset_name {self.dataset_name}"
+            )
         if self.train_val_split is not None and not 0 < self.train_val_split < 1:
             raise ValueError(f"train_val_split must lie between 0 and 1, got {self.train_val_split}")
         for name in ("max_train_samples", "max_eval_samples", "max_bank_samples", "shuffle_buffer_size"):

@@ -42,7 +42,7 @@ def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{name}: no such recipe file")
     else:
         names = list_recipes()
-        raise ValueError(f"unknown recipe '{name}'{_did_you_mean(name, names)}; packaged recipes: {', '.join(names)}")
+        raise ValueError(f"unknown recipe '{name}'{did_you_mean(name, names)}; packaged recipes: {', '.join(names)}")
     try:
         recipe = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -86,7 +86,7 @@ def parse_recipe_args(dataclass_types: tuple[type, ...], argv: Sequence[str]) ->
             raise ValueError(f"unexpected argument '{unknown[0]}'; a recipe comes before all options")
         option = option.split("=")[0]
         name = option.removeprefix("--").replace("-", "_")
-        raise ValueError(f"unknown option '{option}'{_did_you_mean(name, parser.options, '--')}")
+        raise ValueError(f"unknown option '{option}'{did_you_mean(name, parser.options, '--')}")
     return parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
 
 
@@ -115,7 +115,7 @@ class _RecipeParser(HfArgumentParser):
         defaults = {}
         for name, value in recipe.items():
             if name not in self.options:
-                raise ValueError(f"recipe {source}: unknown option '{name}'{_did_you_mean(name, self.options)}")
+                raise ValueError(f"recipe {source}: unknown option '{name}'{did_you_mean(name, self.options)}")
             declared = self.options[name]
             try:
                 defaults[name] = _typed(value, declared)
@@ -166,6 +166,6 @@ def _typed(value: Any, hint: Any) -> Any:
     raise TypeError(f"{value!r} is no {hint}")
 
 
-def _did_you_mean(name: str, names: Iterable[str], prefix: str = "") -> str:
+def did_you_mean(name: str, names: Iterable[str], prefix: str = "") -> str:
     nearest = difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)
     return f", did you mean '{prefix}{nearest[0]}'?" if nearest else ""

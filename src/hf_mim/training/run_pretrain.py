@@ -10,7 +10,7 @@ import sys
 import datasets
 import numpy as np
 import transformers
-from transformers import set_seed
+from transformers import AutoImageProcessor, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
@@ -28,7 +28,7 @@ from .ibot_trainer import IBotTrainer
 from .loading import load_ibot_for_pretraining
 from .outputs import is_finished, save_run, summary
 from .pretrain_arguments import DataArguments, ModelArguments
-from .recipe_parser import parse_recipe_args
+from .recipe_parser import load_recipe, parse_recipe_args
 
 
 logger = logging.getLogger(__name__)
@@ -59,8 +59,9 @@ def load_data(args: DataArguments, model_args: ModelArguments, seed: int):
     if args.streaming:
         if args.eval_split or args.validation_dir or args.train_val_split:
             logger.warning("a stream has no bank of neighbours to look among: there is no k-NN evaluation")
-        train = train.shuffle(seed=seed, buffer_size=args.shuffle_buffer_size)
-        return (train.take(args.max_train_samples) if args.max_train_samples else train), None, None
+        if args.max_train_samples is not None:
+            train = train.take(args.max_train_samples)
+        return train.shuffle(seed=seed, buffer_size=args.shuffle_buffer_size), None, None
 
     queries = None
     if args.validation_dir is not None:
@@ -77,6 +78,9 @@ def load_data(args: DataArguments, model_args: ModelArguments, seed: int):
     for name, dataset in (("training", train), ("evaluation", queries)):
         if "label" not in dataset.column_names:
             raise ValueError(f"the {name} images have no labels, which the k-NN evaluation needs; leave out the split")
+    classes, other = (getattr(dataset.features["label"], "names", None) for dataset in (train, queries))
+    if classes != other:
+        raise ValueError(f"the evaluation images have other classes than the training images: {other} and {classes}")
     if args.max_eval_samples is not None and args.max_eval_samples < len(queries):
         queries = queries.shuffle(seed=seed).select(range(args.max_eval_samples))
     bank = train
@@ -85,13 +89,26 @@ def load_data(args: DataArguments, model_args: ModelArguments, seed: int):
     return train, bank, queries
 
 
-def build_image_processor(args: DataArguments, config: IBotConfig) -> IBotImageProcessorPil:
-    """The transform for evaluation and inference: resize, central crop, normalisation."""
+def build_image_processor(
+    args: DataArguments, model_args: ModelArguments, config: IBotConfig
+) -> IBotImageProcessorPil:
+    """
+    The transform for evaluation and inference: resize, central crop, normalisation.
+
+    Mean and standard deviation are those of the options, else those that the weights were trained with, else those of
+    ImageNet for RGB and 0.5 otherwise.
+    """
     height, width = (side * config.patch_size for side in config.grid_size)
     channels = config.num_channels
     imagenet = channels == 3
-    mean = args.image_mean or (IMAGENET_DEFAULT_MEAN if imagenet else [0.5] * channels)
-    std = args.image_std or (IMAGENET_DEFAULT_STD if imagenet else [0.5] * channels)
+    mean, std = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD) if imagenet else ([0.5] * channels, [0.5] * channels)
+    if model_args.model_name_or_path is not None:
+        try:
+            before = AutoImageProcessor.from_pretrained(model_args.model_name_or_path, **model_args.hub_options)
+            mean, std = before.image_mean, before.image_std
+        except OSError:
+            logger.warning(f"{model_args.model_name_or_path} has no image processor: check --image_mean, --image_std")
+    mean, std = args.image_mean or mean, args.image_std or std
     for name, values in (("image_mean", mean), ("image_std", std)):
         if len(values) != channels:
             raise ValueError(f"{name} must have one number for each of the {channels} channels, got {len(values)}")
@@ -106,28 +123,57 @@ def build_image_processor(args: DataArguments, config: IBotConfig) -> IBotImageP
 
 def build_views(args: IBotTrainingArguments, config: IBotConfig) -> tuple[MultiCropViews, MaskGenerator]:
     """Multi-crop views and masks; raises `ValueError` when a size is not a multiple of the patch size."""
-    image_size = [side * config.patch_size for side in config.grid_size]
-    sizes = {}
-    for name, given in (("global_crop_size", args.global_crop_size or image_size), ("local_crop_size", None)):
-        size = given or args.local_crop_size
-        if len(size) not in (1, 2):
-            raise ValueError(f"{name} must be one number, or height and width, got {size}")
-        sizes[name] = (size[0], size[-1])
-        if any(side % config.patch_size for side in sizes[name]) and (
-            name == "global_crop_size" or args.local_crops_number
-        ):
-            raise ValueError(f"{name} {size} must be a multiple of the patch size {config.patch_size}")
+    patch_size = config.patch_size
+    image_size = [side * patch_size for side in config.grid_size]
+    global_size = _crop_size("global_crop_size", args.global_crop_size or image_size, patch_size)
+    local_size = (patch_size, patch_size)
+    if args.local_crops_number:
+        local_size = _crop_size("local_crop_size", args.local_crop_size, patch_size)
     views = MultiCropViews(
         global_crops_number=args.global_crops_number,
+        global_crop_size=global_size,
         global_crops_scale=tuple(args.global_crops_scale),
         local_crops_number=args.local_crops_number,
+        local_crop_size=local_size,
         local_crops_scale=tuple(args.local_crops_scale),
         color=args.color_augmentation,
-        **sizes,
+        blur=args.blur_augmentation,
     )
-    grid = tuple(side // config.patch_size for side in sizes["global_crop_size"])
+    grid = (global_size[0] // patch_size, global_size[1] // patch_size)
     masks = MaskGenerator(grid, args.pred_ratio, args.pred_ratio_var, args.pred_shape, args.pred_start_epoch)
     return views, masks
+
+
+def _crop_size(name: str, size: list[int], patch_size: int) -> tuple[int, int]:
+    if len(size) not in (1, 2):
+        raise ValueError(f"{name} must be one number, or height and width, got {size}")
+    if any(side < patch_size or side % patch_size for side in size):
+        raise ValueError(f"{name} {size} must be a multiple of the patch size {patch_size}")
+    return size[0], size[-1]
+
+
+def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, IBotTrainingArguments]:
+    """
+    The options of a run. `config_overrides` of the command line are added to those of the recipe, name by name.
+
+    Raises:
+        ValueError, FileNotFoundError: For unknown or contradictory options.
+    """
+    model_args, data_args, args = parse_recipe_args((ModelArguments, DataArguments, IBotTrainingArguments), argv)
+    if argv and not argv[0].startswith("-"):
+        recipe = load_recipe(argv[0]).get("config_overrides")
+        if recipe and model_args.config_overrides != recipe:
+            model_args.config_overrides = ",".join(filter(None, (recipe, model_args.config_overrides)))
+    if model_args.model_type != "ibot":
+        raise ValueError(f"model_type must be 'ibot', got {model_args.model_type!r}")
+    if args.push_to_hub:
+        raise ValueError(
+            "push_to_hub would upload the checkpoints and not the result: upload output_dir after the run, with "
+            "`hf upload NAME OUTPUT_DIR`"
+        )
+    if data_args.streaming and args.pred_start_epoch:
+        raise ValueError("a stream has no epochs to count to: pred_start_epoch must be 0 with --streaming")
+    return model_args, data_args, args
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -140,9 +186,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     Raises:
         ValueError, FileNotFoundError: For options and data that do not fit together, before any training.
     """
-    model_args, data_args, args = parse_recipe_args(
-        (ModelArguments, DataArguments, IBotTrainingArguments), sys.argv[1:] if argv is None else argv
-    )
+    model_args, data_args, args = parse_arguments(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO if args.should_log else logging.WARNING, format="%(message)s")
     # One line per HTTP request or cache lookup would bury what matters.
     for name in ("httpx", "httpx2", "fsspec", "matplotlib", "datasets"):
@@ -151,9 +195,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     # The bars of single files being read and written; the one of the training stays.
     transformers.utils.logging.disable_progress_bar()
     datasets.utils.logging.set_verbosity_warning()
-    if model_args.model_type != "ibot":
-        raise ValueError(f"model_type must be 'ibot', got {model_args.model_type!r}")
-    if is_finished(args.output_dir):
+    if args.do_train and is_finished(args.output_dir):
         print(summary(args.output_dir))
         print(
             f"This run is finished. For another one, choose another --output_dir or remove {args.output_dir}; to go "
@@ -164,8 +206,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     set_seed(args.seed)
     model = load_ibot_for_pretraining(model_args)
     views, masks = build_views(args, model.config)
-    processor = build_image_processor(data_args, model.config)
+    processor = build_image_processor(data_args, model_args, model.config)
     train, bank, queries = load_data(data_args, model_args, args.seed)
+    if queries is None and not args.do_train:
+        raise ValueError("an evaluation needs labelled images: --eval_split, --validation_dir or --train_val_split")
     if queries is None and (args.eval_strategy != "no" or args.eval_on_start):
         logger.warning("no labelled split (--eval_split, --validation_dir or --train_val_split): k-NN is left out")
         args.eval_strategy, args.eval_on_start = "no", False
@@ -207,6 +251,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         trainer.save_state()
     metrics = {} if queries is None else _latest_evaluation(trainer) or trainer.evaluate()
     if not args.do_train:
+        print("\n".join(f"{name}: {value:.2f}" for name, value in metrics.items()))
         return metrics
     examples = queries if queries is not None else train
     metrics = result.metrics | metrics | baselines

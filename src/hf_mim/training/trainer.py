@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from accelerate.utils import gather_object
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -82,6 +81,8 @@ class MIMTrainer(Trainer, ABC):
     def __init__(self, model: PreTrainedModel, args: MIMTrainingArguments, bank_dataset=None, **kwargs):
         super().__init__(model=model, args=args, **kwargs)
         self.model_accepts_loss_kwargs = False
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError("the target network is not sharded: FSDP and DeepSpeed are not supported, use DDP")
         if args.eval_strategy != "no" and bank_dataset is None:
             raise ValueError("an evaluation while training is k-NN: it needs bank_dataset beside eval_dataset")
         self.bank_dataset = bank_dataset
@@ -90,6 +91,7 @@ class MIMTrainer(Trainer, ABC):
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = {}
         self._features: list[torch.Tensor] = []
+        self._feature_rows = max(MAX_FEATURE_ROWS // args.world_size, 1)
         # An average in half precision does not move: 1 + 0.004·0.1 is 1 in bfloat16.
         dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
         self.teacher = self.build_target().to(args.device, dtype).requires_grad_(False)
@@ -117,10 +119,15 @@ class MIMTrainer(Trainer, ABC):
 
     def load_target(self, source: str, **hub_options):
         """Restore what `save_target` wrote, from the sub-folder `teacher` of `source`, a folder or a Hub id."""
-        teacher = type(self.teacher).from_pretrained(
-            source, subfolder=TEACHER_FOLDER, dtype=self.teacher.dtype, **hub_options
+        teacher, info = type(self.teacher).from_pretrained(
+            source, subfolder=TEACHER_FOLDER, dtype=self.teacher.dtype, output_loading_info=True, **hub_options
         )
-        self.teacher.load_state_dict(teacher.state_dict())
+        if info["missing_keys"]:
+            raise ValueError(f"{source}/{TEACHER_FOLDER} lacks {sorted(info['missing_keys'])[:3]}")
+        try:
+            self.teacher.load_state_dict(teacher.state_dict())
+        except RuntimeError as error:
+            raise ValueError(f"{source}/{TEACHER_FOLDER} is of another model: {error}") from error
 
     def continue_target(self, source: str, **hub_options):
         """Start from the target network beside the model at `source`, a folder or a Hub id, if there is one."""
@@ -166,6 +173,8 @@ class MIMTrainer(Trainer, ABC):
         # Resumed from its last checkpoint, Trainer would take one step too many.
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(**kwargs)
+        else:
+            self.control.should_training_stop = True
 
     def check_schedules(self):
         """Raise `ValueError` when a schedule is longer than the run."""
@@ -178,7 +187,7 @@ class MIMTrainer(Trainer, ABC):
     @property
     def warmup_steps(self) -> int:
         """Steps of the learning rate's warm-up."""
-        if self.args.warmup_steps > 0:
+        if self.args.warmup_steps > 0 or self.args.lr_scheduler_type != "cosine":
             return self.args.get_warmup_steps(self.num_steps)
         return int(self.args.warmup_epochs * self.steps_per_epoch)
 
@@ -255,7 +264,7 @@ class MIMTrainer(Trainer, ABC):
     def remember_features(self, features: torch.Tensor):
         """Keep features `[n, D]` for the feature statistics of the next log."""
         self._features.append(features.detach().float())
-        if sum(map(len, self._features)) - len(self._features[0]) >= MAX_FEATURE_ROWS:
+        if sum(map(len, self._features)) - len(self._features[0]) >= self._feature_rows:
             del self._features[0]
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
@@ -270,8 +279,16 @@ class MIMTrainer(Trainer, ABC):
             means = torch.stack([self._sums[name] / self._counts[name] for name in self._sums])
             means = self.accelerator.reduce(means, "mean").tolist()
             logs.update(zip(self._sums, means, strict=True))
+            if not all(math.isfinite(value) for value in means):
+                raise FloatingPointError(
+                    f"not finite at or before step {self.state.global_step}: "
+                    + ", ".join(f"{name} {value:.4g}" for name, value in logs.items())
+                    + "; lower the learning rate or lengthen its warm-up, and prefer bf16 or fp32 to fp16"
+                )
         if self._features:
-            features = self.accelerator.gather(torch.cat(self._features)[-MAX_FEATURE_ROWS:].contiguous())
+            features = torch.cat(self._features)[-self._feature_rows :].contiguous()
+            # On the CPU, where there is float64 in any case.
+            features = self.accelerator.gather(features).cpu()
             logs |= {"feature_std": float(feature_std(features)), "rankme": float(rankme(features))}
         self._sums, self._counts, self._features = {}, {}, []
         return logs | self.schedule_values(max(self.state.global_step - 1, 0))
@@ -280,7 +297,7 @@ class MIMTrainer(Trainer, ABC):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """
-        k-NN accuracy in percent of the deployable encoder (SPEC section 9): `eval_dataset` against `bank_dataset`.
+        k-NN accuracy in percent of the deployable encoder: `eval_dataset` against `bank_dataset`.
 
         Raises:
             ValueError: If one of the two data sets is missing.
@@ -299,18 +316,19 @@ class MIMTrainer(Trainer, ABC):
         """Features and labels of the whole data set, of which each process encodes a part."""
         world_size = self.args.world_size
         part = dataset.shard(world_size, self.args.process_index) if world_size > 1 else dataset
-        features, labels = extract_features(
-            self.deployable_encoder(),
-            part,
-            self.processing_class,
-            batch_size=self.args.per_device_eval_batch_size,
-            num_workers=self.args.dataloader_num_workers,
-            device=self.args.device,
-            progress=self.is_world_process_zero() and not self.args.disable_tqdm,
-        )
+        with self.accelerator.autocast():
+            features, labels = extract_features(
+                self.deployable_encoder(),
+                part,
+                self.processing_class,
+                batch_size=self.args.per_device_eval_batch_size,
+                num_workers=self.args.dataloader_num_workers,
+                device=self.args.device,
+                progress=self.is_world_process_zero() and not self.args.disable_tqdm,
+            )
         if world_size > 1:
             features, labels = map(torch.cat, zip(*gather_object([(features, labels)]), strict=True))
-        return features, labels
+        return features.to(self.args.device), labels.to(self.args.device)
 
     # Checkpoints
 
@@ -319,14 +337,25 @@ class MIMTrainer(Trainer, ABC):
         if self.args.should_save:
             self.save_target(os.path.join(output_dir, TEACHER_FOLDER))
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None):
+        # What is missing here Trainer would replace by a fresh start, without a word.
+        random_state = "rng_state.pth" if self.args.world_size == 1 else f"rng_state_{self.args.process_index}.pth"
+        for name in ("optimizer.pt", "scheduler.pt", random_state, TEACHER_FOLDER):
+            if not os.path.exists(os.path.join(resume_from_checkpoint, name)):
+                raise FileNotFoundError(
+                    f"{resume_from_checkpoint} has no {name}, so it cannot be resumed from (was it saved with "
+                    "--save_only_model, or by another number of processes?): remove it, or pass it as "
+                    "--model_name_or_path to another --output_dir"
+                )
+        try:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        except RuntimeError as error:
+            raise ValueError(f"{resume_from_checkpoint} is of another model: {error}") from error
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            if not os.path.isdir(os.path.join(checkpoint, TEACHER_FOLDER)):
-                raise FileNotFoundError(f"{checkpoint} has no folder {TEACHER_FOLDER}/: it cannot be resumed from")
             self.load_target(checkpoint)
-            if dist.is_available() and dist.is_initialized():
-                dist.barrier()
 
     def _issue_warnings_after_load(self, load_result):
         # Trainer only warns here, and would go on with random weights.
