@@ -11,7 +11,7 @@ from hf_mim.modeling.head_ibot import IBotHead
 from hf_mim.modeling.loss_ibot import cls_loss, patch_loss
 
 from ..conftest import GOLDEN
-from .ibot_keys import backbone_state_dict, head_state_dict
+from .ibot_keys import backbone_state_dict, head_state_dict, pretraining_state_dict
 
 
 SIZES = ["48x48", "24x24", "40x64", "56x24", "32x40", "16x64"]
@@ -226,9 +226,15 @@ def test_initialisation_statistics():
         assert std == pytest.approx(expected["std"], rel=0.02 + 8 / math.sqrt(2 * count), abs=1e-12)
 
 
-def test_parameter_count_of_vit_small(ibot_golden):
-    """21,666,048 parameters in the backbone and 7,614,720 in the shared 8192-way head (SPEC sections 1.1 and 2)."""
+def test_every_tensor_of_a_vit_small_checkpoint_has_its_place():
+    """Names, shapes and parameter counts of the authors' ViT-S/16 with its shared 8192-way head."""
+    listing = json.loads((GOLDEN / "ibot" / "keys_vit_small.json").read_text())
     with torch.device("meta"):
         model = IBotForPreTraining(IBotConfig(hidden_size=384, num_attention_heads=6, norm_last_layer=False))
-    assert sum(p.numel() for p in model.ibot.parameters()) == 21_666_048
-    assert sum(p.numel() for p in model.head.parameters()) == 7_614_720
+        official = {key: torch.empty(shape) for key, shape in listing["student"].items()}
+        converted = pretraining_state_dict(official, shared=True)
+    ours = model.state_dict()
+    assert {key: tensor.shape for key, tensor in converted.items()} == {key: t.shape for key, t in ours.items()}
+    counts = listing["parameter_counts"]
+    assert sum(p.numel() for p in model.ibot.parameters()) == counts["backbone_student"] == 21_666_048
+    assert sum(p.numel() for p in model.head.parameters()) == counts["head_student"] == 7_614_720
