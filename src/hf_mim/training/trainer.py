@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
-from transformers.utils import cached_file, logging
+from transformers.utils import cached_file
 
 from ..data.color import color_views
 from ..evaluation.features import extract_features
@@ -28,8 +28,6 @@ from .callbacks import MIMProgressCallback
 from .gradients import clip_gradients_per_tensor, decayed_parameter_names
 from .schedules import cosine_schedule
 
-
-logger = logging.get_logger(__name__)
 
 TEACHER_FOLDER = "teacher"
 # Rows kept for the feature statistics of the logs; more would cost time in the singular value decomposition.
