@@ -228,6 +228,8 @@ class MIMTrainer(Trainer, ABC):
         inputs = super()._prepare_inputs(inputs)
         parameters = inputs.pop("color_parameters", None)
         if parameters is not None:
+            if self.processing_class is None:
+                raise ValueError("raw views need processing_class, the image processor, for its mean and deviation")
             # Views arrive as bytes, a quarter of the size, and get their colours where the model is.
             num_globals = inputs["pixel_values"].shape[1]
             parts = {"pixel_values": parameters[:, :num_globals], "local_pixel_values": parameters[:, num_globals:]}
