@@ -304,9 +304,11 @@ def test_accumulated_batches_equal_one_batch(pictures, tmp_path):
         torch.testing.assert_close(centers[1][name], value, rtol=1e-4, atol=1e-6)
 
 
-def test_a_run_too_short_to_log_anything(pictures, tmp_path):
+def test_a_run_too_short_to_log_anything(pictures, tmp_path, capsys):
     pretrain("--train_dir", pictures, "--max_steps", 2, "--logging_steps", 10, *SHORT, output=tmp_path)
     assert not (tmp_path / "curves.png").exists() and "curves.png" not in (tmp_path / "README.md").read_text()
+    printed = capsys.readouterr().out
+    assert "attention.png" in printed and "curves.png" not in printed
     assert json.loads((tmp_path / "metrics.json").read_text())["steps"] == 2
 
 

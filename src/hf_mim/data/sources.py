@@ -101,6 +101,13 @@ def load_image_dataset(
     return dataset.map(partial(_fetch, token=token), features=dataset.features) if streaming else dataset
 
 
+def random_subset(dataset: Dataset, count: int | None, seed: int = 0) -> Dataset:
+    """`count` rows drawn by `seed`, or all when there are no more; not the first ones: folders go class by class."""
+    if count is None or count >= len(dataset):
+        return dataset
+    return dataset.shuffle(seed=seed).select(range(count))
+
+
 # --------------------------------------------------------------------------- files and folders
 
 

@@ -10,7 +10,7 @@ import datasets
 import torch
 from transformers import AutoImageProcessor, AutoModel, BaseImageProcessor, PreTrainedModel
 
-from ..data.sources import load_image_dataset
+from ..data.sources import load_image_dataset, random_subset
 from .features import POOLINGS, extract_features
 from .knn import knn_accuracy
 
@@ -181,10 +181,7 @@ def _load_split(
             f"{dataset}: the split {split} has no labels, which k-NN needs; sort the images into one folder per class "
             "or set label_column_name"
         )
-    if max_samples is None or max_samples >= len(loaded):
-        return loaded
-    # not the first ones: folders are read class by class
-    return loaded.shuffle(seed=0).select(range(max_samples))
+    return random_subset(loaded, max_samples)
 
 
 def _class_names(dataset: datasets.Dataset) -> list[str] | None:

@@ -168,10 +168,10 @@ class IBotTrainer(MIMTrainer):
     @torch.no_grad()
     def update_target(self):
         student = dict(self.accelerator.unwrap_model(self.model).named_parameters())
-        names = [name for name, _ in self.teacher.named_parameters() if name in student]
-        teacher = dict(self.teacher.named_parameters())
-        weight = 1 - self.momentum_at(self.state.global_step)
-        torch._foreach_lerp_([teacher[n] for n in names], [student[n] for n in names], weight)
+        # Only what both have: with a separate last layer on one side, that layer stays behind.
+        pairs = [(average, student[name]) for name, average in self.teacher.named_parameters() if name in student]
+        averages, current = map(list, zip(*pairs, strict=True))
+        torch._foreach_lerp_(averages, current, 1 - self.momentum_at(self.state.global_step))
 
     def save_target(self, folder: str):
         super().save_target(folder)

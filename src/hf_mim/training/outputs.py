@@ -130,8 +130,9 @@ def summary(output_dir: str) -> str:
         ]
         lines += [f"  {label:<24}{value:5.1f} %" for label, value in rows.items() if value is not None]
         lines.append("")
+    beside = "card, curves.png and attention.png" if facts["curves"] else "card and attention.png"
     lines += [
-        f"Encoder, card, curves.png and attention.png are in {output_dir}. Three lines load it, without hf_mim:",
+        f"Encoder, {beside} are in {output_dir}. Three lines load it, without hf_mim:",
         "  from transformers import AutoImageProcessor, AutoModel",
         f'  processor = AutoImageProcessor.from_pretrained("{output_dir}")',
         f'  model = AutoModel.from_pretrained("{output_dir}")',

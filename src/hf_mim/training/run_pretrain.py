@@ -17,7 +17,7 @@ from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT
 from ..data.collator_ibot import IBotCollator
 from ..data.datasets import StreamedViewsDataset, ViewsDataset
 from ..data.masking import MaskGenerator
-from ..data.sources import load_image_dataset
+from ..data.sources import load_image_dataset, random_subset
 from ..data.views import MultiCropViews
 from ..evaluation.features import raw_pixel_features
 from ..evaluation.knn import knn_accuracy
@@ -71,8 +71,7 @@ def load_data(args: DataArguments, model_args: ModelArguments, seed: int):
     elif args.train_val_split is not None:
         parts = train.train_test_split(args.train_val_split, seed=seed)
         train, queries = parts["train"], parts["test"]
-    if args.max_train_samples is not None and args.max_train_samples < len(train):
-        train = train.shuffle(seed=seed).select(range(args.max_train_samples))
+    train = random_subset(train, args.max_train_samples, seed)
     if queries is None:
         return train, None, None
     for name, dataset in (("training", train), ("evaluation", queries)):
@@ -81,12 +80,8 @@ def load_data(args: DataArguments, model_args: ModelArguments, seed: int):
     classes, other = (getattr(dataset.features["label"], "names", None) for dataset in (train, queries))
     if classes != other:
         raise ValueError(f"the evaluation images have other classes than the training images: {other} and {classes}")
-    if args.max_eval_samples is not None and args.max_eval_samples < len(queries):
-        queries = queries.shuffle(seed=seed).select(range(args.max_eval_samples))
-    bank = train
-    if args.max_bank_samples < len(bank):
-        bank = bank.shuffle(seed=seed).select(range(args.max_bank_samples))
-    return train, bank, queries
+    bank = random_subset(train, args.max_bank_samples, seed)
+    return train, bank, random_subset(queries, args.max_eval_samples, seed)
 
 
 def build_image_processor(
