@@ -1,11 +1,12 @@
 """The training curves of a run, from the Trainer's log."""
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from matplotlib.figure import Figure
+
+from ..data.files import replaced_file
 
 
 # title of the panel, and which keys of the log belong to it
@@ -68,12 +69,9 @@ def plot_curves(log_history: list[dict], path: str | Path) -> Figure:
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write the figure under a temporary name beside `path`, then rename; the suffix tells the format."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
-    figure.savefig(temporary, dpi=120)
-    os.replace(temporary, path)
+    """Write the figure, whole or not at all; the suffix tells the format."""
+    with replaced_file(path) as temporary:
+        figure.savefig(temporary, dpi=120)
 
 
 def _by_number(key: str) -> list[tuple[int, str]]:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import datasets
 import torch
 from transformers import AutoImageProcessor, AutoModel, BaseImageProcessor, PreTrainedModel
 
+from ..data.files import replaced_file
 from ..data.sources import load_image_dataset, random_subset
 from .features import POOLINGS, extract_features
 from .knn import knn_accuracy
@@ -101,7 +101,8 @@ def evaluate_knn(
     }
     result = {**accuracies, "settings": settings}
     if output_file is not None:
-        _write_json(result, Path(output_file))
+        with replaced_file(output_file) as file:
+            file.write_text(json.dumps(result, indent=2) + "\n")
     return result
 
 
@@ -187,10 +188,3 @@ def _load_split(
 def _class_names(dataset: datasets.Dataset) -> list[str] | None:
     label = dataset.features["label"]
     return label.names if isinstance(label, datasets.ClassLabel) else None
-
-
-def _write_json(content: dict, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)

@@ -2,13 +2,11 @@
 
 import json
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from ..analysis.attention import plot_attention
 from ..analysis.curves import plot_curves
+from ..data.files import replaced_file, replaced_folder
 from ..data.images import decode_image
 from ..hub.card import build_card
 from ..hub.export import export_native, native_image_processor
@@ -17,26 +15,6 @@ from .trainer import TEACHER_FOLDER, MIMTrainer
 
 
 METRICS_FILE = "metrics.json"
-
-
-@contextmanager
-def _replaced_folder(path: Path) -> Iterator[Path]:
-    """A new folder that takes the place of `path` when the block ends without an exception."""
-    temporary, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    yield temporary
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():
-        os.replace(path, old)
-    os.replace(temporary, path)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _write_text(path: Path, text: str):
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def is_finished(output_dir: str) -> bool:
@@ -89,11 +67,11 @@ def save_run(
         return
     output = Path(trainer.args.output_dir)
     processor, encoder = trainer.processing_class, trainer.deployable_encoder()
-    with _replaced_folder(output / "pretraining") as folder:
+    with replaced_folder(output / "pretraining") as folder:
         trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)
         processor.save_pretrained(folder)
         trainer.save_target(str(folder / TEACHER_FOLDER))
-    with _replaced_folder(output / ".encoder") as folder:
+    with replaced_folder(output / ".encoder") as folder:
         export_native(encoder).save_pretrained(folder)
         native_image_processor(processor).save_pretrained(folder)
     for file in (output / ".encoder").iterdir():
@@ -107,8 +85,10 @@ def save_run(
         plot_curves(history, output / "curves.png")
     images = [decode_image(image, encoder.config.num_channels) for image in example_images]
     plot_attention(encoder, images, processor, output / "attention.png")
-    _write_text(output / "README.md", build_card(output.resolve().name, facts, trainer.args, encoder.config))
-    _write_text(output / METRICS_FILE, json.dumps(facts, indent=2) + "\n")
+    with replaced_file(output / "README.md") as file:
+        file.write_text(build_card(output.resolve().name, facts, trainer.args, encoder.config), encoding="utf-8")
+    with replaced_file(output / METRICS_FILE) as file:
+        file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def summary(output_dir: str) -> str:
