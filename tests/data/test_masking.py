@@ -1,5 +1,6 @@
 """Masks against the statistics of the original generator, and against its algorithm written as a plain loop."""
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -120,13 +121,36 @@ def test_place_and_texture_are_the_originals(setting_and_masks):
             assert abs(run - setting[key]) <= 5 * deviation * math.sqrt(1 / DRAWS + 1 / setting["draws"])
 
 
-@pytest.mark.parametrize("grid", [(14, 14), (7, 7), (3, 3), (13, 5), (2, 9), (1, 6), (28, 20)])
+@pytest.mark.parametrize("grid", [(14, 14), (7, 7), (3, 3), (13, 5), (2, 9), (1, 6), (28, 20), (9, 64), (9, 65)])
 @pytest.mark.parametrize("ratio", [0.05, 0.3, 0.75])
 def test_block_masks_equal_a_plain_loop(grid, ratio):
     seeds = mask_seeds(3, 1, np.arange(12), 2).ravel()
     masks = MaskGenerator(grid, ratio, 0.0)(seeds, 0)
     expected = [plain_block_mask(seed, *grid, ratio * grid[0] * grid[1]) for seed in seeds]
     np.testing.assert_array_equal(masks, expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "digest"),
+    [
+        (((14, 14),), "4caeea5a6cff7e09"),
+        (((14, 14), 0.7, 0.1), "437eecea8ea87ac9"),
+        (((7, 7), 0.5, 0.5), "bb36bd6ae4a070e2"),
+        (((13, 5), 0.5, 0.3), "6f0a8ae1bc43995d"),
+        (((2, 9), 0.3, 0.3), "69457cf1a027bd61"),
+        (((48, 48), 0.6, 0.3), "9e36743000d859d6"),
+        (((9, 64), (0.2, 0.4), 0.2), "cedc3066356d8082"),
+        (((9, 65), (0.2, 0.4), 0.2), "727057a1dcabf57e"),
+        (((24, 130), 0.4, 0.3), "10054d48b0147811"),
+        (((14, 14), (0, 0.3), (0, 0.2), "rand"), "0555eb7d8843604b"),
+        (((5, 70), 0.5, 0.5, "rand"), "6ab23c28fe2e56cd"),
+    ],
+)
+def test_the_masks_of_a_seed_never_change(arguments, digest):
+    # SHA-256 of the masks of 3 epochs x 200 samples x 2 views, drawn with the first version of the generator.
+    generator = MaskGenerator(*arguments)
+    packed = [np.packbits(generator(mask_seeds(11, epoch, np.arange(200), 2).ravel(), 0)) for epoch in range(3)]
+    assert hashlib.sha256(np.concatenate(packed).tobytes()).hexdigest()[:16] == digest
 
 
 grids = st.one_of(
@@ -223,6 +247,9 @@ def test_seeds_tell_every_argument_apart():
     assert tables[0].shape == (100, 12) and tables[0].dtype == np.uint64
     assert len(np.unique(tables)) == 4 * 4 * 100 * 12
     np.testing.assert_array_equal(mask_seeds(1, 2, np.array([70, 3]), 4), mask_seeds(1, 2, np.arange(100), 4)[[70, 3]])
+    epochs, indices = np.array([5, 0, 7]), np.array([2, 2, 90])
+    one_by_one = [mask_seeds(1, epoch, np.array([index]), 3)[0] for epoch, index in zip(epochs, indices, strict=True)]
+    np.testing.assert_array_equal(mask_seeds(1, epochs, indices, 3), one_by_one)
     # Neighbouring arguments change about half of the 64 bits.
     flips = np.bitwise_count(tables[0][:-1] ^ tables[0][1:])
     assert abs(flips.mean() - 32) < 1

@@ -29,8 +29,9 @@ class IBotCollator:
         pixel_values = torch.stack([sample["global_views"] for sample in samples])
         batch_size, num_globals = pixel_values.shape[:2]
         # Where a stream begins again, a batch holds samples of two epochs.
-        seeds = [mask_seeds(self.seed, s["epoch"], np.array([s["index"]]), num_globals) for s in samples]
-        masks = torch.from_numpy(self.mask_generator(np.concatenate(seeds).ravel(), samples[0]["epoch"]))
+        epochs, indices = (np.array([sample[key] for sample in samples]) for key in ("epoch", "index"))
+        seeds = mask_seeds(self.seed, epochs, indices, num_globals)
+        masks = torch.from_numpy(self.mask_generator(seeds.ravel(), samples[0]["epoch"]))
         masks = masks.flatten(1).unflatten(0, (batch_size, num_globals))
         batch = {
             "pixel_values": pixel_values,

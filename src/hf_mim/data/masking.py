@@ -2,6 +2,9 @@
 
 A mask is a function of one 64-bit seed. Every random number is a hash of (seed, counter), so a mask does not depend on
 which other masks are drawn with it, on the worker that draws it, or on how often a generator was used before.
+
+Blocks are placed on all masks of a batch side by side. While that goes on a grid is held as bits: a word of 64 bits
+holds as many whole rows as fit into it or, of a grid wider than that, 64 columns of one row.
 """
 
 from collections.abc import Sequence
@@ -10,11 +13,14 @@ from typing import Literal
 import numpy as np
 
 
-ASPECT_RATIO_RANGE = (0.3, 1 / 0.3)
+LOG_ASPECT_RATIO_RANGE = np.log((0.3, 1 / 0.3))
 TRIES_PER_BLOCK = 10
+# Most blocks fit at once: large batches take a first look at so many tries only.
+FIRST_TRIES, LARGE_BATCH = 2, 64
 
 # A mask's counters: two to choose its ratio, then either four for each try of each block, or one for each cell.
 ENTRY, RATIO, FIRST_FREE = 0, 1, 2
+DRAWS_PER_BLOCK = 4 * TRIES_PER_BLOCK
 
 
 class MaskGenerator:
@@ -54,6 +60,10 @@ class MaskGenerator:
         self.pred_shape = pred_shape
         self.pred_start_epoch = pred_start_epoch
         self.lowest, self.highest = _ratio_ranges(pred_ratio, pred_ratio_var)
+        self._rows_per_word = max(1, 64 // self.width)
+        self._rows_above = _bits_below(self.height, self._rows_per_word, self.width)
+        self._columns_before = _bits_below(self.width, 64, 1)
+        self._sides = np.array([self.height, self.width]).reshape(2, 1, 1)
 
     def __call__(self, seeds: np.ndarray, epoch: int) -> np.ndarray:
         """Draw one mask per seed.
@@ -79,102 +89,141 @@ class MaskGenerator:
     def _draw_cells(self, seeds: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Mask the int(target) cells with the lowest random numbers."""
         cells = self.height * self.width
-        order = uniforms(seeds, FIRST_FREE + np.arange(cells)).argsort(axis=1)
         masks = np.zeros((len(seeds), cells), dtype=bool)
-        np.put_along_axis(masks, order, np.arange(cells) < targets.astype(int)[:, None], axis=1)
+        some = (targets >= 1).nonzero()[0]
+        numbers = uniforms(seeds[some], FIRST_FREE + np.arange(cells))
+        highest = np.take_along_axis(np.sort(numbers, axis=1), targets[some, None].astype(int) - 1, axis=1)
+        masks[some] = numbers <= highest
         return masks.reshape(-1, self.height, self.width)
 
     def _draw_blocks(self, seeds: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Add one block to every unfinished mask, until no mask takes another."""
-        masks = np.zeros((len(seeds), self.height, self.width), dtype=bool)
+        """Add a block to every unfinished mask, until no mask takes another."""
+        masks = np.zeros((len(self._rows_above) * len(self._columns_before), len(seeds)), dtype=np.uint64)
         counts = np.zeros(len(seeds))
-        placement = 0
-        unfinished = np.arange(len(seeds))
+        states = _mix(np.asarray(seeds, dtype=np.uint64))
+        steps = _steps(FIRST_FREE + np.arange(DRAWS_PER_BLOCK)).reshape(4, TRIES_PER_BLOCK, 1)
+        next_block = _steps(np.array(DRAWS_PER_BLOCK))
         # Below one patch of budget no block can be placed, so these masks need not try.
-        while len(unfinished := unfinished[targets[unfinished] - counts[unfinished] >= 1]):
-            budgets = targets[unfinished] - counts[unfinished]
-            placed, blocks, sizes = self._next_block(masks[unfinished], seeds[unfinished], budgets, placement)
+        unfinished = (targets >= 1).nonzero()[0]
+        waiting = unfinished[:0]
+        while len(unfinished) + len(waiting):
+            all_tries = len(unfinished) < LARGE_BATCH
+            if all_tries:
+                unfinished, waiting = np.concatenate([unfinished, waiting]), waiting[:0]
+            budgets = (targets - counts).take(unfinished)
+            numbers = _uniforms((steps if all_tries else steps[:, :FIRST_TRIES]) + states.take(unfinished))
+            placed, blocks, sizes = self._next_block(masks.take(unfinished, axis=1), numbers, budgets)
+            if not all_tries:
+                waiting = np.concatenate([waiting, unfinished[~placed]])
             unfinished = unfinished[placed]
-            masks[unfinished] |= blocks
+            masks[:, unfinished] |= blocks
             counts[unfinished] += sizes
-            placement += 1
-        return masks
+            states[unfinished] += next_block
+            unfinished = unfinished[budgets[placed] - sizes >= 1]
+        return self._unpack(masks)
 
     def _next_block(
-        self, masks: np.ndarray, seeds: np.ndarray, budgets: np.ndarray, placement: int
+        self, masks: np.ndarray, numbers: np.ndarray, budgets: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Choose a block for each of A masks: all tries side by side, the first that fits counts.
+        """Choose a block for each of A masks: T tries side by side, the first that fits counts.
 
         Args:
-            masks: bool [A, height, width], what is masked so far.
-            seeds: uint64 [A].
+            masks: uint64 [words, A], what is masked so far.
+            numbers: float64 [4, T, A] in [0, 1): area, aspect ratio, row and column of each try. Overwritten.
             budgets: float64 [A], number of patches that may still be masked.
-            placement: how many blocks were placed before.
 
         Returns:
             placed: bool [A], False where none of the tries fits.
-            blocks: bool [placed.sum(), height, width].
-            sizes: float [placed.sum()], patches that the block adds to its mask.
+            blocks: uint64 [words, placed.sum()].
+            sizes: float64 [placed.sum()], patches that the block adds to its mask.
         """
-        height, width = self.height, self.width
-        draws = 4 * TRIES_PER_BLOCK
-        counters = FIRST_FREE + placement * draws + np.arange(draws)
-        area, aspect, row, column = uniforms(seeds, counters).reshape(len(seeds), 4, TRIES_PER_BLOCK).swapaxes(0, 1)
-
+        area, aspect, starts = numbers[0], numbers[1], numbers[2:]
         # The smallest area may exceed the budget; the area is then drawn between the two all the same.
-        smallest = (min(height, width) // 3) ** 2
-        area = smallest + (budgets[:, None] - smallest) * area
-        log_low, log_high = np.log(ASPECT_RATIO_RANGE)
-        aspect = np.exp(log_low + (log_high - log_low) * aspect)
-        block_height = np.rint(np.sqrt(area * aspect)).astype(int)
-        block_width = np.rint(np.sqrt(area / aspect)).astype(int)
+        smallest = (min(self.height, self.width) // 3) ** 2
+        area *= budgets - smallest
+        area += smallest
+        log_low, log_high = LOG_ASPECT_RATIO_RANGE
+        aspect *= log_high - log_low
+        aspect += log_low
+        np.exp(aspect, out=aspect)
+        sides = np.empty_like(starts)
+        np.multiply(area, aspect, out=sides[0])
+        np.divide(area, aspect, out=sides[1])
+        np.rint(np.sqrt(sides, out=sides), out=sides)
         # An oversized block becomes an empty one, which adds nothing and is refused below.
-        inside = (block_height < height) & (block_width < width)
-        block_height, block_width = block_height * inside, block_width * inside
-        top = (row * (height - block_height + 1)).astype(int)
-        left = (column * (width - block_width + 1)).astype(int)
+        shorter = sides < self._sides
+        sides *= shorter[0] & shorter[1]
+        starts *= self._sides + 1 - sides
+        np.floor(starts, out=starts)
 
-        rows = _between(height, top, block_height)
-        columns = _between(width, left, block_width)
-        # rows @ masks @ columns, for every try at once, counts the patches of a block that are masked already.
-        overlap = np.einsum("ath,ath->at", rows, columns @ masks.transpose(0, 2, 1).astype(np.float32))
-        added = block_height * block_width - overlap
+        (top, left), (bottom, right) = starts.astype(np.intp), (starts + sides).astype(np.intp)
+        rows = self._rows_above.take(bottom, axis=1) ^ self._rows_above.take(top, axis=1)
+        columns = self._columns_before.take(right, axis=1) ^ self._columns_before.take(left, axis=1)
+        # The factor from `rows` has one bit per row, at its first column: the product repeats the columns there.
+        blocks = (rows[:, None] * columns).reshape(len(masks), *top.shape)
+        overlap = np.add.reduce(np.bitwise_count(blocks & masks[:, None]), axis=0, dtype=np.int64)
+        added = sides[0] * sides[1] - overlap
 
-        fits = (added > 0) & (added <= budgets[:, None])
-        placed = fits.any(axis=1)
-        chosen = np.flatnonzero(placed), fits[placed].argmax(axis=1)
-        return placed, rows[chosen][:, :, None] * columns[chosen][:, None, :] > 0, added[chosen]
+        fits = (added > 0) & (added <= budgets)
+        placed = fits.any(axis=0)
+        mask = placed.nonzero()[0]
+        attempt = fits.argmax(axis=0)[mask]
+        return placed, blocks[:, attempt, mask], added[attempt, mask]
+
+    def _unpack(self, masks: np.ndarray) -> np.ndarray:
+        """uint64 [words, M] -> bool [M, height, width]."""
+        octets = np.ascontiguousarray(masks.T, dtype="<u8").view(np.uint8)
+        bits = np.unpackbits(octets, axis=1, bitorder="little")
+        words, columns = len(self._rows_above), self._rows_per_word * self.width
+        bits = bits.reshape(len(bits), words, 64 * len(self._columns_before))[..., :columns]
+        return bits.reshape(len(bits), words * self._rows_per_word, self.width)[:, : self.height].astype(bool)
 
 
-def mask_seeds(seed: int, epoch: int, indices: np.ndarray, views: int) -> np.ndarray:
+def mask_seeds(seed: int, epoch: int | np.ndarray, indices: np.ndarray, views: int) -> np.ndarray:
     """Seeds for the masks of every view of some samples, uint64 [len(indices), views].
 
     Each one depends on (seed, epoch, index of the sample, number of the view) and on nothing else, and nearby
-    arguments give unrelated seeds.
+    arguments give unrelated seeds. `epoch` is one number for all samples or an int array with one for each.
     """
-    key = _mix(_mix(np.array([seed], dtype=np.uint64)) + np.uint64(epoch))
+    key = _mix(_mix(np.array([seed], dtype=np.uint64)) + np.asarray(epoch).astype(np.uint64))
     key = _mix(key + np.asarray(indices).astype(np.uint64))
     return _mix(key[:, None] + np.arange(views, dtype=np.uint64))
 
 
 def uniforms(seeds: np.ndarray, counters: np.ndarray) -> np.ndarray:
     """Random numbers in [0, 1) for every pair of seed and counter: uint64 [M], int [C] -> float64 [M, C]."""
-    steps = counters.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    bits = _mix(_mix(np.asarray(seeds, dtype=np.uint64))[:, None] + steps)
-    return (bits >> np.uint64(11)) * 2.0**-53
+    return _uniforms(_mix(np.asarray(seeds, dtype=np.uint64))[:, None] + _steps(counters))
+
+
+def _steps(counters: np.ndarray) -> np.ndarray:
+    return counters.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+
+
+def _uniforms(states: np.ndarray) -> np.ndarray:
+    bits = _mix(states)
+    bits >>= np.uint64(11)
+    return bits * 2.0**-53
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
     """SplitMix64's output function (Steele, Lea and Flood 2014): a bijection of uint64 in which every bit counts."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x = x ^ (x >> np.uint64(30))
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
 
 
-def _between(length: int, start: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """1 at start <= x < start + size, else 0, for x below length: int [A, T] twice -> float32 [A, T, length]."""
-    below = np.tri(length + 1, length, -1, dtype=np.float32)
-    return below[start + size] - below[start]
+def _bits_below(length: int, per_word: int, stride: int) -> np.ndarray:
+    """A bit for every position below each n from 0 to length: uint64 [words, length + 1].
+
+    A word holds `per_word` positions, `stride` bits apart.
+    """
+    position = np.arange(length)
+    bits = np.zeros((-(-length // per_word), length + 1), dtype=np.uint64)
+    bits[position // per_word, position + 1] = np.uint64(1) << (position % per_word * stride).astype(np.uint64)
+    return np.add.accumulate(bits, axis=1)
 
 
 def _ratio_ranges(
