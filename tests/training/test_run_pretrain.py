@@ -1,10 +1,12 @@
 """`hf-mim pretrain` from images to an encoder, on tiny models and generated images."""
 
+import io
 import json
 import shutil
 import subprocess
 import sys
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -291,6 +293,21 @@ class RecordingCollator(IBotCollator):
     def __call__(self, samples):
         self.seen.update((sample["index"], sample["epoch"]) for sample in samples)
         return super().__call__(samples)
+
+
+def test_example_pictures_are_readable_ones_spread_over_the_data():
+    """A damaged first and last image do not end a run when all that is left is to write its results."""
+    rows = []
+    for level in range(0, 240, 20):
+        buffer = io.BytesIO()
+        Image.new("RGB", (4, 4), (level, level, level)).save(buffer, "PNG")
+        rows.append({"bytes": buffer.getvalue(), "path": None})
+    rows[0] = rows[11] = {"bytes": b"no image", "path": None}
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    dataset = datasets.Dataset.from_dict({"image": rows}, features=features)
+    for source, expected in ((dataset, [20, 60, 140, 20]), (dataset.to_iterable_dataset(), [20, 40, 80, 140])):
+        images = run_pretrain._first_images(source, num_channels=1)
+        assert [image.getpixel((0, 0)) for image in images] == expected and images[0].mode == "L"
 
 
 def test_accumulated_batches_equal_one_batch(pictures, tmp_path):

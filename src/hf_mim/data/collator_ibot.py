@@ -1,5 +1,7 @@
 """Batches of iBOT: views stacked, one mask per global view."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -15,17 +17,27 @@ class IBotCollator:
     Args:
         mask_generator (`MaskGenerator`): Draws the masks; its grid is that of a global view.
         seed (`int`, defaults to 0): Seed, at least 0.
+        make_samples (`Callable`, *optional*): For a stream, `StreamedViewsDataset.samples`: makes the samples of a
+            batch from its rows.
 
     Returns (of a call):
         A dict with `pixel_values` (uint8 `[B, G, C, H, W]`), `bool_masked_pos` (bool `[B, G, N]`), `mask_indices`
         (int64 `[M]`, its true entries), `color_parameters` (NumPy `[B, G+L, 8]`, for
-        [`~hf_mim.data.color.color_views`]) and, with local views, `local_pixel_values` (uint8 `[B, L, C, h, w]`).
+        [`~hf_mim.data.color.color_views`]) and, with local views, `local_pixel_values` (uint8 `[B, L, C, h, w]`). If
+        images could not be read, `unreadable` has one line for each of them (`list[str]`).
     """
 
-    def __init__(self, mask_generator: MaskGenerator, seed: int = 0):
-        self.mask_generator, self.seed = mask_generator, seed
+    def __init__(
+        self,
+        mask_generator: MaskGenerator,
+        seed: int = 0,
+        make_samples: Callable[[list[dict]], list[dict]] | None = None,
+    ):
+        self.mask_generator, self.seed, self.make_samples = mask_generator, seed, make_samples
 
-    def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor | np.ndarray]:
+    def __call__(self, samples: list[dict]) -> dict[str, torch.Tensor | np.ndarray | list[str]]:
+        if self.make_samples is not None:
+            samples = self.make_samples(samples)
         pixel_values = torch.stack([sample["global_views"] for sample in samples])
         batch_size, num_globals = pixel_values.shape[:2]
         # Where a stream begins again, a batch holds samples of two epochs.
@@ -43,4 +55,7 @@ class IBotCollator:
         local_views = torch.stack([sample["local_views"] for sample in samples])
         if local_views.shape[1]:
             batch["local_pixel_values"] = local_views
+        unreadable = [line for sample in samples for line in sample.get("unreadable", ())]
+        if unreadable:
+            batch["unreadable"] = unreadable
         return batch

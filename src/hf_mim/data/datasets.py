@@ -3,20 +3,19 @@
 import itertools
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from .images import decode_image
+from .images import UnreadableImageError, decode_image
 from .views import MultiCropViews
 
 
-def _sample(row: dict, index: int, epoch: int, views: MultiCropViews, num_channels: int, seed: int) -> dict:
-    image = decode_image(row["image"], num_channels)
-    rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch, index])))
-    return views(image, rng) | {"index": index, "epoch": epoch}
+# Images tried for one sample. Even of a folder with every tenth unreadable, all ten are a matter of 1e-10.
+MAX_ATTEMPTS = 10
 
 
 class ViewsDataset(Dataset):
@@ -24,13 +23,18 @@ class ViewsDataset(Dataset):
     A map-style data set of images as augmented views.
 
     A sample depends on `(seed, epoch, index)` only: it is the same for any number of workers and processes, and after
-    a resume.
+    a resume. In place of an unreadable image another one is taken, whose index is drawn from the same numbers; views
+    and masks stay those of `index`. The sample then has the key `unreadable`: one line for each image that could not
+    be read.
 
     Args:
         dataset (`datasets.Dataset`): Rows with a column `image`, as [`~hf_mim.data.sources.load_image_dataset`] gives.
         views (`MultiCropViews`): Makes the views of an image.
         num_channels (`int`, defaults to 3): Channels of the views: 1 (greyscale), 3 (RGB) or 4 (RGBA).
         seed (`int`, defaults to 0): Seed, at least 0.
+
+    Raises (from indexing):
+        UnreadableImageError: If `MAX_ATTEMPTS` images in a row cannot be read; the message names them.
     """
 
     def __init__(self, dataset: datasets.Dataset, views: MultiCropViews, num_channels: int = 3, seed: int = 0):
@@ -46,12 +50,26 @@ class ViewsDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict:
-        return _sample(self.dataset[index], index, int(self._epoch), self.views, self.num_channels, self.seed)
+        epoch, chosen, unreadable = int(self._epoch), index, []
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            image = self.dataset[chosen]["image"]
+            try:
+                sample = _sample(image, index, epoch, self.views, self.num_channels, self.seed)
+            except (UnreadableImageError, OSError) as error:
+                named = image is not None and image["path"] is not None
+                unreadable.append(f"{error}" if named else f"row {chosen}: {error}")
+                chosen = int(_generator(self.seed, epoch, index, attempt).integers(len(self.dataset)))
+            else:
+                return sample | ({"unreadable": unreadable} if unreadable else {})
+        raise UnreadableImageError(f"{MAX_ATTEMPTS} images in a row are unreadable: {'; '.join(unreadable)}")
 
 
 class StreamedViewsDataset(IterableDataset):
     """
-    A stream of images as augmented views, begun again whenever it ends.
+    A stream of encoded images, begun again whenever it ends, and their augmented views (`samples`).
+
+    The stream itself yields rows with the keys `image`, `index` and `epoch`. Of several processes each reads all of
+    them and keeps its share, so that views are only made when a batch is put together, of what is in it.
 
     In place of an index, a sample's random draws come from a checksum of its encoded bytes, so that they too do not
     depend on the number of workers and processes. Identical files get identical views within an epoch.
@@ -68,8 +86,47 @@ class StreamedViewsDataset(IterableDataset):
             self.dataset.set_epoch(epoch)
             row = None
             for row in self.dataset:
-                image = row["image"]
-                index = zlib.crc32(image["bytes"] if image["bytes"] is not None else image["path"].encode())
-                yield _sample(row, index, epoch, self.views, self.num_channels, self.seed)
+                yield {"image": row["image"], "index": _checksum(row["image"]), "epoch": epoch}
             if row is None:
                 return
+
+    def samples(self, rows: list[dict]) -> list[dict]:
+        """
+        The samples of a batch, as a [`ViewsDataset`] makes them, from rows of the stream.
+
+        In place of an unreadable image the next readable one of the batch is taken, after the last the first; views
+        and masks stay those of the unreadable one's checksum.
+
+        Raises:
+            UnreadableImageError: If no image of the batch can be read; the message names them.
+        """
+        samples, errors = [], {}
+        for number, row in enumerate(rows):
+            for candidate in (*range(number, len(rows)), *range(number)):
+                if candidate in errors:
+                    continue
+                image = rows[candidate]["image"]
+                try:
+                    sample = _sample(image, row["index"], row["epoch"], self.views, self.num_channels, self.seed)
+                    break
+                except (UnreadableImageError, OSError) as error:
+                    errors[candidate] = f"{error}"
+            else:
+                raise UnreadableImageError(f"no image of a batch is readable: {'; '.join(errors.values())}")
+            samples.append(sample | ({"unreadable": [errors[number]]} if number in errors else {}))
+        return samples
+
+
+def _sample(
+    image: dict[str, Any] | None, index: int, epoch: int, views: MultiCropViews, num_channels: int, seed: int
+) -> dict:
+    return views(decode_image(image, num_channels), _generator(seed, epoch, index)) | {"index": index, "epoch": epoch}
+
+
+def _generator(*seeds: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seeds)))
+
+
+def _checksum(image: dict[str, Any] | None) -> int:
+    image = image or {"bytes": b"", "path": None}
+    return zlib.crc32(image["bytes"] if image["bytes"] is not None else image["path"].encode())

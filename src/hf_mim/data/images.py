@@ -32,7 +32,9 @@ class UnreadableImageError(ValueError):
     """An image that cannot be decoded; the message names the file and the cause."""
 
 
-def decode_image(source: bytes | str | Path | Image.Image | dict[str, Any], num_channels: int = 3) -> Image.Image:
+def decode_image(
+    source: bytes | str | Path | Image.Image | dict[str, Any] | None, num_channels: int = 3
+) -> Image.Image:
     """Decode an image, turn it upright and bring it to 8 bits per channel.
 
     - The EXIF orientation is applied; an undefined or broken one is ignored. Of an animation the first frame counts.
@@ -53,8 +55,9 @@ def decode_image(source: bytes | str | Path | Image.Image | dict[str, Any], num_
 
     Raises:
         UnreadableImageError: when the file is not an image, is damaged or too large, or has an unsuitable pixel type.
-        FileNotFoundError: when the path does not exist.
-        ValueError: for another number of channels, or a dictionary with neither bytes nor path.
+            Also for None and a dictionary with neither bytes nor path, which is how tables say that there is none.
+        OSError: when there is no file at the path (FileNotFoundError), or it must not be read.
+        ValueError: for another number of channels.
     """
     if num_channels not in MODES:
         raise ValueError(f"num_channels must be 1, 3 or 4, not {num_channels!r}")
@@ -70,7 +73,7 @@ def decode_image(source: bytes | str | Path | Image.Image | dict[str, Any], num_
         raise UnreadableImageError(f"cannot read image {name}: {_cause(error, data)}") from error
 
 
-def _read(source: bytes | str | Path | dict[str, Any]) -> tuple[str, bytes]:
+def _read(source: bytes | str | Path | dict[str, Any] | None) -> tuple[str, bytes]:
     """Name and contents of an image file."""
     if isinstance(source, bytes):
         source = {"bytes": source}
@@ -80,7 +83,7 @@ def _read(source: bytes | str | Path | dict[str, Any]) -> tuple[str, bytes]:
     if data is not None:
         return str(path or "(no file name)"), data
     if path is None:
-        raise ValueError("this image has neither bytes nor a path")
+        raise UnreadableImageError("this image has neither bytes nor a path")
     return str(path), Path(path).read_bytes()
 
 

@@ -10,12 +10,14 @@ import sys
 import datasets
 import numpy as np
 import transformers
+from PIL import Image
 from transformers import AutoImageProcessor, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..data.collator_ibot import IBotCollator
-from ..data.datasets import StreamedViewsDataset, ViewsDataset
+from ..data.datasets import MAX_ATTEMPTS, StreamedViewsDataset, ViewsDataset
+from ..data.images import UnreadableImageError, decode_image
 from ..data.masking import MaskGenerator
 from ..data.sources import load_image_dataset, random_subset
 from ..data.views import MultiCropViews
@@ -210,16 +212,18 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         args.eval_strategy, args.eval_on_start = "no", False
     if data_args.streaming:
         train_dataset = StreamedViewsDataset(train, views, model.config.num_channels, args.seed)
+        collator = IBotCollator(masks, args.seed, train_dataset.samples)
     else:
         total_batch = args.train_batch_size * args.world_size
         if len(train) < total_batch:
             raise ValueError(f"{len(train)} training images do not fill one batch of {total_batch}")
         train_dataset = ViewsDataset(train, views, model.config.num_channels, args.seed)
+        collator = IBotCollator(masks, args.seed)
 
     trainer = IBotTrainer(
         model=model,
         args=args,
-        data_collator=IBotCollator(masks, args.seed),
+        data_collator=collator,
         train_dataset=train_dataset,
         eval_dataset=queries,
         bank_dataset=bank,
@@ -250,7 +254,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         return metrics
     examples = queries if queries is not None else train
     metrics = result.metrics | metrics | baselines
-    save_run(trainer, metrics, data_args, model_args, _first_images(examples))
+    save_run(trainer, metrics, data_args, model_args, _first_images(examples, model.config.num_channels))
     if trainer.is_world_process_zero():
         print(summary(args.output_dir))
     return metrics
@@ -264,12 +268,18 @@ def _latest_evaluation(trainer: IBotTrainer) -> dict[str, float]:
     return {name: value for name, value in evaluations[-1].items() if name.startswith("eval_")}
 
 
-def _first_images(dataset, count: int = 4) -> list:
-    """Rows spread over the data set, for the attention pictures."""
-    if isinstance(dataset, datasets.IterableDataset):
-        return [row["image"] for row in dataset.take(count)]
-    chosen = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int)
-    return [dataset[int(index)]["image"] for index in chosen]
+def _first_images(dataset, num_channels: int, count: int = 4) -> list[Image.Image]:
+    """Images spread over the data set, for the attention pictures; in place of an unreadable one the next."""
+    rows = list(dataset.take(2 * count)) if isinstance(dataset, datasets.IterableDataset) else dataset
+    images = []
+    for start in np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int):
+        for offset in range(min(len(rows), MAX_ATTEMPTS)):
+            try:
+                images.append(decode_image(rows[int(start + offset) % len(rows)]["image"], num_channels))
+                break
+            except (UnreadableImageError, OSError):
+                continue
+    return images
 
 
 if __name__ == "__main__":
