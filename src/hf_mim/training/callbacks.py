@@ -4,7 +4,7 @@ from transformers.trainer_callback import ProgressCallback
 
 
 class MIMProgressCallback(ProgressCallback):
-    """The progress bar, with the loss and its parts behind it and one line for every k-NN evaluation."""
+    """The progress bar, with the loss, its parts and the speed behind it and one line for every k-NN evaluation."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or self.training_bar is None or logs is None:
@@ -14,5 +14,7 @@ class MIMProgressCallback(ProgressCallback):
             values = ", ".join(f"{name.split('_')[2]}-NN {value:.1f} %" for name, value in accuracies.items())
             self.training_bar.write(f"step {state.global_step:>6}: {values}")
         elif "loss" in logs:
-            parts = {name: f"{logs[name]:.3f}" for name in logs if name == "loss" or name.startswith("loss_")}
-            self.training_bar.set_postfix(parts)
+            parts = [f"{name} {logs[name]:.3f}" for name in logs if name == "loss" or name.startswith("loss_")]
+            if "images_per_second" in logs:
+                parts.append(f"{logs['images_per_second']:.0f} img/s, data {100 * logs['data_wait']:.0f} %")
+            self.training_bar.set_postfix_str(", ".join(parts))

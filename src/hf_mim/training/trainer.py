@@ -27,6 +27,7 @@ from .arguments import MIMTrainingArguments
 from .callbacks import MIMProgressCallback
 from .gradients import clip_gradients_per_tensor, decayed_parameter_names
 from .schedules import cosine_schedule
+from .throughput import Throughput
 
 
 TEACHER_FOLDER = "teacher"
@@ -90,6 +91,7 @@ class MIMTrainer(Trainer, ABC):
         self._counts: dict[str, int] = {}
         self._features: list[torch.Tensor] = []
         self._feature_rows = max(MAX_FEATURE_ROWS // args.world_size, 1)
+        self._throughput = Throughput()
         # An average in half precision does not move: 1 + 0.004·0.1 is 1 in bfloat16.
         dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
         self.teacher = self.build_target().to(args.device, dtype).requires_grad_(False)
@@ -161,6 +163,7 @@ class MIMTrainer(Trainer, ABC):
     def set_initial_training_values(self, args, dataloader):
         values = super().set_initial_training_values(args, dataloader)
         self.steps_per_epoch, self.num_steps = values[1], values[-1]
+        self._throughput = Throughput()
         if isinstance(self.train_dataset, torch.utils.data.IterableDataset):
             # Trainer takes the whole run over a stream as one epoch.
             self.steps_per_epoch = max(1, round(self.num_steps / args.num_train_epochs))
@@ -241,6 +244,12 @@ class MIMTrainer(Trainer, ABC):
                     inputs[name] = colored.unflatten(0, views.shape[:2])
         return inputs
 
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
+        with self._throughput.waiting():
+            batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._throughput.count(sum(len(batch["pixel_values"]) for batch in batches))
+        return batches, num_items
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         with torch.no_grad(), self.accelerator.autocast():
             targets = self.compute_targets(inputs)
@@ -273,7 +282,10 @@ class MIMTrainer(Trainer, ABC):
         super().log(logs, start_time)
 
     def collected_logs(self) -> dict[str, float]:
-        """Means over steps and processes of what was remembered since the last log, feature statistics, schedules."""
+        """
+        Means over steps and processes of what was remembered since the last log, feature statistics, throughput,
+        schedules.
+        """
         logs = {}
         if self._sums:
             means = torch.stack([self._sums[name] / self._counts[name] for name in self._sums])
@@ -291,9 +303,25 @@ class MIMTrainer(Trainer, ABC):
             features = self.accelerator.gather(features).cpu()
             logs |= {"feature_std": float(feature_std(features)), "rankme": float(rankme(features))}
         self._sums, self._counts, self._features = {}, {}, []
-        return logs | self.schedule_values(max(self.state.global_step - 1, 0))
+        return logs | self.throughput() | self.schedule_values(max(self.state.global_step - 1, 0))
+
+    def throughput(self) -> dict[str, float]:
+        """
+        `images_per_second` of all processes together and `data_wait`, the share in [0, 1] of their time that passed in
+        waiting for batches, since the last log. Evaluating and saving do not count; all views of an image are one.
+        """
+        images, seconds, waited = self._throughput.read()
+        if not images:
+            return {}
+        reading = torch.tensor([images, seconds, waited / seconds], device=self.args.device)
+        images, seconds, wait = self.accelerator.reduce(reading, "mean").tolist()
+        return {"images_per_second": images * self.args.world_size / seconds, "data_wait": wait}
 
     # Evaluation
+
+    def _evaluate(self, *args, **kwargs):
+        with self._throughput.paused():
+            return super()._evaluate(*args, **kwargs)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """
@@ -331,6 +359,10 @@ class MIMTrainer(Trainer, ABC):
         return features.to(self.args.device), labels.to(self.args.device)
 
     # Checkpoints
+
+    def _save_checkpoint(self, *args, **kwargs):
+        with self._throughput.paused():
+            super()._save_checkpoint(*args, **kwargs)
 
     def _save_optimizer_and_scheduler(self, output_dir: str):
         super()._save_optimizer_and_scheduler(output_dir)
