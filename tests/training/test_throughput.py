@@ -42,6 +42,10 @@ def test_reading_counts_from_the_first_batch_and_without_pauses():
     throughput.count(4)
     clock.now += 2
     assert throughput.read() == (4, 4.0, 1.0)
+    throughput.count(8)
+    throughput.restart()
+    clock.now += 5
+    assert throughput.read() == (0, 0.0, 0.0)
 
 
 class SlowImages(Noise):

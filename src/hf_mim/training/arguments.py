@@ -34,6 +34,11 @@ class MIMTrainingArguments(TrainingArguments):
             `eval_strategy` says so and an evaluation data set with labels is given.
         knn_temperature (`float`, defaults to 0.07): Temperature of the neighbours' votes.
 
+    > Parameters that control what a run shows of itself
+
+        profile (`bool`, defaults to `False`): Write a trace of a few steps and their top operators into
+            `output_dir/profile/`.
+
     One epoch of a schedule is one pass over the data. A stream has no length; there an epoch is
     `max_steps / num_train_epochs` steps.
     """
@@ -66,6 +71,9 @@ class MIMTrainingArguments(TrainingArguments):
         default_factory=lambda: [10, 20], metadata={"help": "Numbers of neighbours of the k-NN evaluation."}
     )
     knn_temperature: float = field(default=0.07, metadata={"help": "Temperature of the neighbours' votes."})
+    profile: bool = field(
+        default=False, metadata={"help": "Write a trace of a few steps and their top operators into profile/."}
+    )
 
     # Defaults that differ from transformers', because pre-training needs them.
     do_train: bool = field(default=True, metadata={"help": "Whether to run training."})

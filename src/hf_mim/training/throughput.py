@@ -18,6 +18,10 @@ class Throughput:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self._clock = clock
+        self.restart()
+
+    def restart(self):
+        """Forget everything, at the beginning of a training."""
         self._since: float | None = None
         self._images = 0
         self._waited = 0.0

@@ -15,6 +15,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.profiler import record_function
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 from transformers.utils import cached_file
@@ -26,6 +27,7 @@ from ..evaluation.representation import feature_std, rankme
 from .arguments import MIMTrainingArguments
 from .callbacks import MIMProgressCallback
 from .gradients import clip_gradients_per_tensor, decayed_parameter_names
+from .profiling import ProfileCallback
 from .schedules import cosine_schedule
 from .throughput import Throughput
 
@@ -96,6 +98,8 @@ class MIMTrainer(Trainer, ABC):
         dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
         self.teacher = self.build_target().to(args.device, dtype).requires_grad_(False)
         self.add_callback(_StepCallback(self))
+        if args.profile:
+            self.add_callback(ProfileCallback(self._throughput))
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(MIMProgressCallback)
@@ -163,7 +167,7 @@ class MIMTrainer(Trainer, ABC):
     def set_initial_training_values(self, args, dataloader):
         values = super().set_initial_training_values(args, dataloader)
         self.steps_per_epoch, self.num_steps = values[1], values[-1]
-        self._throughput = Throughput()
+        self._throughput.restart()
         if isinstance(self.train_dataset, torch.utils.data.IterableDataset):
             # Trainer takes the whole run over a stream as one epoch.
             self.steps_per_epoch = max(1, round(self.num_steps / args.num_train_epochs))
@@ -245,15 +249,16 @@ class MIMTrainer(Trainer, ABC):
         return inputs
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
-        with self._throughput.waiting():
+        with self._throughput.waiting(), record_function("wait for data"):
             batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._throughput.count(sum(len(batch["pixel_values"]) for batch in batches))
         return batches, num_items
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        with torch.no_grad(), self.accelerator.autocast():
+        with record_function("targets"), torch.no_grad(), self.accelerator.autocast():
             targets = self.compute_targets(inputs)
-        outputs = model(**inputs, **targets)
+        with record_function("student"):
+            outputs = model(**inputs, **targets)
         self.observe(targets, outputs)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
