@@ -72,7 +72,8 @@ class ProfileCallback(TrainerCallback):
         self._profiler.stop()
         profiler, self._profiler = self._profiler, None
         if not self._recorded:
-            print(f"--profile: no trace, for the first {WAIT + WARM_UP} steps are left out and there was no other")
+            if state.is_world_process_zero:
+                print(f"--profile: no trace, for the first {WAIT + WARM_UP} steps are left out and there was no other")
             return
         name = f"steps-{self._recorded[0]}-to-{self._recorded[-1]}-rank-{args.process_index}"
         folder = Path(args.output_dir) / "profile"
