@@ -363,6 +363,52 @@ class TestIBotForPreTraining(IBotChecks):
             model(**inputs | {"bool_masked_pos": inputs["bool_masked_pos"][:, :, :4]})
 
 
+class TestTeaching:
+    @torch.no_grad()
+    @pytest.mark.parametrize("overrides", [{}, *HEAD_VARIANTS])
+    def test_against_logits_of_every_patch(self, overrides):
+        checks = TestIBotForPreTraining()
+        model = checks.make_model(**overrides).train()
+        inputs = checks.inputs(model.config)
+        indices = inputs["bool_masked_pos"].flatten().nonzero().squeeze(1)
+        taught = model.teach(inputs["pixel_values"], indices, mean_patch_logit=True)
+        tokens = model.ibot(inputs["pixel_values"].flatten(0, 1)).last_hidden_state
+        embedded = model.head.embed(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
+        patch_logits = model.head.project_patch(embedded[:, 1:])
+        assert_same(taught.cls_tokens, tokens[:, 0].unflatten(0, (3, 2)))
+        assert_same(taught.cls_logits, model.head.project_cls(embedded[:, 0]).unflatten(0, (3, 2)), atol=1e-5)
+        assert_same(taught.patch_logits, patch_logits.flatten(0, 1)[indices], atol=1e-5)
+        assert_same(taught.mean_patch_logit, patch_logits.mean((0, 1)), atol=1e-5)
+
+    def test_without_the_mean(self):
+        checks = TestIBotForPreTraining()
+        model = checks.make_model()
+        views = checks.inputs(model.config)["pixel_values"]
+        for indices in (torch.tensor([0, 5, 53]), torch.tensor([], dtype=torch.int64)):
+            taught = model.teach(views, indices)
+            full = model.teach(views, indices, mean_patch_logit=True)
+            assert taught.mean_patch_logit is None and not taught.cls_logits.requires_grad
+            assert_same(taught.cls_logits, full.cls_logits, atol=1e-5)
+            assert_same(taught.patch_logits, full.patch_logits, atol=1e-5)
+
+
+class TestMLP:
+    def test_gradients_are_those_of_the_plain_layers(self):
+        mlp = TestIBotModel().make_model().layers[0].mlp.train()
+        calls = []
+        mlp.fc2.register_forward_hook(lambda *args: calls.append(1))
+        tokens = torch.randn(2, 7, 32, requires_grad=True)
+        parameters = (tokens, *mlp.parameters())
+        plain = mlp.fc2(mlp.activation_fn(mlp.fc1(tokens)))
+        expected = torch.autograd.grad(plain.square().sum(), parameters)
+        calls.clear()
+        output = mlp(tokens)
+        assert torch.equal(output, plain)
+        assert_same(torch.autograd.grad(output.square().sum(), parameters), expected, rtol=1e-5, atol=1e-6)
+        # The backward pass computes the activation again, not the layer behind it.
+        assert len(calls) == 1
+
+
 class TestDropPath:
     def test_rate_grows_linearly_from_zero(self):
         model = IBotModel(tiny_config(num_hidden_layers=5, drop_path_rate=0.2))
@@ -373,7 +419,7 @@ class TestDropPath:
     def test_whole_samples_are_dropped_and_the_others_scaled(self, dtype):
         torch.manual_seed(0)
         branch = torch.randn(4000, 3, 5).to(dtype)
-        out = IBotDropPath(0.25).train()(branch)
+        out = IBotDropPath(0.25).train()(branch, lambda x: x) - branch
         kept = (out != 0).flatten(1)
         assert out.dtype == dtype and (kept.all(1) | ~kept.any(1)).all()
         survivors = kept.any(1)
@@ -391,10 +437,35 @@ class TestDropPath:
         assert len(distinct) == 4
         assert (output.hidden_states[1] - output.hidden_states[1][:1]).abs().max() < 1e-5
 
+    @pytest.mark.parametrize("rate", [0.01, 0.5, 0.999])
+    @pytest.mark.parametrize("batch_size", [1, 6])
+    def test_skipping_dropped_samples_equals_multiplying_them_by_zero(self, rate, batch_size):
+        linear = torch.nn.Linear(5, 5)
+        drop_path = IBotDropPath(rate).train()
+        tokens = torch.randn(batch_size, 3, 5, requires_grad=True)
+
+        def branch(x, output_attentions=False):
+            return linear(x).tanh()
+
+        results = []
+        # Attention weights are recorded of every sample, so that none is skipped.
+        for every_sample in (False, True):
+            torch.manual_seed(1)
+            output = drop_path(tokens, branch, output_attentions=every_sample)
+            gradients = torch.autograd.grad(output.square().sum(), (tokens, *linear.parameters()))
+            results.append((output, *gradients))
+        assert_same(*results, rtol=1e-5, atol=1e-6)
+
+    @torch.no_grad()
+    def test_recorded_attention_is_that_of_every_sample(self):
+        model = TestIBotModel().make_model("eager", drop_path_rate=0.9).train()
+        attentions = model(torch.randn(4, 3, 24, 24), output_attentions=True).attentions
+        assert [weights.shape for weights in attentions] == [(4, 4, 10, 10)] * 3
+
     @torch.no_grad()
     def test_nothing_is_dropped_in_eval_mode(self):
         branch = torch.randn(8, 3, 5)
-        assert torch.equal(IBotDropPath(0.9).eval()(branch), branch)
+        assert torch.equal(IBotDropPath(0.9).eval()(torch.zeros(8, 3, 5), lambda x: branch), branch)
 
 
 def test_outputs_hold_no_empty_tensors():

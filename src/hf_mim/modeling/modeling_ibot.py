@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
@@ -49,6 +50,24 @@ class IBotForPreTrainingOutput(ModelOutput):
     local_cls_logits: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class IBotTeachingOutput(ModelOutput):
+    """
+    Output of [`IBotForPreTraining.teach`].
+
+    Args:
+        cls_tokens (`[B, G, D]`): CLS tokens after the final norm.
+        cls_logits (`[B, G, K]`): Their logits.
+        patch_logits (`[M, P]`): Logits of the patches at `mask_indices`.
+        mean_patch_logit (`[P]`, when asked for): Mean of the logits of all patches.
+    """
+
+    cls_tokens: torch.FloatTensor | None = None
+    cls_logits: torch.FloatTensor | None = None
+    patch_logits: torch.FloatTensor | None = None
+    mean_patch_logit: torch.FloatTensor | None = None
 
 
 class IBotPatchEmbeddings(nn.Module):
@@ -189,23 +208,44 @@ class IBotMLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation_fn(self.fc1(hidden_states)))
+        hidden_states = self.fc1(hidden_states)
+        if not (self.training and torch.is_grad_enabled()):
+            return self._second_layer(hidden_states)
+        # The activation's output is a quarter of what a block would keep for the backward pass, and cheap to compute
+        # again. The recomputation stops where that output is found: fc2 itself runs once.
+        return checkpoint(self._second_layer, hidden_states, use_reentrant=False, preserve_rng_state=False)
+
+    def _second_layer(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation_fn(hidden_states))
 
 
 class IBotDropPath(nn.Module):
-    """Stochastic depth: drops a branch for whole samples and divides the surviving ones by the keep probability."""
+    """
+    Residual connection with stochastic depth: `x + branch(x)`, where whole samples drop the branch and the others
+    divide it by the keep probability.
+    """
 
     def __init__(self, rate: float):
         super().__init__()
         self.rate = rate
 
-    def forward(self, branch: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, branch: Callable[..., torch.Tensor], **kwargs: Unpack[TransformersKwargs]
+    ) -> torch.Tensor:
         if self.rate == 0.0 or not self.training:
-            return branch
+            return hidden_states + branch(hidden_states, **kwargs)
         keep = 1.0 - self.rate
         # Drawn in float32 whatever the branch's type, so that the same seed drops the same samples under autocast.
-        kept = torch.rand((branch.shape[0], 1, 1), device=branch.device) < keep
-        return branch * (kept / keep).to(branch.dtype)
+        kept = torch.rand((hidden_states.shape[0], 1, 1), device=hidden_states.device) < keep
+        if hidden_states.device.type != "cpu" or torch.compiler.is_compiling() or kwargs.get("output_attentions"):
+            output = branch(hidden_states, **kwargs)
+            return hidden_states + output * (kept / keep).to(output.dtype)
+        # On the CPU a dropped sample costs nothing; elsewhere the host would have to wait for the number of kept ones.
+        rows = kept.flatten().nonzero().squeeze(1)
+        if len(rows) == len(kept):
+            return hidden_states.add(branch(hidden_states, **kwargs), alpha=1 / keep)
+        output = branch(hidden_states[rows], **kwargs).to(hidden_states.dtype)
+        return hidden_states.index_add(0, rows, output, alpha=1 / keep)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}"
@@ -229,16 +269,17 @@ class IBotLayer(GradientCheckpointingLayer):
             self.lambda_1 = self.lambda_2 = None
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        hidden_states = self.drop_path(hidden_states, self.attention_branch, **kwargs)
+        return self.drop_path(hidden_states, self.mlp_branch)
+
+    def attention_branch(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         branch, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
         branch = self.dropout(branch)
-        if self.lambda_1 is not None:
-            branch = self.lambda_1 * branch
-        hidden_states = hidden_states + self.drop_path(branch)
+        return branch if self.lambda_1 is None else self.lambda_1 * branch
 
+    def mlp_branch(self, hidden_states: torch.Tensor) -> torch.Tensor:
         branch = self.dropout(self.mlp(self.layernorm_after(hidden_states)))
-        if self.lambda_2 is not None:
-            branch = self.lambda_2 * branch
-        return hidden_states + self.drop_path(branch)
+        return branch if self.lambda_2 is None else self.lambda_2 * branch
 
 
 class IBotPreTrainedModel(PreTrainedModel):
@@ -430,12 +471,12 @@ class IBotForPreTraining(IBotPreTrainedModel):
         batch_size = pixel_values.shape[0]
 
         outputs = self.ibot(pixel_values.flatten(0, 1), bool_masked_pos.flatten(0, 1), **kwargs)
-        cls_logits, patch_logits = self.head(outputs.last_hidden_state, mask_indices)
+        cls_logits, patch_logits, _ = self.head(outputs.last_hidden_state, mask_indices)
         cls_logits = cls_logits.unflatten(0, (batch_size, -1))
         all_cls_logits, local_cls_logits = cls_logits, None
         if local_pixel_values is not None:
             local_states = self.ibot(local_pixel_values.flatten(0, 1)).last_hidden_state
-            local_cls_logits, _ = self.head(local_states, mask_indices[:0])
+            local_cls_logits, _, _ = self.head(local_states, mask_indices[:0])
             local_cls_logits = local_cls_logits.unflatten(0, (batch_size, -1))
             all_cls_logits = torch.cat((cls_logits, local_cls_logits), dim=1)
 
@@ -456,6 +497,30 @@ class IBotForPreTraining(IBotPreTrainedModel):
             local_cls_logits=local_cls_logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+        )
+
+    @torch.no_grad()
+    def teach(
+        self, pixel_values: torch.Tensor, mask_indices: torch.Tensor, mean_patch_logit: bool = False
+    ) -> IBotTeachingOutput:
+        """
+        All that the targets need of the teacher, in one call: it sees the unmasked views (paper section 3).
+
+        Args:
+            pixel_values (`[B, G, C, H, W]`): Normalised global views.
+            mask_indices (`int64 [M]`): Patches that the student has to predict, as positions in the flattened
+                `[B, G, N]` grid.
+            mean_patch_logit (`bool`, defaults to `False`): Also give the mean logit of all patches, predicted or not,
+                which moves the centre of the original's targets.
+        """
+        tokens = self.ibot(pixel_values.flatten(0, 1)).last_hidden_state
+        cls_logits, patch_logits, mean = self.head(tokens, mask_indices, mean_patch_logit)
+        views = pixel_values.shape[:2]
+        return IBotTeachingOutput(
+            cls_tokens=tokens[:, 0].unflatten(0, views),
+            cls_logits=cls_logits.unflatten(0, views),
+            patch_logits=patch_logits,
+            mean_patch_logit=mean,
         )
 
 
@@ -495,4 +560,5 @@ __all__ = [
     "IBotForPreTrainingOutput",
     "IBotModel",
     "IBotPreTrainedModel",
+    "IBotTeachingOutput",
 ]

@@ -104,35 +104,25 @@ class IBotTrainer(MIMTrainer):
         return cosine_schedule(step, self.args.momentum_teacher, 1.0, self.num_steps)
 
     def compute_targets(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        pixel_values = inputs["pixel_values"]
-        batch_size, num_globals = pixel_values.shape[:2]
         if inputs.get("mask_indices") is None:
             inputs["mask_indices"] = inputs["bool_masked_pos"].flatten().nonzero().squeeze(1)
         cls_temp, patch_temp = self.temperatures_at(self.state.global_step)
-
-        tokens = self.teacher.ibot(pixel_values.flatten(0, 1)).last_hidden_state
-        head = self.teacher.head
+        moves_centers = self.args.target == "centering" and self.model.training
+        taught = self.teacher.teach(inputs["pixel_values"], inputs["mask_indices"], mean_patch_logit=moves_centers)
         if self.args.target == "sinkhorn":
-            cls_logits, patch_logits = head(tokens, inputs["mask_indices"])
             iterations = self.args.sinkhorn_iterations
-            target_cls = sinkhorn_knopp(cls_logits, cls_temp, iterations)
-            target_patch = sinkhorn_knopp(patch_logits, patch_temp, iterations)
+            target_cls = sinkhorn_knopp(taught.cls_logits.flatten(0, 1), cls_temp, iterations)
+            target_cls = target_cls.unflatten(0, taught.cls_logits.shape[:2])
+            target_patch = sinkhorn_knopp(taught.patch_logits, patch_temp, iterations)
         else:
-            embedded = head.embed(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
-            patches = embedded[:, 1:].flatten(0, 1)
-            cls_logits = head.project_cls(embedded[:, 0])
-            patch_logits = head.project_patch(patches[inputs["mask_indices"]])
-            target_cls, target_patch = self.targets(cls_logits, patch_logits, cls_temp, patch_temp)
-            if self.model.training:
-                dtype = self.targets.cls_center.dtype
-                with torch.autocast(pixel_values.device.type, enabled=False):
-                    # The last layer is linear: the mean logit over all patches is the logit of the mean patch.
-                    mean_patch_logit = head.project_patch(patches.mean(0, keepdim=True, dtype=dtype))[0]
-                self.targets.collect(cls_logits.mean(0, dtype=dtype), mean_patch_logit)
+            target_cls, target_patch = self.targets(taught.cls_logits, taught.patch_logits, cls_temp, patch_temp)
+            if moves_centers:
+                mean_cls_logit = taught.cls_logits.mean((0, 1), dtype=self.targets.cls_center.dtype)
+                self.targets.collect(mean_cls_logit, taught.mean_patch_logit)
 
-        self.remember_features(tokens[:, 0])
-        self._teacher_prototypes = cls_logits.argmax(-1).unflatten(0, (batch_size, num_globals))
-        return {"target_cls": target_cls.unflatten(0, (batch_size, num_globals)), "target_patch": target_patch}
+        self.remember_features(taught.cls_tokens.flatten(0, 1))
+        self._teacher_prototypes = taught.cls_logits.argmax(-1)
+        return {"target_cls": target_cls, "target_patch": target_patch}
 
     def observe(self, targets: dict[str, torch.Tensor], outputs):
         super().observe(targets, outputs)
