@@ -79,33 +79,41 @@ class IBotHead(nn.Module):
                 return projection(embedded)
         return self.project_cls(embedded)
 
-    def forward(
-        self, hidden_states: torch.Tensor, mask_indices: torch.Tensor, mean_patch_logit: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def forward(self, hidden_states: torch.Tensor, mask_indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
             hidden_states (`[R, 1+N, D]`): Encoder output, CLS token first.
             mask_indices (`int64 [M]`): Patches whose logits are wanted, as positions in the flattened `[R, N]` grid.
-            mean_patch_logit (`bool`, defaults to `False`): Whether the mean logit of all patches is wanted.
 
         Returns:
-            CLS logits `[R, K]`, patch logits `[M, P]`, and the mean patch logit `[P]` or None.
+            CLS logits `[R, K]` and patch logits `[M, P]`.
         """
         rows, length, _ = hidden_states.shape
-        # Position of the same patches in the flattened [R, 1+N] sequence.
-        token_indices = mask_indices + torch.div(mask_indices, max(length - 1, 1), rounding_mode="floor") + 1
-        mean = None
-        if mean_patch_logit or self.has_batch_norm:
+        if self.has_batch_norm:
             # Batch statistics are those of all tokens, also of the ones that are not predicted.
             embedded = self.embed(hidden_states.flatten(0, 1))
-            sequences = embedded.unflatten(0, (rows, length))
-            cls_embedded, patch_embedded = sequences[:, 0], embedded[token_indices]
-            if mean_patch_logit:
-                # The last layer is linear: the mean logit of the patches is the logit of the mean patch.
-                with torch.autocast(hidden_states.device.type, enabled=False):
-                    mean = sequences[:, 1:].mean((0, 1), dtype=self.layers[0].weight.dtype)
-                    mean = self.project_patch(mean[None])[0]
+            cls_embedded = embedded.unflatten(0, (rows, length))[:, 0]
+            patch_embedded = embedded[self._token_indices(mask_indices, length)]
         else:
-            tokens = torch.cat((hidden_states[:, 0], hidden_states.flatten(0, 1)[token_indices]))
-            cls_embedded, patch_embedded = self.embed(tokens).tensor_split((rows,))
-        return self.project_cls(cls_embedded), self.project_patch(patch_embedded), mean
+            patches = hidden_states.flatten(0, 1)[self._token_indices(mask_indices, length)]
+            cls_embedded, patch_embedded = self.embed(torch.cat((hidden_states[:, 0], patches))).tensor_split((rows,))
+        return self.project_cls(cls_embedded), self.project_patch(patch_embedded)
+
+    def forward_with_mean(
+        self, hidden_states: torch.Tensor, mask_indices: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `forward`, and the mean of the logits of all patches, `[P]`, as a third result."""
+        rows, length, _ = hidden_states.shape
+        embedded = self.embed(hidden_states.flatten(0, 1))
+        sequences = embedded.unflatten(0, (rows, length))
+        patch_embedded = embedded[self._token_indices(mask_indices, length)]
+        # The last layer is linear: the mean logit of the patches is the logit of the mean patch.
+        with torch.autocast(embedded.device.type, enabled=False):
+            mean_embedded = sequences[:, 1:].mean((0, 1), dtype=self.layers[0].weight.dtype)
+            mean_logit = self.project_patch(mean_embedded[None])[0]
+        return self.project_cls(sequences[:, 0]), self.project_patch(patch_embedded), mean_logit
+
+    @staticmethod
+    def _token_indices(mask_indices: torch.Tensor, length: int) -> torch.Tensor:
+        """Position of the same patches in the flattened `[R, 1+N]` sequence."""
+        return mask_indices + torch.div(mask_indices, max(length - 1, 1), rounding_mode="floor") + 1

@@ -471,12 +471,12 @@ class IBotForPreTraining(IBotPreTrainedModel):
         batch_size = pixel_values.shape[0]
 
         outputs = self.ibot(pixel_values.flatten(0, 1), bool_masked_pos.flatten(0, 1), **kwargs)
-        cls_logits, patch_logits, _ = self.head(outputs.last_hidden_state, mask_indices)
+        cls_logits, patch_logits = self.head(outputs.last_hidden_state, mask_indices)
         cls_logits = cls_logits.unflatten(0, (batch_size, -1))
         all_cls_logits, local_cls_logits = cls_logits, None
         if local_pixel_values is not None:
             local_states = self.ibot(local_pixel_values.flatten(0, 1)).last_hidden_state
-            local_cls_logits, _, _ = self.head(local_states, mask_indices[:0])
+            local_cls_logits, _ = self.head(local_states, mask_indices[:0])
             local_cls_logits = local_cls_logits.unflatten(0, (batch_size, -1))
             all_cls_logits = torch.cat((cls_logits, local_cls_logits), dim=1)
 
@@ -514,7 +514,10 @@ class IBotForPreTraining(IBotPreTrainedModel):
                 which moves the centre of the original's targets.
         """
         tokens = self.ibot(pixel_values.flatten(0, 1)).last_hidden_state
-        cls_logits, patch_logits, mean = self.head(tokens, mask_indices, mean_patch_logit)
+        if mean_patch_logit:
+            cls_logits, patch_logits, mean = self.head.forward_with_mean(tokens, mask_indices)
+        else:
+            (cls_logits, patch_logits), mean = self.head(tokens, mask_indices), None
         views = pixel_values.shape[:2]
         return IBotTeachingOutput(
             cls_tokens=tokens[:, 0].unflatten(0, views),
