@@ -66,7 +66,7 @@ def test_usage_names_every_verb():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "which verb? pretrain, evaluate, env (hf-mim --help tells more)"),
+        ([], "which verb? pretrain, evaluate, check-data, env (hf-mim --help tells more)"),
         (["pretrian"], "unknown verb 'pretrian', did you mean 'pretrain'?"),
         (["evaluate"], "evaluate what? knn (hf-mim evaluate knn --help tells more)"),
         (["evaluate", "nkn"], "unknown evaluation 'nkn', did you mean 'knn'?"),

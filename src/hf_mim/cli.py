@@ -14,6 +14,7 @@ USAGE = """usage: hf-mim VERB [ARGUMENTS ...]
 verbs:
   pretrain [RECIPE] [--option value ...]   pre-train a model; --help lists every option and the packaged recipes
   evaluate knn ...                         what frozen features are worth to a k-nearest-neighbour classifier
+  check-data SOURCE                        reads every image once; names the unreadable ones and the duplicates
   env                                      versions, devices and back ends; belongs into every bug report
 
   hf-mim VERB --help                       the arguments of one verb
@@ -21,7 +22,7 @@ verbs:
 
 A mistake in the arguments or the data is reported in one line; HF_MIM_DEBUG=1 shows the traceback as well.
 """
-VERBS = ("pretrain", "evaluate", "env")
+VERBS = ("pretrain", "evaluate", "check-data", "env")
 EVALUATIONS = ("knn",)
 
 
@@ -32,13 +33,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program name; those of the process when None.
 
     Returns:
-        0 when the verb finished; 2 for a mistake of the user (a `ValueError` or an `OSError`, such as a missing or
-        unreadable file), told in one line on stderr, unless the environment has `HF_MIM_DEBUG=1`: then the exception
-        is raised; 130 after an interrupt. Any other exception is raised: it is a defect, and its traceback is needed.
+        0 when the verb finished; 1 when check-data found an unreadable image; 2 for a mistake of the user (a
+        `ValueError` or an `OSError`, such as a missing or unreadable file), told in one line on stderr, unless the
+        environment has `HF_MIM_DEBUG=1`: then the exception is raised; 130 after an interrupt. Any other exception is
+        raised: it is a defect, and its traceback is needed.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        _run(arguments)
+        return _run(arguments)
     except KeyboardInterrupt:
         print("hf-mim: interrupted", file=sys.stderr)
         return 130
@@ -47,10 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"hf-mim: error: {_one_line(error)}", file=sys.stderr)
         return 2
-    return 0
 
 
-def _run(arguments: list[str]) -> None:
+def _run(arguments: list[str]) -> int:
     verb, rest = (arguments[0], arguments[1:]) if arguments else (None, [])
     if verb is None:
         raise ValueError(f"which verb? {', '.join(VERBS)} (hf-mim --help tells more)")
@@ -64,12 +65,17 @@ def _run(arguments: list[str]) -> None:
         run_pretrain.main(rest)
     elif verb == "evaluate":
         _evaluate(rest)
+    elif verb == "check-data":
+        from .data import check_data
+
+        return check_data.main(rest)
     elif verb == "env":
         from . import env
 
         env.main(rest)
     else:
         raise ValueError(f"unknown verb '{verb}', did you mean '{_nearest(verb, VERBS)}'?")
+    return 0
 
 
 def _evaluate(arguments: list[str]) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForPreTraining, ViTModel
 
+from hf_mim import cli
 from hf_mim.data.collator_ibot import IBotCollator
 from hf_mim.training import run_pretrain
 from hf_mim.training.ibot_arguments import IBotTrainingArguments
@@ -248,6 +249,21 @@ def test_flat_folder_without_classes(pictures, tmp_path, caplog):
     pretrain("--train_dir", flat, "--eval_strategy", "epoch", output=tmp_path / "run")
     assert "k-NN is left out" in caplog.text
     assert "no labels to evaluate" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_a_clean_list_leaves_out_what_it_does_not_name(pictures, tmp_path):
+    """The neighbours of the evaluation are training images, so it also keeps unreadable ones from them."""
+    data = shutil.copytree(pictures, tmp_path / "data")
+    (data / "train" / "dark" / "3.png").write_bytes(b"no image")
+    listed = tmp_path / "clean.txt"
+    assert cli.main(["check-data", str(data), "--num_workers", "1", "--write_clean_list", str(listed)]) == 1
+    options = ("--train_dir", data, "--eval_split", "test", "--clean_list", listed, "--max_steps", 2, *SHORT)
+    metrics = pretrain(*options, output=tmp_path / "run")
+    facts = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (facts["train_images"], facts["bank_images"], facts["eval_images"]) == (15, 15, 8)
+    assert "eval_knn_3_top1" in metrics
+    with pytest.raises(ValueError, match="clean.txt is of other images than these: it begins with '.* 16 in all"):
+        pretrain(*options, "--train_split", "test", "--eval_split", "train", output=tmp_path / "other")
 
 
 def test_held_out_part_of_the_training_images(pictures, tmp_path):

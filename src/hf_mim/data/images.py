@@ -65,7 +65,7 @@ def decode_image(
         data = b""
         name = getattr(source, "filename", "") or f"{source.mode} of {source.width} x {source.height} pixels"
     else:
-        name, data = _read(source)
+        name, data = read_image(source)
     try:
         return _convert(source if isinstance(source, Image.Image) else _open(data), MODES[num_channels])
     # Pillow's readers raise whatever they stumble over in damaged data: OSError, SyntaxError, struct.error, KeyError.
@@ -73,8 +73,8 @@ def decode_image(
         raise UnreadableImageError(f"cannot read image {name}: {_cause(error, data)}") from error
 
 
-def _read(source: bytes | str | Path | dict[str, Any] | None) -> tuple[str, bytes]:
-    """Name and contents of an image file."""
+def read_image(source: bytes | str | Path | dict[str, Any] | None) -> tuple[str, bytes]:
+    """Name and contents of an image file; raises what `decode_image` does when there is none."""
     if isinstance(source, bytes):
         source = {"bytes": source}
     elif not isinstance(source, dict):

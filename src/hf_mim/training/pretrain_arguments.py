@@ -1,6 +1,7 @@
 """Model and data options of `hf-mim pretrain`, under the names of transformers' `run_mim.py` where it has one."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass
@@ -65,6 +66,13 @@ class DataArguments:
     train_val_split: float | None = field(
         default=None, metadata={"help": "Share of the labelled training images to hold out for the k-NN evaluation."}
     )
+    clean_list: str | None = field(
+        default=None,
+        metadata={
+            "help": "File that `hf-mim check-data SOURCE --write_clean_list FILE` wrote of the training images: train "
+            "on those that it names. A header, then a line for each image: its path in the folder, or its row number."
+        },
+    )
     image_column_name: str | None = field(default=None, metadata={"help": "Column of the images; found if not given."})
     label_column_name: str | None = field(default=None, metadata={"help": "Column of the labels; found if not given."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many images only."})
@@ -100,6 +108,10 @@ class DataArguments:
                 "say what to train on, either --train_dir FOLDER or --dataset_name NAME; command line and recipe give "
                 f"train_dir {self.train_dir} and dataset_name {self.dataset_name}"
             )
+        if self.clean_list is not None and self.streaming:
+            raise ValueError("--clean_list picks single images, which a stream cannot: leave out --streaming")
+        if self.clean_list is not None and not Path(self.clean_list).is_file():
+            raise FileNotFoundError(f"clean_list {self.clean_list} does not exist")
         if self.train_val_split is not None and not 0 < self.train_val_split < 1:
             raise ValueError(f"train_val_split must lie between 0 and 1, got {self.train_val_split}")
         for name in ("max_train_samples", "max_eval_samples", "max_bank_samples", "shuffle_buffer_size"):

@@ -15,6 +15,7 @@ from transformers import AutoImageProcessor, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from ..data.clean_list import keep_listed
 from ..data.collator_ibot import IBotCollator
 from ..data.datasets import MAX_ATTEMPTS, StreamedViewsDataset, ViewsDataset
 from ..data.images import UnreadableImageError, decode_image
@@ -64,6 +65,8 @@ def load_data(args: DataArguments, model_args: ModelArguments, seed: int):
         if args.max_train_samples is not None:
             train = train.take(args.max_train_samples)
         return train.shuffle(seed=seed, buffer_size=args.shuffle_buffer_size), None, None
+    if args.clean_list is not None:
+        train = keep_listed(train, args.clean_list, args.train_dir)
 
     queries = None
     if args.validation_dir is not None:
