@@ -12,25 +12,24 @@ from transformers import AutoModelForPreTraining
 from .test_run_pretrain import SIZES, TINY, pictures  # noqa: F401
 
 
-def launch(processes: int, batch: int, folder, output, *options) -> list[dict]:
+def start(processes: int, batch: int, folder, output, *options) -> subprocess.Popen:
+    """A run of several processes, each with `batch` images."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
-    arguments = [
-        *TINY,
-        "--train_dir",
-        str(folder),
-        "--output_dir",
-        str(output),
-        "--per_device_train_batch_size",
-        batch,
-    ]
+    arguments = [*TINY, "--train_dir", folder, "--output_dir", output, "--per_device_train_batch_size", batch]
     # Stochastic depth draws from each process' own stream.
     arguments += ["--config_overrides", SIZES + ",drop_path_rate=0.0", "--eval_split", "test", *options]
-    program = ["-m", "hf_mim.training.run_pretrain", *map(str, arguments)]
-    result = subprocess.run(command + program, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
+    command += ["-m", "hf_mim.training.run_pretrain", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def launch(processes: int, batch: int, folder, output, *options) -> list[dict]:
+    """The same to its end; gives its log."""
+    process = start(processes, batch, folder, output, *options)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
     return json.loads((output / "trainer_state.json").read_text())["log_history"]
 
 

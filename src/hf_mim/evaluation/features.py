@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..data.images import decode_image
+from ..data.workers import ignore_stop_signals
 
 
 POOLINGS = ("auto", "cls", "mean", "pooler")
@@ -112,6 +113,7 @@ def _batches(
         collate_fn=partial(_process, image_processor=image_processor, num_channels=num_channels),
         # the loader draws a seed for its workers; without a generator of its own, from the global one
         generator=torch.Generator(),
+        worker_init_fn=ignore_stop_signals,
     )
     streamed = isinstance(dataset, datasets.IterableDataset)
     total = None if streamed else math.ceil(len(dataset) / batch_size)

@@ -39,6 +39,11 @@ class MIMTrainingArguments(TrainingArguments):
         profile (`bool`, defaults to `False`): Write a trace of a few steps and their top operators into
             `output_dir/profile/`.
 
+    > Parameters that control what happens to bad data
+
+        max_unreadable_fraction (`float`, defaults to 0.01): Share of the images that may be unreadable, and are
+            replaced by others, before the run stops; of a stream, of the images read so far (of 1,000 at least).
+
     One epoch of a schedule is one pass over the data. A stream has no length; there an epoch is
     `max_steps / num_train_epochs` steps.
     """
@@ -73,6 +78,11 @@ class MIMTrainingArguments(TrainingArguments):
     knn_temperature: float = field(default=0.07, metadata={"help": "Temperature of the neighbours' votes."})
     profile: bool = field(
         default=False, metadata={"help": "Write a trace of a few steps and their top operators into profile/."}
+    )
+
+    max_unreadable_fraction: float = field(
+        default=0.01,
+        metadata={"help": "Share of the images that may be unreadable, and are replaced, before the run stops."},
     )
 
     # Defaults that differ from transformers', because pre-training needs them.
@@ -116,6 +126,12 @@ class MIMTrainingArguments(TrainingArguments):
             raise ValueError(f"knn_k must be numbers of neighbours of at least 1, got {self.knn_k}")
         if self.knn_temperature <= 0:
             raise ValueError(f"knn_temperature must be positive, got {self.knn_temperature}")
+        if not 0 <= self.max_unreadable_fraction <= 1:
+            raise ValueError(f"max_unreadable_fraction must lie in [0, 1], got {self.max_unreadable_fraction}")
+        if self.dataloader_persistent_workers:
+            raise ValueError(
+                "dataloader_persistent_workers must stay False: it shifts the random numbers of a resumed run"
+            )
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must stay False: the collator needs what it would remove")
         if self.load_best_model_at_end:

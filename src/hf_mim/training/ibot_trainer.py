@@ -175,7 +175,10 @@ class IBotTrainer(MIMTrainer):
         )
         if file is None:
             raise FileNotFoundError(f"{source}/{TEACHER_FOLDER} has no {CENTERS_FILE}, the centres of the targets")
-        self.targets.load_state_dict(load_file(file))
+        try:
+            self.targets.load_state_dict(load_file(file))
+        except RuntimeError as error:
+            raise ValueError(f"{source}/{TEACHER_FOLDER}/{CENTERS_FILE} is of another model: {error}") from error
 
     def deployable_encoder(self) -> IBotModel:
         return self.teacher.ibot

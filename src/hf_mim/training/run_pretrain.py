@@ -12,7 +12,6 @@ import numpy as np
 import transformers
 from PIL import Image
 from transformers import AutoImageProcessor, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..data.clean_list import keep_listed
@@ -26,6 +25,7 @@ from ..evaluation.features import raw_pixel_features
 from ..evaluation.knn import knn_accuracy
 from ..modeling.configuration_ibot import IBotConfig
 from ..modeling.image_processing_pil_ibot import IBotImageProcessorPil
+from .checkpoints import list_checkpoints
 from .ibot_arguments import IBotTrainingArguments
 from .ibot_trainer import IBotTrainer
 from .loading import load_ibot_for_pretraining
@@ -243,12 +243,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         accuracy = knn_accuracy(*pixels[0], *pixels[1], k=args.knn_k, temperature=args.knn_temperature)
         baselines = {f"raw_pixels_{name}": value for name, value in accuracy.items()}
 
-    checkpoint = args.resume_from_checkpoint
     if args.do_train:
-        if checkpoint is None and os.path.isdir(args.output_dir):
-            checkpoint = get_last_checkpoint(args.output_dir)
-            if checkpoint is not None:
-                logger.warning(f"resuming from {checkpoint}")
+        checkpoint = args.resume_from_checkpoint or bool(list_checkpoints(args.output_dir))
         result = trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_state()
     metrics = {} if queries is None else _latest_evaluation(trainer) or trainer.evaluate()

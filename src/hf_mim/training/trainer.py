@@ -5,10 +5,15 @@ The trainer that all methods share: a target network beside the student, and one
                 └──► model(**inputs, **targets) ────► loss
 """
 
+import logging
 import math
 import os
+import shutil
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,20 +22,36 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.profiler import record_function
 from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import cached_file
 
 from ..data.color import color_views
+from ..data.workers import ignore_stop_signals
 from ..evaluation.features import extract_features
 from ..evaluation.knn import knn_accuracy
 from ..evaluation.representation import feature_std, rankme
 from .arguments import MIMTrainingArguments
 from .callbacks import MIMProgressCallback
+from .checkpoints import (
+    STAGING_FOLDER,
+    describe_last,
+    find_checkpoint,
+    put_in_place,
+    remove_old_checkpoints,
+    write_manifest,
+)
+from .finite import FiniteCheck
 from .gradients import clip_gradients_per_tensor, decayed_parameter_names
+from .interruption import EXIT_INTERRUPTED, StopSignals
 from .profiling import ProfileCallback
 from .schedules import cosine_schedule
 from .throughput import Throughput
+from .unreadable import UnreadableImages
 
+
+logger = logging.getLogger(__name__)
 
 TEACHER_FOLDER = "teacher"
 # Rows kept for the feature statistics of the logs; more would cost time in the singular value decomposition.
@@ -54,6 +75,16 @@ class _StepCallback(TrainerCallback):
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.trainer.update_target()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.trainer.stop_signals.agreed():
+            control.should_log = control.should_save = control.should_training_stop = True
+            # There may be only seconds left.
+            control.should_evaluate = False
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.trainer.stop_signals.received:
+            control.should_log = control.should_save = control.should_evaluate = False
 
 
 class MIMTrainer(Trainer, ABC):
@@ -92,6 +123,11 @@ class MIMTrainer(Trainer, ABC):
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = {}
         self._features: list[torch.Tensor] = []
+        self._step_values: dict[str, torch.Tensor] = {}
+        self._finite = FiniteCheck()
+        self.stop_signals = StopSignals()
+        self._checkpoint_root: str | None = None
+        self._unreadable = UnreadableImages(self._num_images(), args.max_unreadable_fraction, args.world_size)
         self._feature_rows = max(MAX_FEATURE_ROWS // args.world_size, 1)
         self._throughput = Throughput()
         # An average in half precision does not move: 1 + 0.004·0.1 is 1 in bfloat16.
@@ -227,12 +263,30 @@ class MIMTrainer(Trainer, ABC):
         self.accelerator.unscale_gradients()
         return clip_gradients_per_tensor(model, self.args.max_grad_norm)
 
+    def _get_grad_norm(self, model: nn.Module, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm)
+        # With fp16 the loss is scaled until the gradient overflows, and that step is left out: nothing is wrong.
+        if self.accelerator.scaler is None:
+            self._step_values["grad_norm"] = torch.as_tensor(norm, device=self.args.device)
+        return norm
+
     def before_optimizer_step(self):
-        """Called after the gradients are clipped: sets the weight decay of the step."""
+        """Called after the gradients are clipped: looks for values that are not finite, sets the weight decay."""
+        failure = self._finite.note(self.state.global_step + 1, self._step_values)
+        self._step_values = {}
+        self._stop_if_not_finite(failure)
         self.optimizer.param_groups[0]["weight_decay"] = self.weight_decay_at(self.state.global_step)
+
+    def get_train_dataloader(self):
+        dataloader = super().get_train_dataloader()
+        # accelerate's loader hands everything but iteration itself to the one that it wraps.
+        loader = getattr(dataloader, "base_dataloader", dataloader)
+        loader.worker_init_fn = partial(ignore_stop_signals, before=loader.worker_init_fn)
+        return dataloader
 
     def _prepare_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
+        self._unreadable.note(inputs.pop("unreadable", []), len(inputs["pixel_values"]))
         parameters = inputs.pop("color_parameters", None)
         if parameters is not None:
             if self.processing_class is None:
@@ -259,8 +313,28 @@ class MIMTrainer(Trainer, ABC):
             targets = self.compute_targets(inputs)
         with record_function("student"):
             outputs = model(**inputs, **targets)
+        for name in outputs:
+            if name.startswith("loss"):
+                self._step_values[name] = self._step_values.get(name, 0.0) + outputs[name].detach()
         self.observe(targets, outputs)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def _stop_if_not_finite(self, failure: tuple[int, dict[str, float]] | None):
+        if failure is None:
+            return
+        step, values = failure
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        half = " fp16 overflows easily: prefer bf16 or fp32." if self.args.fp16 else ""
+        raise FloatingPointError(
+            f"not finite at step {step}: {figures}. The usual cause is a learning rate that is too high "
+            f"(here {self.lr_scheduler.get_last_lr()[0]:.4g}) or a warm-up too short (here {self.warmup_steps} steps)."
+            f"{half} {describe_last(self.args.output_dir)}"
+        )
+
+    def _num_images(self) -> int | None:
+        """Training images; None for a stream, which does not tell."""
+        streamed = isinstance(self.train_dataset, torch.utils.data.IterableDataset)
+        return None if streamed or self.train_dataset is None else len(self.train_dataset)
 
     # What the logs show
 
@@ -296,17 +370,12 @@ class MIMTrainer(Trainer, ABC):
             means = torch.stack([self._sums[name] / self._counts[name] for name in self._sums])
             means = self.accelerator.reduce(means, "mean").tolist()
             logs.update(zip(self._sums, means, strict=True))
-            if not all(math.isfinite(value) for value in means):
-                raise FloatingPointError(
-                    f"not finite at or before step {self.state.global_step}: "
-                    + ", ".join(f"{name} {value:.4g}" for name, value in logs.items())
-                    + "; lower the learning rate or lengthen its warm-up, and prefer bf16 or fp32 to fp16"
-                )
         if self._features:
             features = torch.cat(self._features)[-self._feature_rows :].contiguous()
             # On the CPU, where there is float64 in any case.
             features = self.accelerator.gather(features).cpu()
             logs |= {"feature_std": float(feature_std(features)), "rankme": float(rankme(features))}
+        logs["data/unreadable"] = self._unreadable.count()
         self._sums, self._counts, self._features = {}, {}, []
         return logs | self.throughput() | self.schedule_values(max(self.state.global_step - 1, 0))
 
@@ -365,9 +434,101 @@ class MIMTrainer(Trainer, ABC):
 
     # Checkpoints
 
-    def _save_checkpoint(self, *args, **kwargs):
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+        """
+        Train, from the beginning or from a checkpoint. SIGTERM and SIGINT (Ctrl-C) end the run after the step at
+        hand: it is saved, and the process exits with code 75.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*): A checkpoint; True for the newest one in
+                `output_dir`; "latest" for the newest one that is whole, or a new start where there is none at all.
+
+        Raises:
+            OSError: If the checkpoint is not whole, or (also later) one cannot be written.
+            ValueError: If it belongs to another model, or to a run with other batches.
+            FloatingPointError: If loss or gradient are not finite; the step is not taken.
+            SystemExit: After a signal.
+        """
+        output_dir = self.args.output_dir
+        checkpoint = find_checkpoint(resume_from_checkpoint, output_dir, self._required_parts(), self._run_facts())
+        with self.stop_signals:
+            result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        if self.stop_signals.received:
+            logger.warning(
+                f"stopped by {signal.Signals(self.stop_signals.received).name} after step {self.state.global_step}. "
+                f"{describe_last(self.args.output_dir)} Started again in the same way, the run goes on from there."
+            )
+            raise SystemExit(EXIT_INTERRUPTED)
+        return result
+
+    def _run_facts(self) -> dict[str, Any]:
+        """What must be the same for a resumed run to take the steps of the one that was interrupted."""
+        args = self.args
+        facts = {
+            "per_device_train_batch_size": args.per_device_train_batch_size,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "number of processes": args.world_size,
+            "seed": args.seed,
+            "data_seed": args.data_seed,
+        }
+        if self._num_images() is None:
+            # Each worker reads its own shards of a stream, so that their number decides the order.
+            return facts | {"dataloader_num_workers": args.dataloader_num_workers}
+        return facts | {"number of training images": self._num_images()}
+
+    def _required_parts(self) -> tuple[str, ...]:
+        # What is missing here Trainer would replace by a fresh start, without a word.
+        args = self.args
+        random_state = "rng_state.pth" if args.world_size == 1 else f"rng_state_{args.process_index}.pth"
+        return (
+            "model.safetensors",
+            "optimizer.pt",
+            "scheduler.pt",
+            random_state,
+            "trainer_state.json",
+            TEACHER_FOLDER,
+        )
+
+    def _get_output_dir(self, trial) -> str:
+        return self._checkpoint_root or super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial):
+        self._stop_if_not_finite(self._finite.flush())
+        if not torch.stack(torch._foreach_norm([*model.parameters(), *self.teacher.parameters()])).isfinite().all():
+            raise FloatingPointError(
+                f"weights are not finite after step {self.state.global_step}. {describe_last(self.args.output_dir)}"
+            )
         with self._throughput.paused():
-            super()._save_checkpoint(*args, **kwargs)
+            self._write_checkpoint(model, trial)
+
+    def _write_checkpoint(self, model: nn.Module, trial):
+        """Trainer's checkpoint, written beside its place and moved there when it is whole."""
+        output_dir = Path(self.args.output_dir)
+        staging = output_dir / STAGING_FOLDER
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        try:
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            self._checkpoint_root = str(staging)
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                if self.state.best_global_step == self.state.global_step:
+                    self.state.best_model_checkpoint = str(output_dir / name)
+                    self.state.save_to_json(str(staging / name / TRAINER_STATE_NAME))
+                write_manifest(staging / name, self._run_facts())
+                put_in_place(staging / name, output_dir / name)
+                shutil.rmtree(staging)
+                remove_old_checkpoints(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+        except Exception as error:
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)
+            raise OSError(
+                f"cannot save {output_dir / name}: {error}. {describe_last(self.args.output_dir)}"
+            ) from error
+        finally:
+            self._checkpoint_root = None
 
     def _save_optimizer_and_scheduler(self, output_dir: str):
         super()._save_optimizer_and_scheduler(output_dir)
@@ -375,24 +536,22 @@ class MIMTrainer(Trainer, ABC):
             self.save_target(os.path.join(output_dir, TEACHER_FOLDER))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None):
-        # What is missing here Trainer would replace by a fresh start, without a word.
-        random_state = "rng_state.pth" if self.args.world_size == 1 else f"rng_state_{self.args.process_index}.pth"
-        for name in ("optimizer.pt", "scheduler.pt", random_state, TEACHER_FOLDER):
-            if not os.path.exists(os.path.join(resume_from_checkpoint, name)):
-                raise FileNotFoundError(
-                    f"{resume_from_checkpoint} has no {name}, so it cannot be resumed from (was it saved with "
-                    "--save_only_model, or by another number of processes?): remove it, or pass it as "
-                    "--model_name_or_path to another --output_dir"
-                )
         try:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         except RuntimeError as error:
             raise ValueError(f"{resume_from_checkpoint} is of another model: {error}") from error
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None):
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            self.load_target(checkpoint)
+        if checkpoint is None:
+            return
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:
+            raise ValueError(f"{checkpoint}/optimizer.pt is of another model: {error}") from error
+        for parameter, state in self.optimizer.state.items():
+            if any(value.ndim and value.shape != parameter.shape for value in state.values()):
+                raise ValueError(f"{checkpoint}/optimizer.pt is of another model: a moment has another shape")
+        self.load_target(checkpoint)
 
     def _issue_warnings_after_load(self, load_result):
         # Trainer only warns here, and would go on with random weights.

@@ -1,0 +1,58 @@
+"""Ending a run between two steps, when the system or the user asks for it."""
+
+import signal
+import threading
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+
+# EX_TEMPFAIL of sysexits.h: not finished, and worth starting again.
+EXIT_INTERRUPTED = 75
+
+
+class StopSignals:
+    """
+    While it is entered, SIGTERM and SIGINT (Ctrl-C) are noted instead of ending the process.
+
+    A second SIGINT raises `KeyboardInterrupt` at once. Only the main thread can listen to signals; in another one
+    nothing changes.
+    """
+
+    def __init__(self):
+        self.received: int | None = None
+        self._previous = {}
+        self._group = None
+
+    def __enter__(self):
+        self.received = None
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._note)
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            # On the host: a collective on the GPU would make every step wait for it.
+            self._group = dist.new_group(backend="gloo")
+        return self
+
+    def __exit__(self, *exception):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+            self._group = None
+
+    def _note(self, number: int, frame: FrameType | None):
+        if number == self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def agreed(self) -> bool:
+        """Whether any process was asked to stop; all processes must call this after the same steps."""
+        if self._group is None:
+            return self.received is not None
+        asked = torch.tensor([self.received or 0])
+        dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=self._group)
+        self.received = int(asked) or None
+        return self.received is not None
