@@ -42,6 +42,7 @@ from .checkpoints import (
     remove_old_checkpoints,
     write_manifest,
 )
+from .collapse import CollapseCallback
 from .finite import FiniteCheck
 from .gradients import clip_gradients_per_tensor, decayed_parameter_names
 from .interruption import EXIT_INTERRUPTED, StopSignals
@@ -134,6 +135,7 @@ class MIMTrainer(Trainer, ABC):
         dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
         self.teacher = self.build_target().to(args.device, dtype).requires_grad_(False)
         self.add_callback(_StepCallback(self))
+        self.add_callback(CollapseCallback())
         if args.profile:
             self.add_callback(ProfileCallback(self._throughput))
         if not args.disable_tqdm:

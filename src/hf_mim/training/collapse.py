@@ -1,0 +1,114 @@
+"""The collapse alarm: a warning when a run learns to say the same of every image."""
+
+import logging
+import math
+
+from transformers import TrainerCallback
+
+
+logger = logging.getLogger(__name__)
+
+# Fewer images since the last log say nothing about how images differ.
+MIN_IMAGES = 16
+MIN_LOGS = 3
+# Share of the run, of which no more than so many steps count, that a sign has to last.
+PATIENCE = {"features": 0.1, "uniform targets": 0.25, "few prototypes": 0.1}
+LONG_RUN = 10_000
+MIN_FEATURE_STD = 0.05
+MIN_RANKME = 1.5
+UNIFORM = 0.9999
+SHARP = 0.05
+FEW = 0.05
+
+ADVICE = {
+    "features": (
+        "the features hardly depend on the image. Lower the learning rate, or lengthen its warm-up; check that the "
+        "images differ, and that --image_mean and --image_std fit them"
+    ),
+    "uniform targets": (
+        "the targets are uniform and say nothing of the image. Lower --teacher_temp and --teacher_patch_temp; if they "
+        "are below 0.1, lower the learning rate or lengthen its warm-up"
+    ),
+    "few prototypes": (
+        "most images have one of a few prototypes as their target. Let the centres follow (--center_momentum and "
+        "--patch_center_momentum 0.9), raise --teacher_temp and --teacher_patch_temp, or use --target sinkhorn"
+    ),
+}
+
+
+class CollapseCallback(TrainerCallback):
+    """
+    Warns of three kinds of collapse, from what the logs show; nothing is stopped or changed.
+
+    - *features*: `feature_std` < 0.05, or `rankme` < 1.5.
+    - *uniform targets*: `target_entropy` > 0.9999 log K.
+    - *few prototypes*: `target_entropy` < 0.05 log K, and the prototypes used (`prototypes_used` times K) are one, or
+      fewer than 5 % of K and of the images.
+
+    K is the number of prototypes, `out_dim` of the model's configuration, and log K the largest entropy there is. The
+    last two kinds are those of methods that log a `target_entropy`.
+
+    A warning needs its sign in every log for a tenth of the run, or a quarter for uniform targets, with which a
+    healthy run may begin; of a long run 10,000 steps count. It needs three logs; logs of fewer than 16 images are
+    passed over. It comes once, and again only if the sign was gone in between.
+
+    The thresholds lie between what healthy and provoked runs show, far from either (small ViTs on photo tiles, logs of
+    320 to 640 images):
+
+    - Healthy, Sinkhorn-Knopp or centring, Xavier or the original's initialisation, from the first log on:
+      `feature_std` >= 0.51, `rankme` >= 8.7; at least 10 of K = 128 prototypes; entropy 0.20 to 0.90 of log K, up to
+      0.973 with the original's initialisation and K = 8,192. Networks with features of 16 numbers come to 0.9993.
+    - Learning rates 100 and 1,000 times too high: `feature_std` 0.03 and 0.0006, `rankme` 1.5 and 1.0, entropy above
+      0.99999 of log K.
+    - Teacher temperature 10: entropy above 0.99999 of log K from the first log on; `feature_std` falls to 0.10 and
+      `rankme` to 3.5.
+    - Centres that do not move and a teacher temperature of 0.01: entropy 0.002 of log K and 3 of 128 prototypes,
+      while `feature_std` stays at 0.7.
+    """
+
+    def __init__(self):
+        self._last_step = 0
+        # per kind: the step of the first log of an unbroken row that shows the sign, and the length of the row
+        self._rows: dict[str, tuple[int, int]] = {}
+        self._warned: set[str] = set()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._last_step, self._rows, self._warned = state.global_step, {}, set()
+
+    def on_log(self, args, state, control, logs=None, model=None, **kwargs):
+        if not state.is_world_process_zero or "loss" not in logs:
+            return
+        step, total_batch = state.global_step, args.train_batch_size * args.gradient_accumulation_steps
+        images = total_batch * args.world_size * (step - self._last_step)
+        self._last_step = step
+        if images < MIN_IMAGES:
+            return
+        signs = _signs(logs, images, model.config.out_dim if "target_entropy" in logs else None)
+        self._warned &= signs.keys()
+        self._rows = {kind: self._rows.get(kind, (step, 0)) for kind in signs}
+        for kind, seen in signs.items():
+            first, length = self._rows[kind]
+            self._rows[kind] = first, length + 1
+            lasting = step - first >= PATIENCE[kind] * min(state.max_steps, LONG_RUN) and length + 1 >= MIN_LOGS
+            if lasting and kind not in self._warned:
+                self._warned.add(kind)
+                logger.warning(f"step {step}: collapse of the {kind}? {seen}, since step {first}: {ADVICE[kind]}")
+
+
+def _signs(logs: dict[str, float], images: int, num_prototypes: int | None) -> dict[str, str]:
+    """The kinds of collapse that one log shows, each with what was seen."""
+    signs = {}
+    spread, rank = logs.get("feature_std", 1.0), logs.get("rankme", math.inf)
+    if spread < MIN_FEATURE_STD or rank < MIN_RANKME:
+        signs["features"] = f"feature_std {spread:.2g} (1 is healthy, 0 collapsed), rankme {rank:.1f}"
+    if num_prototypes is None:
+        return signs
+    entropy, largest = logs["target_entropy"], math.log(num_prototypes)
+    used = round(logs["prototypes_used"] * num_prototypes)
+    if entropy > UNIFORM * largest:
+        signs["uniform targets"] = f"target_entropy {entropy:.5f} of at most {largest:.5f}"
+    elif entropy < SHARP * largest and used <= max(1, FEW * min(num_prototypes, images)):
+        signs["few prototypes"] = (
+            f"{used} of {num_prototypes} prototypes used by {images} images, target_entropy {entropy:.2g}"
+        )
+    return signs
