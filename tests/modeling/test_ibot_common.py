@@ -456,6 +456,12 @@ class TestDropPath:
             results.append((output, *gradients))
         assert_same(*results, rtol=1e-5, atol=1e-6)
 
+    def test_a_block_that_every_sample_drops_has_gradients_of_zero(self):
+        model = IBotModel(tiny_config(num_hidden_layers=2, drop_path_rate=0.9999)).train()
+        model(torch.randn(1, 3, 24, 24)).last_hidden_state.square().sum().backward()
+        assert all((parameter.grad == 0).all() for parameter in model.layers[1].parameters())
+        assert model.layers[0].attention.q_proj.weight.grad.abs().sum() > 0
+
     @torch.no_grad()
     def test_recorded_attention_is_that_of_every_sample(self):
         model = TestIBotModel().make_model("eager", drop_path_rate=0.9).train()

@@ -242,8 +242,9 @@ class IBotDropPath(nn.Module):
             return hidden_states + output * (kept / keep).to(output.dtype)
         # On the CPU a dropped sample costs nothing; elsewhere the host would have to wait for the number of kept ones.
         rows = kept.flatten().nonzero().squeeze(1)
-        if len(rows) == len(kept):
-            return hidden_states.add(branch(hidden_states, **kwargs), alpha=1 / keep)
+        if len(rows) in (0, len(kept)):
+            # An attention over no sample has no shape, and its weights need a gradient all the same.
+            return hidden_states.add(branch(hidden_states, **kwargs), alpha=len(rows) / len(kept) / keep)
         output = branch(hidden_states[rows], **kwargs).to(hidden_states.dtype)
         return hidden_states.index_add(0, rows, output, alpha=1 / keep)
 
