@@ -324,46 +324,6 @@ def test_options_train_and_export(pictures, tmp_path, options):
     assert not info["missing_keys"] and all(torch.isfinite(p).all() for p in encoder.parameters())
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--image_size", "18"), "multiple of patch_size"),
-        (("--local_crop_size", "6"), "local_crop_size .* multiple of the patch size"),
-        (("--global_crop_size", "14"), "global_crop_size .* multiple of the patch size"),
-        (("--per_device_train_batch_size", "64"), "do not fill one batch"),
-        (("--warmup_teacher_temp_epochs", "30"), "warmup_teacher_temp_epochs"),
-        (("--warmup_epochs", "10"), "warmup_epochs"),
-        (("--eval_split", "nonsense"), "nonsense"),
-        (("--config_overrides", "hiden_size=16"), "hidden_size"),
-        (("--config_overrides", "hidden_size"), "name=value"),
-        (("--config_overrides", "out_dim=1"), "out_dim"),
-        (("--config_overrides", SIZES + ",shared_head=false,patch_out_dim=8"), "shared_head_teacher"),
-        (("--model_type", "mae"), "model_type"),
-        (("--pred_ratio", "0.1"), "pred_ratio"),
-        (("--local_crops_number", "0", "--global_crops_number", "1"), "compares views"),
-        (("--momentum_teacher", "1.5"), "momentum_teacher"),
-        (("--image_mean", "0.5"), "image_mean"),
-        (("--dataset_name", "photo-tiles"), "either --train_dir"),
-        (("--knn_temperature", "0"), "knn_temperature"),
-        (("--remove_unused_columns", "true"), "remove_unused_columns"),
-        (("--load_best_model_at_end", "--metric_for_best_model", "knn_3_top1"), "load_best_model_at_end"),
-        (("--push_to_hub",), "push_to_hub"),
-        (("--streaming", "--max_steps", "4", "--pred_start_epoch", "1"), "pred_start_epoch"),
-        (("--do_train", "false"), "labelled images"),
-        (("--config_overrides", SIZES + ",use_mean_pooling=true"), "use_mean_pooling"),
-    ],
-)
-def test_what_does_not_fit_is_one_clear_error(pictures, tmp_path, options, message):
-    with pytest.raises(ValueError, match=message):
-        pretrain("--train_dir", pictures, *options, output=tmp_path)
-    assert not (tmp_path / "metrics.json").exists()
-
-
-def test_missing_folder(tmp_path):
-    with pytest.raises((ValueError, FileNotFoundError), match="nowhere"):
-        pretrain("--train_dir", tmp_path / "nowhere", output=tmp_path / "run")
-
-
 @pytest.mark.parametrize("recipe", list_recipes())
 def test_recipes_fit_the_options(recipe, tmp_path):
     source = [] if recipe == "quickstart" else ["--train_dir", "images"]

@@ -92,7 +92,7 @@ def load_image_dataset(
             revision=revision,
         )
     elif data_dir is not None:
-        dataset = _load_files(data_dir, split, streaming, cache_dir)
+        dataset = _load_files(data_dir, split, streaming, cache_dir, image_column_name, label_column_name)
     else:
         raise ValueError("no images given: set data_dir (a folder) or dataset_name (of the Hub, or photo-tiles)")
 
@@ -111,7 +111,14 @@ def random_subset(dataset: Dataset, count: int | None, seed: int = 0) -> Dataset
 # --------------------------------------------------------------------------- files and folders
 
 
-def _load_files(data_dir: str, split: str, streaming: bool, cache_dir: str | None) -> Dataset | IterableDataset:
+def _load_files(
+    data_dir: str,
+    split: str,
+    streaming: bool,
+    cache_dir: str | None,
+    image_column: str | None,
+    label_column: str | None,
+) -> Dataset | IterableDataset:
     path = Path(os.path.abspath(Path(data_dir).expanduser()))
     if path.is_dir():
         split_folders = _split_folders(path, split)
@@ -145,7 +152,11 @@ def _load_files(data_dir: str, split: str, streaming: bool, cache_dir: str | Non
     builder = {"parquet": "parquet", "tar": "webdataset"}[kind]
     # The names are names, not patterns, even where they contain brackets.
     files = [glob.escape(file) for file in files]
-    return _prepare(data_dir, builder, data_files=files, split="train", streaming=streaming, cache_dir=cache_dir)
+    options = {"data_files": files, "split": "train", "cache_dir": cache_dir}
+    if not streaming:
+        # To prepare large shards takes long; a stream knows the columns at once.
+        _keep_image_and_label(_prepare(data_dir, builder, **options, streaming=True), image_column, label_column)
+    return _prepare(data_dir, builder, **options, streaming=streaming)
 
 
 def _prepare(source: str, name: str, config: str | None = None, **options: Any) -> Dataset | IterableDataset:

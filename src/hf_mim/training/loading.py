@@ -44,15 +44,12 @@ def _new_config(**fields) -> IBotConfig:
         raise ValueError(f"configuration of the model: {error.__cause__ or error}") from error
 
 
-def load_ibot_for_pretraining(args: ModelArguments) -> IBotForPreTraining:
+def pretraining_config(args: ModelArguments) -> IBotConfig:
     """
-    A new model from `config_overrides`, `image_size` and `patch_size`, or the one at `model_name_or_path`.
-
-    An encoder without a head (`ibot` or a native `vit`, such as the root of a finished run) gets a new head, whose
-    sizes `config_overrides` may set.
+    The configuration of the model to train; of a model to continue from, only its configuration is read.
 
     Raises:
-        ValueError: If sizes do not fit together, or the weights are of another kind of model.
+        ValueError: If sizes do not fit together, or the weights to continue from are of another kind or size.
     """
     overrides = parse_config_overrides(args.config_overrides)
     if args.image_size is not None:
@@ -62,15 +59,37 @@ def load_ibot_for_pretraining(args: ModelArguments) -> IBotForPreTraining:
     if overrides.get("use_mean_pooling"):
         raise ValueError("use_mean_pooling is for evaluation: iBOT is trained with the CLS token")
     if args.model_name_or_path is None:
-        return IBotForPreTraining._from_config(_new_config(**overrides), attn_implementation=args.attn_implementation)
+        return _new_config(**overrides)
 
-    hub = args.hub_options
-    config = AutoConfig.from_pretrained(args.model_name_or_path, **hub)
+    config = AutoConfig.from_pretrained(args.model_name_or_path, **args.hub_options)
+    if not isinstance(config, (IBotConfig, ViTConfig)):
+        raise ValueError(
+            f"{args.model_name_or_path} is a model of type {config.model_type!r}; iBOT continues from 'ibot' or 'vit'"
+        )
     fixed = sorted(name for name in overrides if name in SHARED_FIELDS and overrides[name] != getattr(config, name))
     if fixed:
         raise ValueError(f"{args.model_name_or_path} has weights for another {fixed[0]} than {overrides[fixed[0]]}")
     if isinstance(config, IBotConfig):
         config.update(overrides)
+        config.validate_architecture()
+        return config
+    return _new_config(**{name: getattr(config, name) for name in SHARED_FIELDS} | overrides)
+
+
+def load_ibot_for_pretraining(args: ModelArguments) -> IBotForPreTraining:
+    """
+    A new model from `config_overrides`, `image_size` and `patch_size`, or the one at `model_name_or_path`.
+
+    An encoder without a head (`ibot` or a native `vit`, such as the root of a finished run) gets a new head, whose
+    sizes `config_overrides` may set.
+
+    Raises:
+        ValueError: As `pretraining_config`, and for weights that do not fit or are not there.
+    """
+    config, hub = pretraining_config(args), args.hub_options
+    if args.model_name_or_path is None:
+        return IBotForPreTraining._from_config(config, attn_implementation=args.attn_implementation)
+    if isinstance(AutoConfig.from_pretrained(args.model_name_or_path, **hub), IBotConfig):
         try:
             model, info = IBotForPreTraining.from_pretrained(
                 args.model_name_or_path,
@@ -87,20 +106,14 @@ def load_ibot_for_pretraining(args: ModelArguments) -> IBotForPreTraining:
         if lost:
             raise ValueError(f"{args.model_name_or_path} lacks {len(lost)} tensors of the encoder, such as {lost[0]}")
         return model.float()
-    if isinstance(config, ViTConfig):
-        fields = {name: getattr(config, name) for name in SHARED_FIELDS}
-        model = IBotForPreTraining._from_config(
-            _new_config(**fields | overrides), attn_implementation=args.attn_implementation
+
+    model = IBotForPreTraining._from_config(config, attn_implementation=args.attn_implementation)
+    encoder = AutoModel.from_pretrained(args.model_name_or_path, add_pooling_layer=False, **hub).float()
+    result = model.ibot.load_state_dict(encoder.state_dict(), strict=False)
+    if result.missing_keys != ["embeddings.mask_token"] or result.unexpected_keys:
+        raise ValueError(
+            f"{args.model_name_or_path} is not a plain ViT: missing {result.missing_keys}, "
+            f"unexpected {result.unexpected_keys}"
         )
-        encoder = AutoModel.from_pretrained(args.model_name_or_path, add_pooling_layer=False, **hub).float()
-        result = model.ibot.load_state_dict(encoder.state_dict(), strict=False)
-        if result.missing_keys != ["embeddings.mask_token"] or result.unexpected_keys:
-            raise ValueError(
-                f"{args.model_name_or_path} is not a plain ViT: missing {result.missing_keys}, "
-                f"unexpected {result.unexpected_keys}"
-            )
-        logger.warning(f"{args.model_name_or_path} is an encoder: head and mask token are new")
-        return model
-    raise ValueError(
-        f"{args.model_name_or_path} is a model of type {config.model_type!r}; iBOT continues from 'ibot' or 'vit'"
-    )
+    logger.warning(f"{args.model_name_or_path} is an encoder: head and mask token are new")
+    return model

@@ -114,6 +114,11 @@ class DataArguments:
             raise FileNotFoundError(f"clean_list {self.clean_list} does not exist")
         if self.train_val_split is not None and not 0 < self.train_val_split < 1:
             raise ValueError(f"train_val_split must lie between 0 and 1, got {self.train_val_split}")
+        if self.train_val_split is not None and (self.eval_split or self.validation_dir):
+            raise ValueError(
+                "train_val_split holds out training images for the evaluation: give either it or eval_split or "
+                "validation_dir"
+            )
         for name in ("max_train_samples", "max_eval_samples", "max_bank_samples", "shuffle_buffer_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -3,9 +3,12 @@
 to an encoder that `AutoModel.from_pretrained` loads.
 """
 
+import glob
 import logging
+import math
 import os
 import sys
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -28,7 +31,7 @@ from ..modeling.image_processing_pil_ibot import IBotImageProcessorPil
 from .checkpoints import list_checkpoints
 from .ibot_arguments import IBotTrainingArguments
 from .ibot_trainer import IBotTrainer
-from .loading import load_ibot_for_pretraining
+from .loading import load_ibot_for_pretraining, pretraining_config
 from .outputs import is_finished, save_run, summary
 from .pretrain_arguments import DataArguments, ModelArguments
 from .recipe_parser import load_recipe, parse_recipe_args
@@ -53,6 +56,10 @@ def load_data(args: DataArguments, model_args: ModelArguments, seed: int):
         "cache_dir": model_args.cache_dir,
         "token": model_args.token,
     }
+    for name, folder in (("train_dir", args.train_dir), ("validation_dir", args.validation_dir)):
+        is_name = folder is not None and "://" not in folder and not glob.has_magic(folder)
+        if is_name and not Path(folder).expanduser().exists():
+            raise FileNotFoundError(f"{name} {folder} does not exist")
     source = {
         "dataset_name": args.dataset_name,
         "dataset_config_name": args.dataset_config_name,
@@ -122,7 +129,7 @@ def build_image_processor(
 
 
 def build_views(args: IBotTrainingArguments, config: IBotConfig) -> tuple[MultiCropViews, MaskGenerator]:
-    """Multi-crop views and masks; raises `ValueError` when a size is not a multiple of the patch size."""
+    """Multi-crop views and masks; raises `ValueError` when sizes and shares do not fit the patches."""
     patch_size = config.patch_size
     image_size = [side * patch_size for side in config.grid_size]
     global_size = _crop_size("global_crop_size", args.global_crop_size or image_size, patch_size)
@@ -140,6 +147,11 @@ def build_views(args: IBotTrainingArguments, config: IBotConfig) -> tuple[MultiC
         blur=args.blur_augmentation,
     )
     grid = (global_size[0] // patch_size, global_size[1] // patch_size)
+    if args.pred_shape == "block" and min(grid) < 2 and max(args.pred_ratio) > 0:
+        raise ValueError(
+            f"global views of {grid[0]} x {grid[1]} patches have no room for blocks: enlarge global_crop_size "
+            f"{list(global_size)}, or set pred_shape to 'rand'"
+        )
     masks = MaskGenerator(grid, args.pred_ratio, args.pred_ratio_var, args.pred_shape, args.pred_start_epoch)
     return views, masks
 
@@ -173,7 +185,36 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, IBo
         )
     if data_args.streaming and args.pred_start_epoch:
         raise ValueError("a stream has no epochs to count to: pred_start_epoch must be 0 with --streaming")
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(args, name)}")
+    for name in ("dataloader_num_workers", "learning_rate"):
+        if getattr(args, name) < 0:
+            raise ValueError(f"{name} must not be negative, got {getattr(args, name)}")
+    if args.do_train:
+        _check_length(data_args, args)
     return model_args, data_args, args
+
+
+def _check_length(data_args: DataArguments, args: IBotTrainingArguments):
+    """What can be said about the length of the run before its data are known; the trainer says the rest."""
+    if args.max_steps > 0:
+        return
+    if data_args.streaming:
+        raise ValueError("a stream has no length: say with --max_steps how long to train")
+    if args.num_train_epochs <= 0:
+        raise ValueError(f"num_train_epochs must be positive, got {args.num_train_epochs:g}")
+    epochs = math.ceil(args.num_train_epochs)
+    if args.warmup_teacher_temp_epochs + args.pred_start_epoch > epochs:
+        raise ValueError(
+            f"the teacher temperatures' warm-up (warmup_teacher_temp_epochs {args.warmup_teacher_temp_epochs}, from "
+            f"pred_start_epoch {args.pred_start_epoch} on) is longer than the run of {args.num_train_epochs:g} epochs"
+        )
+    if args.lr_scheduler_type == "cosine" and not args.warmup_steps and args.warmup_epochs >= epochs:
+        raise ValueError(
+            f"the learning rate's warm-up (warmup_epochs {args.warmup_epochs:g}) is as long as the run of "
+            f"{args.num_train_epochs:g} epochs, or longer"
+        )
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -203,10 +244,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         )
         return {}
 
-    set_seed(args.seed)
-    model = load_ibot_for_pretraining(model_args)
-    views, masks = build_views(args, model.config)
-    processor = build_image_processor(data_args, model_args, model.config)
+    # What is wrong with sizes and data shows here, before weights are made or fetched.
+    config = pretraining_config(model_args)
+    views, masks = build_views(args, config)
+    processor = build_image_processor(data_args, model_args, config)
     train, bank, queries = load_data(data_args, model_args, args.seed)
     if queries is None and not args.do_train:
         raise ValueError("an evaluation needs labelled images: --eval_split, --validation_dir or --train_val_split")
@@ -214,15 +255,17 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         logger.warning("no labelled split (--eval_split, --validation_dir or --train_val_split): k-NN is left out")
         args.eval_strategy, args.eval_on_start = "no", False
     if data_args.streaming:
-        train_dataset = StreamedViewsDataset(train, views, model.config.num_channels, args.seed)
+        train_dataset = StreamedViewsDataset(train, views, config.num_channels, args.seed)
         collator = IBotCollator(masks, args.seed, train_dataset.samples)
     else:
         total_batch = args.train_batch_size * args.world_size
         if len(train) < total_batch:
             raise ValueError(f"{len(train)} training images do not fill one batch of {total_batch}")
-        train_dataset = ViewsDataset(train, views, model.config.num_channels, args.seed)
+        train_dataset = ViewsDataset(train, views, config.num_channels, args.seed)
         collator = IBotCollator(masks, args.seed)
 
+    set_seed(args.seed)
+    model = load_ibot_for_pretraining(model_args)
     trainer = IBotTrainer(
         model=model,
         args=args,
