@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import tomllib
 import types
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import hf_mim
-from hf_mim import cli, env
+import hf_mim_cli as cli
+from hf_mim import env
 
 
 class Unreadable(Dataset):
@@ -127,6 +129,24 @@ def test_the_process_ends_with_the_exit_code():
     result = subprocess.run([sys.executable, "-m", "hf_mim.cli", "evn"], capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr == "hf-mim: error: unknown verb 'evn', did you mean 'env'?\n"
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["pretrian"], []])
+def test_what_needs_no_model_imports_none(argv):
+    program = f"""
+import sys, hf_mim_cli
+code = hf_mim_cli.main({argv!r})
+heavy = [name for name in ("torch", "transformers", "numpy", "hf_mim") if name in sys.modules]
+print(code, heavy)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == f"{0 if '--' in ''.join(argv) else 2} []"
+
+
+def test_the_console_script_is_this_module():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    assert project["project"]["scripts"] == {"hf-mim": "hf_mim_cli:main"}
+    assert project["tool"]["setuptools"]["py-modules"] == [cli.__name__]
 
 
 def test_env_reports_versions_and_back_ends(capsys):

@@ -1,5 +1,6 @@
 """Real pictures without a download: tiles of the photographs that come with scikit-image and scikit-learn."""
 
+import importlib.util
 import io
 from pathlib import Path
 
@@ -70,13 +71,13 @@ def load_photo_tiles(split: str = "train") -> Dataset:
 
 
 def _photo_files() -> list[Path]:
-    try:
-        import skimage
-        import sklearn
-    except ImportError as error:
-        raise ImportError('photo-tiles needs scikit-image and scikit-learn: pip install "hf_mim[demo]"') from error
-    files = [Path(skimage.__file__).parent / "data" / name for name in SKIMAGE_PHOTOS]
-    files += [Path(sklearn.__file__).parent / "datasets" / "images" / name for name in SKLEARN_PHOTOS]
+    # Found and not imported, which would take a second.
+    packages = [importlib.util.find_spec(name) for name in ("skimage", "sklearn")]
+    if None in packages:
+        raise ImportError('photo-tiles needs scikit-image and scikit-learn: pip install "hf_mim[demo]"')
+    skimage, sklearn = (Path(package.origin).parent for package in packages)
+    files = [skimage / "data" / name for name in SKIMAGE_PHOTOS]
+    files += [sklearn / "datasets" / "images" / name for name in SKLEARN_PHOTOS]
     return sorted(files, key=lambda file: file.stem)
 
 

@@ -52,11 +52,11 @@ class CollapseCallback(TrainerCallback):
     healthy run may begin; of a long run 10,000 steps count. It needs three logs; logs of fewer than 16 images are
     passed over. It comes once, and again only if the sign was gone in between.
 
-    The thresholds lie between what healthy and provoked runs show, far from either (small ViTs on photo tiles, logs of
-    320 to 640 images):
+    The thresholds lie between what healthy and provoked runs show, far from either (small ViTs on photo tiles and
+    CIFAR-10, logs of 320 to 640 images):
 
     - Healthy, Sinkhorn-Knopp or centring, Xavier or the original's initialisation, from the first log on:
-      `feature_std` >= 0.51, `rankme` >= 8.7; at least 10 of K = 128 prototypes; entropy 0.20 to 0.90 of log K, up to
+      `feature_std` >= 0.51, `rankme` >= 8.9; at least 10 of K = 128 prototypes; entropy 0.20 to 0.94 of log K, up to
       0.973 with the original's initialisation and K = 8,192. Networks with features of 16 numbers come to 0.9993.
     - Learning rates 100 and 1,000 times too high: `feature_std` 0.03 and 0.0006, `rankme` 1.5 and 1.0, entropy above
       0.99999 of log K.

@@ -4,8 +4,6 @@ import json
 import os
 from pathlib import Path
 
-from ..analysis.attention import plot_attention
-from ..analysis.curves import plot_curves
 from ..data.files import replaced_file, replaced_folder
 from ..data.images import decode_image
 from ..hub.card import build_card
@@ -65,6 +63,10 @@ def save_run(
     """
     if not trainer.is_world_process_zero():
         return
+    # Only here, because a run should not wait for matplotlib before its first step.
+    from ..analysis.attention import plot_attention
+    from ..analysis.curves import plot_curves
+
     output = Path(trainer.args.output_dir)
     processor, encoder = trainer.processing_class, trainer.deployable_encoder()
     with replaced_folder(output / "pretraining") as folder:

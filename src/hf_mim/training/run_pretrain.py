@@ -277,14 +277,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     )
     if model_args.model_name_or_path is not None:
         trainer.continue_target(model_args.model_name_or_path, **model_args.hub_options)
-    baselines = {}
-    if data_args.raw_pixel_baseline and queries is not None:
-        channels = model.config.num_channels
-        pixels = [
-            raw_pixel_features(part, processor, num_channels=channels, progress=False) for part in (bank, queries)
-        ]
-        accuracy = knn_accuracy(*pixels[0], *pixels[1], k=args.knn_k, temperature=args.knn_temperature)
-        baselines = {f"raw_pixels_{name}": value for name, value in accuracy.items()}
 
     if args.do_train:
         checkpoint = args.resume_from_checkpoint or bool(list_checkpoints(args.output_dir))
@@ -295,7 +287,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         print("\n".join(f"{name}: {value:.2f}" for name, value in metrics.items()))
         return metrics
     examples = queries if queries is not None else train
-    metrics = result.metrics | metrics | baselines
+    metrics = result.metrics | metrics
+    if data_args.raw_pixel_baseline and queries is not None:
+        channels = model.config.num_channels
+        pixels = [
+            raw_pixel_features(part, processor, num_channels=channels, progress=False) for part in (bank, queries)
+        ]
+        accuracy = knn_accuracy(*pixels[0], *pixels[1], k=args.knn_k, temperature=args.knn_temperature)
+        metrics |= {f"raw_pixels_{name}": value for name, value in accuracy.items()}
     save_run(trainer, metrics, data_args, model_args, _first_images(examples, model.config.num_channels))
     if trainer.is_world_process_zero():
         print(summary(args.output_dir))
@@ -325,6 +324,6 @@ def _first_images(dataset, num_channels: int, count: int = 4) -> list[Image.Imag
 
 
 if __name__ == "__main__":
-    from .. import cli
+    from hf_mim_cli import main as cli
 
-    sys.exit(cli.main(["pretrain", *sys.argv[1:]]))
+    sys.exit(cli(["pretrain", *sys.argv[1:]]))

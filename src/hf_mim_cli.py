@@ -1,0 +1,113 @@
+"""
+The command line `hf-mim VERB ...`: each verb hands its arguments to the module that does the work.
+
+It stands outside the package because importing `hf_mim` registers the models with transformers, which takes seconds
+that `--help`, `--version` and a misspelt verb need not wait for.
+"""
+
+import difflib
+import importlib.metadata
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+
+USAGE = """usage: hf-mim VERB [ARGUMENTS ...]
+
+verbs:
+  pretrain [RECIPE] [--option value ...]   pre-train a model; --help lists every option and the packaged recipes
+  evaluate knn ...                         what frozen features are worth to a k-nearest-neighbour classifier
+  check-data SOURCE                        reads every image once; names the unreadable ones and the duplicates
+  env                                      versions, devices and back ends; belongs into every bug report
+
+  hf-mim VERB --help                       the arguments of one verb
+  hf-mim --version                         the version
+
+A mistake in the arguments or the data is reported in one line; HF_MIM_DEBUG=1 shows the traceback as well.
+"""
+VERBS = ("pretrain", "evaluate", "check-data", "env")
+EVALUATIONS = ("knn",)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and give the exit code of the process.
+
+    Args:
+        argv: the arguments after the program name; those of the process when None.
+
+    Returns:
+        0 when the verb finished; 1 when check-data found an unreadable image; 2 for a mistake of the user (a
+        `ValueError` or an `OSError`, such as a missing or unreadable file), told in one line on stderr, unless the
+        environment has `HF_MIM_DEBUG=1`: then the exception is raised; 130 after an interrupt. Any other exception is
+        raised: it is a defect, and its traceback is needed.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        print("hf-mim: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        if os.environ.get("HF_MIM_DEBUG") == "1":
+            raise
+        print(f"hf-mim: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _run(arguments: list[str]) -> int:
+    verb, rest = (arguments[0], arguments[1:]) if arguments else (None, [])
+    if verb is None:
+        raise ValueError(f"which verb? {', '.join(VERBS)} (hf-mim --help tells more)")
+    if verb in ("-h", "--help"):
+        print(USAGE, end="")
+    elif verb == "--version":
+        print(f"hf_mim {importlib.metadata.version('hf_mim')}")
+    elif verb == "pretrain":
+        from hf_mim.training import run_pretrain
+
+        run_pretrain.main(rest)
+    elif verb == "evaluate":
+        _evaluate(rest)
+    elif verb == "check-data":
+        from hf_mim.data import check_data
+
+        return check_data.main(rest)
+    elif verb == "env":
+        from hf_mim import env
+
+        env.main(rest)
+    else:
+        raise ValueError(f"unknown verb '{verb}', did you mean '{_nearest(verb, VERBS)}'?")
+    return 0
+
+
+def _evaluate(arguments: list[str]) -> None:
+    choices = ", ".join(EVALUATIONS)
+    if not arguments:
+        raise ValueError(f"evaluate what? {choices} (hf-mim evaluate {EVALUATIONS[0]} --help tells more)")
+    if arguments[0] in ("-h", "--help"):
+        print(f"usage: hf-mim evaluate {{{choices}}} MODEL DATASET ...")
+    elif arguments[0] == "knn":
+        from hf_mim.evaluation import evaluate_knn
+
+        evaluate_knn.main(arguments[1:])
+    else:
+        nearest = _nearest(arguments[0], EVALUATIONS)
+        raise ValueError(f"unknown evaluation '{arguments[0]}', did you mean '{nearest}'?")
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    return difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+
+
+def _one_line(error: Exception) -> str:
+    # The message of an exception from a data-loading process is its whole traceback, "Type: message" in the last line.
+    message = str(error).strip()
+    if message.startswith("Caught ") and "\nOriginal Traceback" in message:
+        return message.splitlines()[-1].split(": ", 1)[-1]
+    return " ".join(message.split()) or traceback.format_exception_only(error)[-1].strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
