@@ -425,6 +425,16 @@ def test_a_folder_without_images(tmp_path):
             load_image_dataset(data_dir=str(data_dir))
 
 
+def test_names_that_are_not_text_are_named(tmp_path):
+    write(tmp_path / "a\nb.png", 10)
+    try:
+        (tmp_path / "c\udcff.png").write_bytes((tmp_path / "a\nb.png").read_bytes())
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 only")
+    with pytest.raises(ValueError, match=r"c\\udcff\.png': file names must be UTF-8, rename it"):
+        load_image_dataset(data_dir=str(tmp_path))
+
+
 def test_an_empty_table(tmp_path):
     write_parquet(tmp_path / "data.parquet", [])
     with pytest.raises(ValueError, match=f"split 'train' of {tmp_path} is empty"):

@@ -188,6 +188,33 @@ def test_flat_folder_without_classes(pictures, tmp_path, caplog):
     assert "no labels to evaluate" in (tmp_path / "run" / "README.md").read_text()
 
 
+@pytest.mark.parametrize(
+    "options",
+    [("--dataloader_num_workers", 2), ("--streaming", "--max_steps", 8, "--warmup_steps", 1)],
+    ids=["folder", "stream"],
+)
+def test_an_unreadable_image_is_replaced_named_once_and_counted(pictures, tmp_path, caplog, options):
+    data = shutil.copytree(pictures, tmp_path / "data")
+    (data / "train" / "dark" / "3.png").write_bytes(b"no image")
+    options = ("--train_dir", data, "--max_unreadable_fraction", 0.1, *options)
+    metrics = pretrain(*options, output=tmp_path / "run")
+    assert np.isfinite(metrics["train_loss"])
+    # Both epochs meet it.
+    assert caplog.text.count("dark/3.png: not an image in a known format (8 bytes)") == 1
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    assert [entry["data/unreadable"] for entry in history if "loss" in entry][-1] == 1
+    with Image.open(tmp_path / "run" / "attention.png") as picture:
+        picture.verify()
+
+
+def test_too_many_unreadable_images_stop_the_run(pictures, tmp_path):
+    data = shutil.copytree(pictures, tmp_path / "data")
+    for number in (3, 5):
+        (data / "train" / "dark" / f"{number}.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="of 16 images cannot be read, more than --max_unreadable_fraction 0.05"):
+        pretrain("--train_dir", data, "--max_unreadable_fraction", 0.05, output=tmp_path / "run")
+
+
 def test_a_clean_list_leaves_out_what_it_does_not_name(pictures, tmp_path):
     """The neighbours of the evaluation are training images, so it also keeps unreadable ones from them."""
     data = shutil.copytree(pictures, tmp_path / "data")

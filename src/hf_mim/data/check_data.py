@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from .clean_list import image_names, write_clean_list
 from .images import FORMATS, UnreadableImageError, decode_image, read_image
 from .sources import load_image_dataset
+from .workers import ignore_stop_signals
 
 
 # Below this side, in pixels, every view that is made of a picture is an enlargement.
@@ -123,6 +124,7 @@ def _inspected(dataset: Dataset, num_workers: int, progress: bool) -> Iterator[_
         batch_size=16,
         num_workers=num_workers,
         collate_fn=_inspect_all,
+        worker_init_fn=ignore_stop_signals,
         generator=torch.Generator(),
     )
     # `disable=None` shows the bar on a terminal only.

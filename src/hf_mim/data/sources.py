@@ -170,7 +170,11 @@ def _prepare(source: str, name: str, config: str | None = None, **options: Any) 
 
 def _image_files(files: list[str], folder: Path | None, split_folders: list[Path | None]) -> Dataset:
     """Image files, with their classes when the folder that they come from is sorted into classes."""
-    columns = {"image": pa.array(files)}
+    try:
+        columns = {"image": pa.array(files)}
+    except UnicodeEncodeError as error:
+        name = next(file for file in files if any("\ud800" <= letter <= "\udfff" for letter in file))
+        raise ValueError(f"{ascii(name)}: file names must be UTF-8, rename it") from error
     features = {"image": Image(decode=False)}
     if folder is not None and _class_names(folder):
         names = sorted(set().union(*map(_class_names, split_folders)))
