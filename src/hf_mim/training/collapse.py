@@ -60,7 +60,7 @@ class CollapseCallback(TrainerCallback):
       0.973 with the original's initialisation and K = 8,192. Networks with features of 16 numbers come to 0.9993.
     - Learning rates 100 and 1,000 times too high: `feature_std` 0.03 and 0.0006, `rankme` 1.5 and 1.0, entropy above
       0.99999 of log K.
-    - Teacher temperature 10: entropy above 0.99999 of log K from the first log on; `feature_std` falls to 0.10 and
+    - Teacher temperature 10: entropy above 0.99999 of log K from the first log on; `feature_std` falls to 0.09 and
       `rankme` to 3.5.
     - Centres that do not move and a teacher temperature of 0.01: entropy 0.002 of log K and 3 of 128 prototypes,
       while `feature_std` stays at 0.7.
