@@ -288,14 +288,13 @@ def test_a_full_disk_leaves_the_checkpoint_before(pictures, tmp_path, monkeypatc
     assert_equal_weights(tmp_path / "whole", tmp_path / "cut")
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 2), (signal.SIGINT, 2), (signal.SIGTERM, 0)])
 def test_a_signal_ends_the_run_after_its_step(pictures, tmp_path, number, workers):  # noqa: F811
     """Sent to the whole group of processes, as a terminal or a scheduler does."""
-    options = ["--train_dir", pictures, "--num_train_epochs", 40, "--dataloader_num_workers", workers]
+    options = ["--train_dir", pictures, "--num_train_epochs", 20, "--dataloader_num_workers", workers]
     cut = tmp_path / "cut"
     command = [sys.executable, "-m", "hf_mim.training.run_pretrain", *TINY, *options, "--output_dir", cut]
-    steps = ["--logging_strategy", "steps", "--save_strategy", "steps", "--save_steps", "10"]
+    steps = ["--logging_strategy", "steps", "--save_strategy", "steps", "--save_steps", "5"]
     process = subprocess.Popen([*map(str, command), *steps], stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not list_checkpoints(cut) and process.poll() is None:
         time.sleep(0.02)
@@ -306,7 +305,7 @@ def test_a_signal_ends_the_run_after_its_step(pictures, tmp_path, number, worker
     step = int(last.name.partition("-")[2])
     assert f"stopped by {number.name} after step {step}. The last checkpoint is {last}." in errors
     assert "Traceback" not in errors and not (cut / "metrics.json").exists()
-    assert 10 <= step < 160 and step == json.loads((last / "trainer_state.json").read_text())["global_step"]
+    assert 5 <= step < 80 and step == json.loads((last / "trainer_state.json").read_text())["global_step"]
     pretrain(*options, output=cut)
     pretrain(*options, output=tmp_path / "whole")
     assert logged_losses(cut) == logged_losses(tmp_path / "whole")
