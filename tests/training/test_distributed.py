@@ -1,36 +1,81 @@
-"""Two processes (gloo, CPU) with half the batch each do what one process does."""
+"""Two processes (gloo, CPU) with half the batch each do what one process does; sharded too."""
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForPreTraining
+from accelerate.commands.config.config_args import load_config_from_file
+from safetensors.torch import load_file
+from transformers import AutoModelForPreTraining, Trainer
 
-from .test_run_pretrain import SIZES, TINY, pictures  # noqa: F401
+import hf_mim
+from hf_mim.modeling import modeling_ibot
+
+from .test_run_pretrain import SIZES, TINY, pictures, pretrain  # noqa: F401
 
 
-def start(processes: int, batch: int, folder, output, *options) -> subprocess.Popen:
-    """A run of several processes, each with `batch` images."""
+CONFIGS = Path(hf_mim.__file__).parent / "training" / "accelerate_configs"
+
+
+def start(
+    processes: int, batch: int, folder, output, *options, sharded: bool = False, launcher: tuple = ()
+) -> subprocess.Popen:
+    """A run of several processes with `batch` images each; `sharded` by FSDP 2, or copies of the networks."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
-    arguments = [*TINY, "--train_dir", folder, "--output_dir", output, "--per_device_train_batch_size", batch]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", processes]
+    command += ["--main_process_port", port, "--mixed_precision", "no", *launcher]
+    if sharded:
+        command += ["--config_file", CONFIGS / "fsdp2.yaml", Path(__file__).with_name("fsdp_on_cpu.py")]
+    else:
+        command += ["--config_file", CONFIGS / "cpu.yaml", "-m", "hf_mim.training.run_pretrain"]
+    command += [*TINY, "--train_dir", folder, "--output_dir", output, "--per_device_train_batch_size", batch]
     # Stochastic depth draws from each process' own stream.
-    arguments += ["--config_overrides", SIZES + ",drop_path_rate=0.0", "--eval_split", "test", *options]
-    command += ["-m", "hf_mim.training.run_pretrain", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command += ["--config_overrides", SIZES + ",drop_path_rate=0.0", "--eval_split", "test", *options]
+    return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def launch(processes: int, batch: int, folder, output, *options) -> list[dict]:
-    """The same to its end; gives its log."""
-    process = start(processes, batch, folder, output, *options)
+def launch(*arguments, **options) -> list[dict]:
+    """`start`, to its end; gives the log of the run."""
+    process = start(*arguments, **options)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors[-3000:]
-    return json.loads((output / "trainer_state.json").read_text())["log_history"]
+    return json.loads((arguments[3] / "trainer_state.json").read_text())["log_history"]
+
+
+def assert_same_run(one: list[dict], two: list[dict], first: Path, second: Path):
+    """Logs and weights agree to rounding."""
+    assert len(one) == len(two)
+    compared = 0
+    for entry, other in zip(one, two, strict=True):
+        assert entry.keys() == other.keys()
+        for name in ("loss", "loss_cls", "loss_patch", "target_entropy", "grad_norm", "agreement", "prototypes_used"):
+            if name in entry:
+                assert other[name] == pytest.approx(entry[name], rel=2e-4), name
+                compared += 1
+        for name in entry:
+            if "knn" in name:
+                assert entry[name] == other[name]
+                compared += 1
+    assert compared > 20
+    for part in ("", "teacher"):
+        weights = [
+            AutoModelForPreTraining.from_pretrained(run / "pretraining", subfolder=part).state_dict()
+            for run in (first, second)
+        ]
+        for name, value in weights[0].items():
+            # The gradient of the key bias is rounding noise, of which AdamW makes steps of the learning rate.
+            if "k_proj.bias" not in name:
+                torch.testing.assert_close(weights[1][name], value, rtol=0, atol=2e-4, msg=name)
+    centers = [load_file(run / "pretraining/teacher/centers.safetensors") for run in (first, second)]
+    for name, value in centers[0].items():
+        torch.testing.assert_close(centers[1][name], value, rtol=1e-3, atol=1e-5, msg=name)
 
 
 @pytest.mark.slow
@@ -39,25 +84,52 @@ def test_two_processes_equal_one(pictures, tmp_path, target):  # noqa: F811
     options = ("--target", target, "--eval_strategy", "epoch")
     one = launch(1, 8, pictures, tmp_path / "one", *options)
     two = launch(2, 4, pictures, tmp_path / "two", *options)
-    assert len(one) == len(two)
-    compared = 0
-    for first, second in zip(one, two, strict=True):
-        assert first.keys() == second.keys()
-        for name in ("loss", "loss_cls", "loss_patch", "target_entropy", "grad_norm", "agreement", "prototypes_used"):
-            if name in first:
-                assert second[name] == pytest.approx(first[name], rel=2e-4), name
-                compared += 1
-        for name in first:
-            if "knn" in name:
-                assert first[name] == second[name]
-                compared += 1
-    assert compared > 20
+    assert_same_run(one, two, tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_two_sharded_processes_equal_one(pictures, tmp_path):  # noqa: F811
+    """Student and teacher are spread over both; resumed from a checkpoint, the weights are the same to the bit."""
+    options = ("--eval_strategy", "epoch", "--save_strategy", "epoch")
+    one = launch(1, 8, pictures, tmp_path / "one", *options)
+    two = launch(2, 4, pictures, tmp_path / "two", *options, sharded=True)
+    assert_same_run(one, two, tmp_path / "one", tmp_path / "two")
+    shutil.copytree(tmp_path / "two" / "checkpoint-2", tmp_path / "cut" / "checkpoint-2")
+    launch(2, 4, pictures, tmp_path / "cut", *options, sharded=True)
     for part in ("", "teacher"):
-        weights = [
+        weights, resumed = (
             AutoModelForPreTraining.from_pretrained(tmp_path / run / "pretraining", subfolder=part).state_dict()
-            for run in ("one", "two")
-        ]
-        for name, value in weights[0].items():
-            # The gradient of the key bias is rounding noise, of which AdamW makes steps of the learning rate.
-            if "k_proj.bias" not in name:
-                torch.testing.assert_close(weights[1][name], value, rtol=0, atol=2e-4, msg=name)
+            for run in ("two", "cut")
+        )
+        for name, value in weights.items():
+            assert torch.equal(resumed[name], value), name
+
+
+@pytest.mark.slow
+def test_whole_fsdp_checkpoints_are_refused(pictures, tmp_path):  # noqa: F811
+    launcher = ("--fsdp_state_dict_type", "FULL_STATE_DICT")
+    process = start(2, 4, pictures, tmp_path, sharded=True, launcher=launcher)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode != 0 and "hf-mim: error: FSDP checkpoints must be sharded" in errors
+
+
+@pytest.mark.parametrize("kind", ["is_deepspeed_enabled", "is_fsdp_enabled"])
+def test_deepspeed_and_the_first_fsdp_are_refused(pictures, tmp_path, monkeypatch, kind):  # noqa: F811
+    prepare = Trainer.create_accelerator_and_postprocess
+
+    def prepare_sharded(trainer):
+        prepare(trainer)
+        setattr(trainer, kind, True)
+
+    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", prepare_sharded)
+    with pytest.raises(ValueError, match="use FSDP 2 or DDP"):
+        pretrain("--train_dir", pictures, output=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["one_gpu", "ddp", "ddp_multi_node", "fsdp2", "cpu"])
+def test_packaged_configurations_are_valid(name):
+    """accelerate refuses unknown entries itself."""
+    config = load_config_from_file(str(CONFIGS / f"{name}.yaml"))
+    assert (config.num_processes > 1) == (name != "one_gpu") and (config.num_machines > 1) == ("node" in name)
+    layer = config.fsdp_config.get("fsdp_transformer_layer_cls_to_wrap") if name == "fsdp2" else "IBotLayer"
+    assert hasattr(modeling_ibot, layer)

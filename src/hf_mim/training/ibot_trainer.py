@@ -12,6 +12,7 @@ from ..modeling.modeling_ibot import IBotForPreTraining, IBotModel
 from .ibot_arguments import IBotTrainingArguments
 from .ibot_targets import CenteredTargets, sinkhorn_knopp
 from .schedules import cosine_schedule, teacher_temperature
+from .sharding import reshard
 from .trainer import TEACHER_FOLDER, MIMTrainer
 
 
@@ -44,6 +45,8 @@ class IBotTrainer(MIMTrainer):
         ).to(args.device, self.teacher.dtype)
         self._prototypes_seen = torch.zeros(config.out_dim, dtype=torch.bool, device=args.device)
         self._teacher_prototypes: torch.Tensor | None = None
+
+    target_method = "teach"
 
     def build_target(self) -> IBotForPreTraining:
         """A copy of the student without stochastic depth and dropout."""
@@ -157,14 +160,16 @@ class IBotTrainer(MIMTrainer):
 
     @torch.no_grad()
     def update_target(self):
+        if self.is_fsdp_enabled:
+            reshard(self.model, self.teacher)
         student = dict(self.accelerator.unwrap_model(self.model).named_parameters())
         # Only what both have: with a separate last layer on one side, that layer stays behind.
         pairs = [(average, student[name]) for name, average in self.teacher.named_parameters() if name in student]
         averages, current = map(list, zip(*pairs, strict=True))
         torch._foreach_lerp_(averages, current, 1 - self.momentum_at(self.state.global_step))
 
-    def save_target(self, folder: str):
-        super().save_target(folder)
+    def save_target(self, folder: str, target: IBotForPreTraining):
+        super().save_target(folder, target)
         centers = {name: center.contiguous() for name, center in self.targets.state_dict().items()}
         save_file(centers, os.path.join(folder, CENTERS_FILE))
 
@@ -181,4 +186,4 @@ class IBotTrainer(MIMTrainer):
             raise ValueError(f"{source}/{TEACHER_FOLDER}/{CENTERS_FILE} is of another model: {error}") from error
 
     def deployable_encoder(self) -> IBotModel:
-        return self.teacher.ibot
+        return self.whole_target().ibot

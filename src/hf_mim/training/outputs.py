@@ -9,6 +9,7 @@ from ..data.images import decode_image
 from ..hub.card import build_card
 from ..hub.export import export_native, native_image_processor
 from .pretrain_arguments import DataArguments, ModelArguments
+from .sharding import whole_state_dict
 from .trainer import TEACHER_FOLDER, MIMTrainer
 
 
@@ -61,18 +62,20 @@ def save_run(
         data_args, model_args: Where data and weights came from.
         example_images (`list`): A few images, encoded or not, for the attention pictures.
     """
+    # Sharded weights are gathered by all processes together.
+    target, encoder = trainer.whole_target(), trainer.deployable_encoder()
+    student = whole_state_dict(trainer.accelerator.unwrap_model(trainer.model))
     if not trainer.is_world_process_zero():
         return
     # Only here, because a run should not wait for matplotlib before its first step.
     from ..analysis.attention import plot_attention
     from ..analysis.curves import plot_curves
 
-    output = Path(trainer.args.output_dir)
-    processor, encoder = trainer.processing_class, trainer.deployable_encoder()
+    output, processor = Path(trainer.args.output_dir), trainer.processing_class
     with replaced_folder(output / "pretraining") as folder:
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder)
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder, state_dict=student)
         processor.save_pretrained(folder)
-        trainer.save_target(str(folder / TEACHER_FOLDER))
+        trainer.save_target(str(folder / TEACHER_FOLDER), target)
     with replaced_folder(output / ".encoder") as folder:
         export_native(encoder).save_pretrained(folder)
         native_image_processor(processor).save_pretrained(folder)

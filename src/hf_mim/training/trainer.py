@@ -48,6 +48,7 @@ from .gradients import clip_gradients_per_tensor, decayed_parameter_names
 from .interruption import EXIT_INTERRUPTED, StopSignals
 from .profiling import ProfileCallback
 from .schedules import cosine_schedule
+from .sharding import ShardedTarget, as_whole, complete_optimizer_state
 from .throughput import Throughput
 from .unreadable import UnreadableImages
 
@@ -114,8 +115,10 @@ class MIMTrainer(Trainer, ABC):
     def __init__(self, model: PreTrainedModel, args: MIMTrainingArguments, bank_dataset=None, **kwargs):
         super().__init__(model=model, args=args, **kwargs)
         self.model_accepts_loss_kwargs = False
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError("the target network is not sharded: FSDP and DeepSpeed are not supported, use DDP")
+        if self.is_deepspeed_enabled or (self.is_fsdp_enabled and not self.accelerator.is_fsdp2):
+            raise ValueError("the target network cannot be sharded by DeepSpeed or FSDP 1: use FSDP 2 or DDP")
+        if self.is_fsdp_enabled and "SHARDED" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
+            raise ValueError("FSDP checkpoints must be sharded: set fsdp_state_dict_type to SHARDED_STATE_DICT")
         if args.eval_strategy != "no" and bank_dataset is None:
             raise ValueError("an evaluation while training is k-NN: it needs bank_dataset beside eval_dataset")
         self.bank_dataset = bank_dataset
@@ -128,6 +131,7 @@ class MIMTrainer(Trainer, ABC):
         self._finite = FiniteCheck()
         self.stop_signals = StopSignals()
         self._checkpoint_root: str | None = None
+        self._sharded_target: ShardedTarget | None = None
         self._unreadable = UnreadableImages(self._num_images(), args.max_unreadable_fraction, args.world_size)
         self._feature_rows = max(MAX_FEATURE_ROWS // args.world_size, 1)
         self._throughput = Throughput()
@@ -152,12 +156,21 @@ class MIMTrainer(Trainer, ABC):
     def compute_targets(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Keyword arguments of the student that hold the targets; called without gradients, under autocast."""
 
+    @property
+    @abstractmethod
+    def target_method(self) -> str:
+        """Name of the one method of the target network that `compute_targets` calls."""
+
     def update_target(self):
         """Called after every step of the optimiser, before `state.global_step` grows."""
 
-    def save_target(self, folder: str):
-        """Write all that `load_target` needs into `folder`; called by the process that saves."""
-        self.teacher.save_pretrained(folder)
+    def whole_target(self) -> nn.Module:
+        """The target network with all its parameters; if it is sharded a copy, and all processes must call this."""
+        return self.teacher if self._sharded_target is None else self._sharded_target.whole()
+
+    def save_target(self, folder: str, target: nn.Module):
+        """Write all that `load_target` needs into `folder`, with `target` the whole target network."""
+        target.save_pretrained(folder)
 
     def load_target(self, source: str, **hub_options):
         """Restore what `save_target` wrote, from the sub-folder `teacher` of `source`, a folder or a Hub id."""
@@ -211,6 +224,13 @@ class MIMTrainer(Trainer, ABC):
             self.steps_per_epoch = max(1, round(self.num_steps / args.num_train_epochs))
         self.check_schedules()
         return values
+
+    def _prepare_for_training(self, *args, **kwargs):
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if self.is_fsdp_enabled and self._sharded_target is None:
+            self._sharded_target = ShardedTarget(self.accelerator, self.teacher, self.target_method)
+            self.teacher = self._sharded_target.module
+        return prepared
 
     def _run_epoch(self, **kwargs):
         # Resumed from its last checkpoint, Trainer would take one step too many.
@@ -269,7 +289,8 @@ class MIMTrainer(Trainer, ABC):
         norm = super()._get_grad_norm(model, grad_norm)
         # With fp16 the loss is scaled until the gradient overflows, and that step is left out: nothing is wrong.
         if self.accelerator.scaler is None:
-            self._step_values["grad_norm"] = torch.as_tensor(norm, device=self.args.device)
+            norm = as_whole(torch.as_tensor(norm, device=self.args.device))
+            self._step_values["grad_norm"] = norm
         return norm
 
     def before_optimizer_step(self):
@@ -409,20 +430,21 @@ class MIMTrainer(Trainer, ABC):
         eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if eval_dataset is None or self.bank_dataset is None:
             raise ValueError("the k-NN evaluation needs both eval_dataset and bank_dataset, with labels")
-        bank, queries = (self._encode(dataset) for dataset in (self.bank_dataset, eval_dataset))
+        encoder = self.deployable_encoder()
+        bank, queries = (self._encode(encoder, dataset) for dataset in (self.bank_dataset, eval_dataset))
         accuracy = knn_accuracy(*bank, *queries, k=self.args.knn_k, temperature=self.args.knn_temperature)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in accuracy.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _encode(self, dataset) -> tuple[torch.Tensor, torch.Tensor]:
+    def _encode(self, encoder: PreTrainedModel, dataset) -> tuple[torch.Tensor, torch.Tensor]:
         """Features and labels of the whole data set, of which each process encodes a part."""
         world_size = self.args.world_size
         part = dataset.shard(world_size, self.args.process_index) if world_size > 1 else dataset
         with self.accelerator.autocast():
             features, labels = extract_features(
-                self.deployable_encoder(),
+                encoder,
                 part,
                 self.processing_class,
                 batch_size=self.args.per_device_eval_batch_size,
@@ -482,21 +504,18 @@ class MIMTrainer(Trainer, ABC):
         # What is missing here Trainer would replace by a fresh start, without a word.
         args = self.args
         random_state = "rng_state.pth" if args.world_size == 1 else f"rng_state_{args.process_index}.pth"
-        return (
-            "model.safetensors",
-            "optimizer.pt",
-            "scheduler.pt",
-            random_state,
-            "trainer_state.json",
-            TEACHER_FOLDER,
-        )
+        weights, optimizer = "model.safetensors", "optimizer.pt"
+        if self.is_fsdp_enabled:
+            weights, optimizer = "pytorch_model_fsdp_0", "optimizer_0"
+        return weights, optimizer, "scheduler.pt", random_state, TRAINER_STATE_NAME, TEACHER_FOLDER
 
     def _get_output_dir(self, trial) -> str:
         return self._checkpoint_root or super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: nn.Module, trial):
         self._stop_if_not_finite(self._finite.flush())
-        if not torch.stack(torch._foreach_norm([*model.parameters(), *self.teacher.parameters()])).isfinite().all():
+        norms = torch._foreach_norm([*model.parameters(), *self.teacher.parameters()])
+        if not torch.stack([as_whole(norm) for norm in norms]).isfinite().all():
             raise FloatingPointError(
                 f"weights are not finite after step {self.state.global_step}. {describe_last(self.args.output_dir)}"
             )
@@ -533,9 +552,12 @@ class MIMTrainer(Trainer, ABC):
             self._checkpoint_root = None
 
     def _save_optimizer_and_scheduler(self, output_dir: str):
+        if self.is_fsdp_enabled:
+            complete_optimizer_state(self.optimizer)
         super()._save_optimizer_and_scheduler(output_dir)
+        target = self.whole_target()
         if self.args.should_save:
-            self.save_target(os.path.join(output_dir, TEACHER_FOLDER))
+            self.save_target(os.path.join(output_dir, TEACHER_FOLDER), target)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None):
         try:
