@@ -23,6 +23,7 @@ from torch import Tensor
 BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, GREYSCALE, BLUR, SOLARISE = range(8)
 JITTER_ORDERS = tuple(permutations((BRIGHTNESS, CONTRAST, SATURATION, HUE)))
 NEUTRAL = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+PIECE_CPU, PIECE = 2**19, 2**25
 
 
 def color_views(views: Tensor, parameters: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -58,16 +59,21 @@ def color_views(views: Tensor, parameters: np.ndarray, mean: Sequence[float], st
             f"mean and std need {channels} values for {channels} channels, got {len(mean)} and {len(std)}"
         )
 
-    x = views.float()
-    # A CPU works fastest on pieces of a few megabytes; a GPU takes the whole batch at once.
-    step = max(1, views_count)
-    if views.device.type == "cpu":
-        step = max(1, 2**21 // max(1, views[0:1].numel()))
+    device = views.device
+    white = torch.full((), 255.0, device=device)
+    mean, std = (_upload(np.asarray(v, dtype=np.float32).reshape(-1, 1, 1), device) for v in (mean, std))
+    colored = torch.empty(views.shape, device=device)
+    # Views that take the same operations go together.
+    jittered = (parameters[:, :4] != NEUTRAL[:4]).any(axis=1)
+    order = np.lexsort((parameters[:, BLUR], np.where(jittered, parameters[:, ORDER], -1)))
+    targets = colored.unbind()
+    step = max(1, (PIECE_CPU if device.type == "cpu" else PIECE) // max(1, views[0:1].numel()))
     for start in range(0, views_count, step):
-        _augment(x[start : start + step], parameters[start : start + step])
-    white = torch.full((), 255.0, device=x.device)
-    mean, std = (_upload(np.asarray(v, dtype=np.float32).reshape(-1, 1, 1), x.device) for v in (mean, std))
-    return x.div_(white).sub_(mean).div_(std)
+        rows = order[start : start + step]
+        x = _gather(views, rows).float()
+        _augment(x, parameters[rows])
+        _scatter(targets, rows, x.div_(white).sub_(mean).div_(std))
+    return colored
 
 
 def _augment(x: Tensor, parameters: np.ndarray) -> None:
@@ -89,13 +95,25 @@ def _augment(x: Tensor, parameters: np.ndarray) -> None:
 
 def _apply(operation: Callable[[Tensor, np.ndarray], None], x: Tensor, values: np.ndarray, wanted: np.ndarray) -> None:
     """Run the in-place `operation(views, values)` on the wanted views of `x` only."""
-    if wanted.all():
-        operation(x, values)
-    elif wanted.any():
-        indices = _upload(np.flatnonzero(wanted), x.device)
-        part = x.index_select(0, indices)
+    if not wanted.any():
+        return
+    rows = np.flatnonzero(wanted)
+    first, last = rows[0], rows[-1] + 1
+    if last - first == len(rows):
+        operation(x[first:last], values[first:last])
+    else:
+        part = _gather(x, rows)
         operation(part, values[wanted])
-        x.index_copy_(0, indices, part)
+        _scatter(x.unbind(), rows, part)
+
+
+def _gather(x: Tensor, rows: np.ndarray) -> Tensor:
+    return x.index_select(0, _upload(rows, x.device))
+
+
+def _scatter(targets: Sequence[Tensor], rows: np.ndarray, part: Tensor) -> None:
+    # One launch on a GPU, and on a CPU three times as fast as index_copy_.
+    torch._foreach_copy_([targets[row] for row in rows], list(part.unbind()))
 
 
 def _upload(array: np.ndarray, device: torch.device) -> Tensor:
@@ -111,8 +129,9 @@ def _luminance(x: Tensor) -> Tensor:
     if x.shape[1] == 1:
         return x
     red, green, blue = x.split(1, dim=1)
-    weighted = red.mul(19595).add_(green, alpha=38470).add_(blue, alpha=7471)
-    return weighted.add_(0x8000).mul_(2**-16).floor_()
+    half = torch.full((), 0.5, device=x.device)
+    weighted = torch.add(half, red, alpha=19595 / 2**16).add_(green, alpha=38470 / 2**16)
+    return weighted.add_(blue, alpha=7471 / 2**16).floor_()
 
 
 def _brightness(x: Tensor, factors: np.ndarray) -> None:
@@ -156,21 +175,25 @@ def _shift_hue(x: Tensor, shifts: np.ndarray) -> None:
     """RGB -> HSV -> RGB in Pillow's 8 bits, the hue moved by int(255 * shift) in between."""
     red, green, blue = x.split(1, dim=1)
     value = torch.maximum(torch.maximum(red, green), blue)
-    chroma = torch.minimum(torch.minimum(red, green), blue).neg_().add_(value)
-    saturation = chroma.mul_(255).div_(value.clamp(min=1)).floor_()
-
-    index = red.mul(511).sub_(green, alpha=510).sub_(blue).add_(255 * 512).to(torch.int32)
+    chroma = torch.minimum(torch.minimum(red, green), blue)
+    torch.sub(value, chroma, out=chroma)
+    index = torch.add(torch.full((), 255.0 * 512, device=x.device), red, alpha=511)
+    index = index.sub_(green, alpha=510).sub_(blue).to(torch.int32)
     hue = _hue_table(x.device).index_select(0, index.flatten()).view(index.shape)
     hue += _per_view((shifts * 255).astype(np.int64) % 256, np.uint8, x.device)  # uint8: wraps around, as it must
 
-    # Each channel is the value minus a share of value * saturation that is a trapezium over the hue circle of 6 * 255
-    # steps. Products stay below 2^24, and no quotient lies halfway between two integers.
+    saturation = chroma.mul_(255).div_(value.clamp(min=1)).floor_()
+    product = saturation.mul_(value).mul_(1 / 65025)
     hue = hue.float().mul_(6)
-    shares = (510 - (hue - 765).abs_(), (hue - 510).abs_() - 255, (hue - 1020).abs_() - 255)
-    product = value * saturation
-    full = torch.full((), 255.0 * 255.0, device=x.device)
-    for channel, share in zip((red, green, blue), shares, strict=True):
-        torch.sub(value, share.clamp_(0, 255).mul_(product).div_(full).round_(), out=channel)
+    share = torch.empty_like(hue)
+    for channel, peak in zip((red, green, blue), (765, 510, 1020), strict=True):
+        torch.sub(hue, peak, out=share).abs_()
+        if peak == 765:
+            share.neg_().add_(510)
+        else:
+            share.sub_(255)
+        share.clamp_(0, 255).mul_(product).round_()
+        torch.sub(value, share, out=channel)
 
 
 def _apply_blur(x: Tensor, radii: np.ndarray) -> None:
@@ -199,15 +222,23 @@ def _box_blurs(x: Tensor, boxes: np.ndarray) -> None:
     reach = int(boxes[0, 0])
     # Centred at 128, the weighted sums fit in int32. The weights may fall short of 1 by one unit.
     shortfall = 2**24 - boxes @ [0, 2 * reach + 1, 2]
-    rounding = _per_view(2**23 - 128 * shortfall, np.int32, x.device)
-    inner, outer = (_per_view(boxes[:, column], np.int32, x.device) for column in (1, 2))
-    y = x.to(torch.int32).sub_(128)
-    for dim in (3, 2):
-        size = y.shape[dim]
+    rounding = _per_view(2**23 - 128 * shortfall, np.int32, x.device)[:, :, 0, 0]
+    inner, outer = (_per_view(boxes[:, column], np.int32, x.device)[:, :, 0, 0] for column in (1, 2))
+    margin = reach + 1
+    height, width = x.shape[2:]
+    now = torch.empty((*x.shape[:2], height + 2 * margin, width + 2 * margin), dtype=torch.int32, device=x.device)
+    after = torch.empty_like(now)
+    inside = (..., slice(margin, margin + height), slice(margin, margin + width))
+    now[inside] = x
+    now.sub_(128)
+    for dim, size, stride in ((3, width, 1), (2, height, width + 2 * margin)):
         for _ in range(3):
-            first, last = y.narrow(dim, 0, 1), y.narrow(dim, size - 1, 1)
-            padded = torch.cat([first] * (reach + 1) + [y] + [last] * (reach + 1), dim=dim)
-            far_left, *near, far_right = (padded.narrow(dim, start, size) for start in range(2 * reach + 3))
-            y = (far_left + far_right).mul_(outer).add_(rounding)
-            y.add_(sum(near[1:], start=near[0]) * inner).bitwise_right_shift_(24)
-    x.copy_(y.add_(128))
+            now.narrow(dim, 0, margin).copy_(now.narrow(dim, margin, 1))
+            now.narrow(dim, margin + size, margin).copy_(now.narrow(dim, margin + size - 1, 1))
+            flat = now.flatten(1)
+            length = flat.shape[1] - 2 * margin * stride
+            far_left, *near, far_right = (flat.narrow(1, k * stride, length) for k in range(2 * margin + 1))
+            y = torch.add(far_left, far_right, out=after.flatten(1).narrow(1, margin * stride, length))
+            y.mul_(outer).addcmul_(sum(near[1:], start=near[0]), inner).add_(rounding).bitwise_right_shift_(24)
+            now, after = after, now
+    x.copy_(now[inside]).add_(128)

@@ -153,13 +153,13 @@ def _draw_crops(
 ) -> Tensor:
     """uint8 [number, C, height, width]."""
     height, width = size
-    crops = np.empty((number, height, width, len(image.getbands())), dtype=np.uint8)
+    crops = np.empty((number, len(image.getbands()), height, width), dtype=np.uint8)
     for crop in crops:
         box = _draw_box(*image.size, scale, rng)
         resized = image.crop(box).resize((width, height), Image.Resampling.BICUBIC)
-        pixels = np.asarray(resized).reshape(crop.shape)
-        crop[...] = pixels[:, ::-1] if rng.random() < 0.5 else pixels
-    return torch.from_numpy(crops).permute(0, 3, 1, 2).contiguous()
+        planes = np.asarray(resized).reshape(height, width, -1).transpose(2, 0, 1)
+        crop[...] = planes[..., ::-1] if rng.random() < 0.5 else planes
+    return torch.from_numpy(crops)
 
 
 def _draw_box(
