@@ -2,9 +2,9 @@
 
 Usage: python benchmarks/views.py [--data_dir FOLDER] [--images 64] [--batch_size 32] [--repeats 5]
 
-Both sides decode the files, make 2 views of 224 pixels and 10 of 96, augment their colours and stack normalised float32
-batches. The Pillow side is the pipeline of the original iBOT code (`main_ibot.py: DataAugmentationiBOT`). "Worker"
-leaves the colours to the training device, as in training on a GPU: batches are of bytes then.
+Both sides decode the files, make 2 views of 224 pixels and 10 of 96, augment their colours and stack normalised
+float32 batches. The Pillow side is the pipeline of the original iBOT code (`main_ibot.py: DataAugmentationiBOT`).
+"Worker" leaves the colours to the training device, as in training on a GPU: batches are of bytes then.
 
 The figures are images per second of CPU time (the best of the repeats, which take turns) in one thread. Without
 --data_dir the photographs are those of ../shared/data/photos_mini or else the tiles of `load_photo_tiles`.
@@ -31,6 +31,7 @@ from hf_mim.data.views import MultiCropViews
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "photos_mini"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN_COLUMN, STD_COLUMN = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
 GLOBAL_SCALE, LOCAL_SCALE = (0.25, 1.0), (0.05, 0.25)
 # Probabilities of blur and solarisation in the first global view, the second and the local ones.
 FIRST, SECOND, LOCAL = (1.0, 0.0), (0.1, 0.2), (0.5, 0.0)
@@ -66,7 +67,9 @@ def pillow_jitter(image: Image.Image) -> Image.Image:
     return image
 
 
-def pillow_view(image: Image.Image, size: int, scale: tuple[float, float], probabilities: tuple[float, float]) -> Tensor:
+def pillow_view(
+    image: Image.Image, size: int, scale: tuple[float, float], probabilities: tuple[float, float]
+) -> Tensor:
     image = pillow_crop(image, size, scale)
     if random.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -80,7 +83,7 @@ def pillow_view(image: Image.Image, size: int, scale: tuple[float, float], proba
     if random.random() < solarise:
         image = ImageOps.solarize(image)
     view = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div_(255)
-    return view.sub_(torch.tensor(MEAN).view(3, 1, 1)).div_(torch.tensor(STD).view(3, 1, 1))
+    return view.sub_(MEAN_COLUMN).div_(STD_COLUMN)
 
 
 def pillow_batch(files: list[bytes], seed: int) -> list[Tensor]:

@@ -16,6 +16,7 @@ from hf_mim.data.color import (
     CONTRAST,
     GREYSCALE,
     HUE,
+    HUE_UNIT,
     JITTER_ORDERS,
     NEUTRAL,
     ORDER,
@@ -141,6 +142,14 @@ def test_hue_equals_pillow_for_all_shifts(shift):
     assert torch.equal(augment(pixels, table(hue=shift)), to_tensor(pillow_hue(to_image(pixels), shift)))
 
 
+def test_hue_arithmetic_for_all_shares_and_products():
+    values = torch.arange(256)
+    products = torch.outer(values, values).unique()
+    expected = (2 * torch.outer(values, products) + 65025) // (2 * 65025)
+    found = values.float()[:, None] * products.float().mul(HUE_UNIT)
+    assert torch.equal(found.round(), expected.float())
+
+
 def test_greyscale_equals_pillow():
     pixels = sample_pixels()
     expected = to_image(pixels).convert("L").convert("RGB")
@@ -218,6 +227,13 @@ def test_normalisation():
     pixels = sample_pixels(count=2)
     expected = (pixels.float() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     assert torch.equal(color_views(pixels, table(2), MEAN, STD), expected)
+
+
+def test_nothing_waits_for_the_device():
+    # Tensors of the meta device have no values: whatever asks for one on the host fails.
+    views = torch.empty(50, 3, 32, 40, dtype=torch.uint8, device="meta")
+    colored = color_views(views, random_table(50), MEAN, STD)
+    assert colored.device.type == "meta" and colored.shape == views.shape and colored.dtype == torch.float32
 
 
 def test_no_views():

@@ -7,6 +7,8 @@ Pillow gives on x86-64; the tests compare them, for the hue shift over all 2^24 
 
 Exactness rests on float32 being exact for integers below 2^24, on int32 for the blur's 24-bit fixed point, and on
 never dividing by a Python number, which CUDA replaces by a multiplication with the rounded reciprocal.
+
+What happens to which view is sorted out on the host, in NumPy: nothing here waits for the device.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +25,12 @@ from torch import Tensor
 BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, GREYSCALE, BLUR, SOLARISE = range(8)
 JITTER_ORDERS = tuple(permutations((BRIGHTNESS, CONTRAST, SATURATION, HUE)))
 NEUTRAL = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-PIECE_CPU, PIECE = 2**19, 2**25
+
+# Values to work on at once: on a CPU as many as its caches hold, on a GPU few enough to bound the memory for copies.
+PIECE_ON_CPU, PIECE_ON_GPU = 2**19, 2**26
+
+# 1 / 255^2, see `_shift_hue`.
+HUE_UNIT = 1 / 65025
 
 
 def color_views(views: Tensor, parameters: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -62,17 +69,16 @@ def color_views(views: Tensor, parameters: np.ndarray, mean: Sequence[float], st
     device = views.device
     white = torch.full((), 255.0, device=device)
     mean, std = (_upload(np.asarray(v, dtype=np.float32).reshape(-1, 1, 1), device) for v in (mean, std))
-    colored = torch.empty(views.shape, device=device)
-    # Views that take the same operations go together.
+    # Like views go together, so that most operations find theirs side by side.
     jittered = (parameters[:, :4] != NEUTRAL[:4]).any(axis=1)
-    order = np.lexsort((parameters[:, BLUR], np.where(jittered, parameters[:, ORDER], -1)))
-    targets = colored.unbind()
-    step = max(1, (PIECE_CPU if device.type == "cpu" else PIECE) // max(1, views[0:1].numel()))
+    rows = np.lexsort((parameters[:, BLUR], np.where(jittered, parameters[:, ORDER], -1)))
+    step = max(1, (PIECE_ON_CPU if device.type == "cpu" else PIECE_ON_GPU) // max(1, views[0:1].numel()))
+    colored = torch.empty(views.shape, dtype=torch.float32, device=device)
     for start in range(0, views_count, step):
-        rows = order[start : start + step]
-        x = _gather(views, rows).float()
-        _augment(x, parameters[rows])
-        _scatter(targets, rows, x.div_(white).sub_(mean).div_(std))
+        piece = rows[start : start + step]
+        x = _gather(views, piece).float()
+        _augment(x, parameters[piece])
+        _scatter(x.div_(white).sub_(mean).div_(std), colored, piece)
     return colored
 
 
@@ -95,25 +101,25 @@ def _augment(x: Tensor, parameters: np.ndarray) -> None:
 
 def _apply(operation: Callable[[Tensor, np.ndarray], None], x: Tensor, values: np.ndarray, wanted: np.ndarray) -> None:
     """Run the in-place `operation(views, values)` on the wanted views of `x` only."""
-    if not wanted.any():
-        return
     rows = np.flatnonzero(wanted)
+    if len(rows) == 0:
+        return
     first, last = rows[0], rows[-1] + 1
     if last - first == len(rows):
         operation(x[first:last], values[first:last])
     else:
         part = _gather(x, rows)
-        operation(part, values[wanted])
-        _scatter(x.unbind(), rows, part)
+        operation(part, values[rows])
+        _scatter(part, x, rows)
 
 
 def _gather(x: Tensor, rows: np.ndarray) -> Tensor:
     return x.index_select(0, _upload(rows, x.device))
 
 
-def _scatter(targets: Sequence[Tensor], rows: np.ndarray, part: Tensor) -> None:
-    # One launch on a GPU, and on a CPU three times as fast as index_copy_.
-    torch._foreach_copy_([targets[row] for row in rows], list(part.unbind()))
+def _scatter(part: Tensor, x: Tensor, rows: np.ndarray) -> None:
+    # A few launches on a GPU, and on a CPU three times as fast as index_copy_.
+    torch._foreach_copy_([x[row] for row in rows], list(part.unbind()))
 
 
 def _upload(array: np.ndarray, device: torch.device) -> Tensor:
@@ -129,6 +135,7 @@ def _luminance(x: Tensor) -> Tensor:
     if x.shape[1] == 1:
         return x
     red, green, blue = x.split(1, dim=1)
+    # The weights are multiples of 2^-16: all sums are exact.
     half = torch.full((), 0.5, device=x.device)
     weighted = torch.add(half, red, alpha=19595 / 2**16).add_(green, alpha=38470 / 2**16)
     return weighted.add_(blue, alpha=7471 / 2**16).floor_()
@@ -175,25 +182,20 @@ def _shift_hue(x: Tensor, shifts: np.ndarray) -> None:
     """RGB -> HSV -> RGB in Pillow's 8 bits, the hue moved by int(255 * shift) in between."""
     red, green, blue = x.split(1, dim=1)
     value = torch.maximum(torch.maximum(red, green), blue)
-    chroma = torch.minimum(torch.minimum(red, green), blue)
-    torch.sub(value, chroma, out=chroma)
-    index = torch.add(torch.full((), 255.0 * 512, device=x.device), red, alpha=511)
+    chroma = torch.minimum(torch.minimum(red, green), blue).neg_().add_(value)
+
+    index = torch.add(torch.full((), 512.0 * 255, device=x.device), red, alpha=511)
     index = index.sub_(green, alpha=510).sub_(blue).to(torch.int32)
     hue = _hue_table(x.device).index_select(0, index.flatten()).view(index.shape)
     hue += _per_view((shifts * 255).astype(np.int64) % 256, np.uint8, x.device)  # uint8: wraps around, as it must
 
-    saturation = chroma.mul_(255).div_(value.clamp(min=1)).floor_()
-    product = saturation.mul_(value).mul_(1 / 65025)
+    # Each channel is the value minus a share of value * saturation that is a trapezium over the hue circle of 6 * 255
+    # steps. Rounded factors do no harm: for all shares and products the result rounds to the right integer.
+    product = chroma.mul_(255).div_(value.clamp(min=1)).floor_().mul_(value).mul_(HUE_UNIT)
     hue = hue.float().mul_(6)
-    share = torch.empty_like(hue)
-    for channel, peak in zip((red, green, blue), (765, 510, 1020), strict=True):
-        torch.sub(hue, peak, out=share).abs_()
-        if peak == 765:
-            share.neg_().add_(510)
-        else:
-            share.sub_(255)
-        share.clamp_(0, 255).mul_(product).round_()
-        torch.sub(value, share, out=channel)
+    shares = ((hue - 765).abs_().neg_().add_(510), (hue - 510).abs_().sub_(255), (hue - 1020).abs_().sub_(255))
+    for channel, share in zip((red, green, blue), shares, strict=True):
+        torch.sub(value, share.clamp_(0, 255).mul_(product).round_(), out=channel)
 
 
 def _apply_blur(x: Tensor, radii: np.ndarray) -> None:
@@ -222,23 +224,30 @@ def _box_blurs(x: Tensor, boxes: np.ndarray) -> None:
     reach = int(boxes[0, 0])
     # Centred at 128, the weighted sums fit in int32. The weights may fall short of 1 by one unit.
     shortfall = 2**24 - boxes @ [0, 2 * reach + 1, 2]
-    rounding = _per_view(2**23 - 128 * shortfall, np.int32, x.device)[:, :, 0, 0]
-    inner, outer = (_per_view(boxes[:, column], np.int32, x.device)[:, :, 0, 0] for column in (1, 2))
+    rounding, inner, outer = (
+        _per_view(column, np.int32, x.device).flatten(1)
+        for column in (2**23 - 128 * shortfall, boxes[:, 1], boxes[:, 2])
+    )
+    # Planes with a margin are contiguous, however they are shifted: what a shift carries from one row or plane into
+    # the next lands in the margin, which is filled anew before each pass.
     margin = reach + 1
     height, width = x.shape[2:]
-    now = torch.empty((*x.shape[:2], height + 2 * margin, width + 2 * margin), dtype=torch.int32, device=x.device)
-    after = torch.empty_like(now)
+    planes = x.new_empty((*x.shape[:2], height + 2 * margin, width + 2 * margin), dtype=torch.int32)
+    others = torch.empty_like(planes)
     inside = (..., slice(margin, margin + height), slice(margin, margin + width))
-    now[inside] = x
-    now.sub_(128)
+    planes[inside] = x
+    planes.sub_(128)
     for dim, size, stride in ((3, width, 1), (2, height, width + 2 * margin)):
+        length = planes[0].numel() - 2 * margin * stride
         for _ in range(3):
-            now.narrow(dim, 0, margin).copy_(now.narrow(dim, margin, 1))
-            now.narrow(dim, margin + size, margin).copy_(now.narrow(dim, margin + size - 1, 1))
-            flat = now.flatten(1)
-            length = flat.shape[1] - 2 * margin * stride
-            far_left, *near, far_right = (flat.narrow(1, k * stride, length) for k in range(2 * margin + 1))
-            y = torch.add(far_left, far_right, out=after.flatten(1).narrow(1, margin * stride, length))
-            y.mul_(outer).addcmul_(sum(near[1:], start=near[0]), inner).add_(rounding).bitwise_right_shift_(24)
-            now, after = after, now
-    x.copy_(now[inside]).add_(128)
+            planes.narrow(dim, 0, margin).copy_(planes.narrow(dim, margin, 1))
+            planes.narrow(dim, margin + size, margin).copy_(planes.narrow(dim, margin + size - 1, 1))
+            far_left, *near, far_right = (
+                planes.flatten(1).narrow(1, shift * stride, length) for shift in range(2 * margin + 1)
+            )
+            y = torch.add(far_left, far_right, out=others.flatten(1).narrow(1, margin * stride, length)).mul_(outer)
+            for neighbour in near:
+                y.addcmul_(neighbour, inner)
+            y.add_(rounding).bitwise_right_shift_(24)
+            planes, others = others, planes
+    x.copy_(planes[inside]).add_(128)
