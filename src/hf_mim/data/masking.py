@@ -7,13 +7,16 @@ Blocks are placed on all masks of a batch side by side. While that goes on a gri
 holds as many whole rows as fit into it or, of a grid wider than that, 64 columns of one row.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
 
-LOG_ASPECT_RATIO_RANGE = np.log((0.3, 1 / 0.3))
+# Logarithms of the block's aspect ratio start here and span so much: from 0.3 to 1 / 0.3.
+LOG_ASPECT_RATIO = math.log(0.3)
+LOG_ASPECT_RATIO_SPAN = math.log(1 / 0.3) - LOG_ASPECT_RATIO
 TRIES_PER_BLOCK = 10
 # Most blocks fit at once: large batches take a first look at so many tries only.
 FIRST_TRIES, LARGE_BATCH = 2, 64
@@ -63,7 +66,8 @@ class MaskGenerator:
         self._rows_per_word = max(1, 64 // self.width)
         self._rows_above = _bits_below(self.height, self._rows_per_word, self.width)
         self._columns_before = _bits_below(self.width, 64, 1)
-        self._sides = np.array([self.height, self.width]).reshape(2, 1, 1)
+        self._sides = np.array([self.height, self.width], dtype=np.float64).reshape(2, 1, 1)
+        self._places = self._sides + 1
 
     def __call__(self, seeds: np.ndarray, epoch: int) -> np.ndarray:
         """Draw one mask per seed.
@@ -142,9 +146,8 @@ class MaskGenerator:
         smallest = (min(self.height, self.width) // 3) ** 2
         area *= budgets - smallest
         area += smallest
-        log_low, log_high = LOG_ASPECT_RATIO_RANGE
-        aspect *= log_high - log_low
-        aspect += log_low
+        aspect *= LOG_ASPECT_RATIO_SPAN
+        aspect += LOG_ASPECT_RATIO
         np.exp(aspect, out=aspect)
         sides = np.empty_like(starts)
         np.multiply(area, aspect, out=sides[0])
@@ -153,7 +156,7 @@ class MaskGenerator:
         # An oversized block becomes an empty one, which adds nothing and is refused below.
         shorter = sides < self._sides
         sides *= shorter[0] & shorter[1]
-        starts *= self._sides + 1 - sides
+        starts *= self._places - sides
         np.floor(starts, out=starts)
 
         (top, left), (bottom, right) = starts.astype(np.intp), (starts + sides).astype(np.intp)
