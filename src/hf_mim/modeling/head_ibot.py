@@ -79,6 +79,13 @@ class IBotHead(nn.Module):
                 return projection(embedded)
         return self.project_cls(embedded)
 
+    def project(self, cls_embedded: torch.Tensor, patch_embedded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits `[T, K]` of embedded CLS tokens and `[M, P]` of embedded patches."""
+        if self.patch_last_layer is None and self.patch_projection is None:
+            # Together, so that the layer they share normalises its weight once.
+            return self.project_cls(torch.cat((cls_embedded, patch_embedded))).tensor_split((len(cls_embedded),))
+        return self.project_cls(cls_embedded), self.project_patch(patch_embedded)
+
     def forward(self, hidden_states: torch.Tensor, mask_indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
@@ -89,15 +96,20 @@ class IBotHead(nn.Module):
             CLS logits `[R, K]` and patch logits `[M, P]`.
         """
         rows, length, _ = hidden_states.shape
+        token_indices = self._token_indices(mask_indices, length)
         if self.has_batch_norm:
             # Batch statistics are those of all tokens, also of the ones that are not predicted.
             embedded = self.embed(hidden_states.flatten(0, 1))
-            cls_embedded = embedded.unflatten(0, (rows, length))[:, 0]
-            patch_embedded = embedded[self._token_indices(mask_indices, length)]
-        else:
-            patches = hidden_states.flatten(0, 1)[self._token_indices(mask_indices, length)]
-            cls_embedded, patch_embedded = self.embed(torch.cat((hidden_states[:, 0], patches))).tensor_split((rows,))
-        return self.project_cls(cls_embedded), self.project_patch(patch_embedded)
+            return self.project(embedded.unflatten(0, (rows, length))[:, 0], embedded[token_indices])
+        tokens = torch.cat((hidden_states[:, 0], hidden_states.flatten(0, 1)[token_indices]))
+        return self.project(*self.embed(tokens).tensor_split((rows,)))
+
+    def forward_cls(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """CLS logits `[R, K]` alone, of views without masked patches."""
+        if self.has_batch_norm:
+            embedded = self.embed(hidden_states.flatten(0, 1)).unflatten(0, hidden_states.shape[:2])
+            return self.project_cls(embedded[:, 0])
+        return self.project_cls(self.embed(hidden_states[:, 0]))
 
     def forward_with_mean(
         self, hidden_states: torch.Tensor, mask_indices: torch.Tensor
@@ -106,12 +118,11 @@ class IBotHead(nn.Module):
         rows, length, _ = hidden_states.shape
         embedded = self.embed(hidden_states.flatten(0, 1))
         sequences = embedded.unflatten(0, (rows, length))
-        patch_embedded = embedded[self._token_indices(mask_indices, length)]
         # The last layer is linear: the mean logit of the patches is the logit of the mean patch.
         with torch.autocast(embedded.device.type, enabled=False):
             mean_embedded = sequences[:, 1:].mean((0, 1), dtype=self.layers[0].weight.dtype)
             mean_logit = self.project_patch(mean_embedded[None])[0]
-        return self.project_cls(sequences[:, 0]), self.project_patch(patch_embedded), mean_logit
+        return *self.project(sequences[:, 0], embedded[self._token_indices(mask_indices, length)]), mean_logit
 
     @staticmethod
     def _token_indices(mask_indices: torch.Tensor, length: int) -> torch.Tensor:

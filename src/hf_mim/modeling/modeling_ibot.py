@@ -477,8 +477,7 @@ class IBotForPreTraining(IBotPreTrainedModel):
         all_cls_logits, local_cls_logits = cls_logits, None
         if local_pixel_values is not None:
             local_states = self.ibot(local_pixel_values.flatten(0, 1)).last_hidden_state
-            local_cls_logits, _ = self.head(local_states, mask_indices[:0])
-            local_cls_logits = local_cls_logits.unflatten(0, (batch_size, -1))
+            local_cls_logits = self.head.forward_cls(local_states).unflatten(0, (batch_size, -1))
             all_cls_logits = torch.cat((cls_logits, local_cls_logits), dim=1)
 
         loss = loss_cls = loss_patch = None

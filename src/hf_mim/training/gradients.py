@@ -40,12 +40,9 @@ def clip_gradients_per_tensor(model: nn.Module, max_norm: float) -> torch.Tensor
     if not tensors:
         return torch.zeros(())
     gradients = [gradient for group in tensors.values() for gradient in group]
-    norms = torch._foreach_norm(gradients)
-    group_norms, scales, start = [], [], 0
-    for group in tensors.values():
-        norm = torch.stack(norms[start : start + len(group)]).norm()
-        group_norms.append(norm)
-        scales += [(max_norm / (norm + 1e-6)).clamp(max=1.0)] * len(group)
-        start += len(group)
-    torch._foreach_mul_(gradients, scales)
-    return torch.stack(group_norms).norm()
+    sizes = [len(group) for group in tensors.values()]
+    norms = torch.stack(torch._foreach_norm(gradients)).split(sizes)
+    norms = torch.stack([norm.norm() if len(norm) > 1 else norm[0] for norm in norms])
+    scales = (max_norm / (norms + 1e-6)).clamp(max=1.0).unbind()
+    torch._foreach_mul_(gradients, [scale for scale, size in zip(scales, sizes, strict=True) for _ in range(size)])
+    return norms.norm()

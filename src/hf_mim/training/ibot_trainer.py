@@ -125,6 +125,11 @@ class IBotTrainer(MIMTrainer):
 
         self.remember_features(taught.cls_tokens.flatten(0, 1))
         self._teacher_prototypes = taught.cls_logits.argmax(-1)
+        if self.args.torch_compile:
+            # The number of masked patches changes from batch to batch. Compiled for any number at first, the student
+            # need not be compiled again at the second batch.
+            for tensor in (inputs["mask_indices"], target_patch):
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
         return {"target_cls": target_cls, "target_patch": target_patch}
 
     def observe(self, targets: dict[str, torch.Tensor], outputs):
