@@ -196,6 +196,24 @@ def test_batch_size_workers_and_streaming_do_not_matter(dataset):
         assert torch.equal(streamed_labels, labels)
 
 
+def test_unreadable_images_may_be_left_out(dataset, caplog):
+    model = build(IBotModel, IBotConfig(**SIZES))
+    rows = dataset.to_list()
+    for broken in (1, 3, 4, 5):
+        rows[broken]["image"] = {"bytes": b"no image", "path": f"{broken}.png"}
+    damaged = datasets.Dataset.from_list(rows, features=dataset.features)
+    with pytest.raises(ValueError, match="1.png"):
+        features_of(model, damaged)
+    features, labels = extract_features(model, damaged, PROCESSOR, batch_size=3, progress=False, skip_unreadable=True)
+    readable = [i for i in range(len(rows)) if i not in (1, 3, 4, 5)]
+    whole, whole_labels = extract_features(model, dataset, PROCESSOR, batch_size=3, progress=False)
+    torch.testing.assert_close(features, whole[readable], atol=2e-5, rtol=1e-5)
+    assert torch.equal(labels, whole_labels[readable])
+    assert all(f"{broken}.png" in caplog.text for broken in (1, 3, 4, 5))
+    pixels, _ = raw_pixel_features(damaged, PROCESSOR, progress=False, skip_unreadable=True)
+    assert torch.equal(pixels, raw_pixel_features(dataset, PROCESSOR, progress=False)[0][readable])
+
+
 def test_pictures_and_files_instead_of_bytes(dataset, pixels, tmp_path: Path):
     model = build(IBotModel, IBotConfig(**SIZES))
     expected = features_of(model, dataset)

@@ -81,7 +81,7 @@ def test_a_slow_model_does_not_wait(tmp_path):
 
 def test_evaluating_and_saving_do_not_count(tmp_path, monkeypatch):
     trainer = tiny_trainer(tmp_path, max_steps=3, save_strategy="steps", save_steps=1)
-    monkeypatch.setattr(trainer, "save_target", lambda folder: time.sleep(0.5))
+    monkeypatch.setattr(trainer, "save_target", lambda folder, target: time.sleep(0.5))
 
     class Evaluate(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
@@ -98,4 +98,4 @@ def test_evaluating_and_saving_do_not_count(tmp_path, monkeypatch):
 
 def test_a_log_before_any_batch_has_no_speed(tmp_path):
     trainer = tiny_trainer(tmp_path)
-    assert trainer.throughput() == {}
+    assert Throughput().collect(trainer.accelerator) == {}

@@ -1,5 +1,6 @@
 """One feature vector per image, from any vision model of transformers or from the pixels themselves."""
 
+import logging
 import math
 from collections.abc import Iterator
 from functools import partial
@@ -10,9 +11,11 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..data.images import decode_image
+from ..data.images import UnreadableImageError, decode_image
 from ..data.workers import ignore_stop_signals
 
+
+logger = logging.getLogger(__name__)
 
 POOLINGS = ("auto", "cls", "mean", "pooler")
 
@@ -29,6 +32,7 @@ def extract_features(
     pooling: str = "auto",
     device: str | torch.device | None = None,
     progress: bool = True,
+    skip_unreadable: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Encode every image of a dataset with the model in evaluation mode; each module's mode is put back afterwards.
 
@@ -45,6 +49,7 @@ def extract_features(
             "auto": "cls" if there are more tokens than patches, that is, if the model has a CLS token; otherwise
             "pooler" if the model returns one (Swin, ConvNeXt, ResNet, SigLIP), else "mean".
         device: the model is moved there and stays there; by default it runs where it is.
+        skip_unreadable: leave out unreadable images, with a warning that names them, instead of raising.
 
     Returns:
         Features float32 `[n, D]` and labels int64 `[n]` (-1 where a label is missing), both on the CPU and in the
@@ -53,7 +58,7 @@ def extract_features(
 
     Raises:
         ValueError: for an unknown pooling, one that the model's output does not allow, a model that is not an image
-            encoder, or an empty dataset; and, naming the file, for an unreadable image.
+            encoder, or a dataset without (readable) images; and, naming the file, for an unreadable image.
     """
     if pooling not in POOLINGS:
         raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, not {pooling!r}")
@@ -68,7 +73,9 @@ def extract_features(
     model.eval()
     features, labels = [], []
     try:
-        for batch in _batches(dataset, image_processor, batch_size, num_workers, num_channels, progress):
+        for batch in _batches(
+            dataset, image_processor, batch_size, num_workers, num_channels, progress, skip_unreadable
+        ):
             pixel_values = batch["pixel_values"].to(model.device, model.dtype)
             features.append(_pool(model, pixel_values, pooling).float().cpu())
             labels.append(batch["labels"])
@@ -85,13 +92,14 @@ def raw_pixel_features(
     num_workers: int = 0,
     num_channels: int = 3,
     progress: bool = True,
+    skip_unreadable: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The processed pixels themselves, flattened to `[n, C*H*W]`: the baseline that an encoder has to beat.
 
     Arguments and returns as for `extract_features`; `num_channels` is 1, 3 or 4.
     """
     features, labels = [], []
-    for batch in _batches(dataset, image_processor, batch_size, num_workers, num_channels, progress):
+    for batch in _batches(dataset, image_processor, batch_size, num_workers, num_channels, progress, skip_unreadable):
         features.append(batch["pixel_values"].flatten(1).float())
         labels.append(batch["labels"])
     return _join(features, labels)
@@ -104,27 +112,44 @@ def _batches(
     num_workers: int,
     num_channels: int,
     progress: bool,
+    skip_unreadable: bool,
 ) -> Iterator[dict[str, torch.Tensor | None]]:
     """Processed images `[B, C, H, W]` as "pixel_values" and int64 `[B]` or None as "labels"."""
     loader = DataLoader(
         dataset,
         batch_size=batch_size,
         num_workers=num_workers,
-        collate_fn=partial(_process, image_processor=image_processor, num_channels=num_channels),
+        collate_fn=partial(
+            _process, image_processor=image_processor, num_channels=num_channels, skip_unreadable=skip_unreadable
+        ),
         # the loader draws a seed for its workers; without a generator of its own, from the global one
         generator=torch.Generator(),
         worker_init_fn=ignore_stop_signals,
     )
     streamed = isinstance(dataset, datasets.IterableDataset)
     total = None if streamed else math.ceil(len(dataset) / batch_size)
-    yield from tqdm(loader, total=total, desc="features", unit="batch", disable=not progress, leave=False)
+    for batch in tqdm(loader, total=total, desc="features", unit="batch", disable=not progress, leave=False):
+        if batch is not None:
+            yield batch
 
 
-def _process(rows: list[dict], image_processor: BaseImageProcessor, num_channels: int) -> dict:
-    images = [decode_image(row["image"], num_channels) for row in rows]
+def _process(
+    rows: list[dict], image_processor: BaseImageProcessor, num_channels: int, skip_unreadable: bool
+) -> dict | None:
+    images, readable = [], []
+    for row in rows:
+        try:
+            images.append(decode_image(row["image"], num_channels))
+            readable.append(row)
+        except UnreadableImageError as error:
+            if not skip_unreadable:
+                raise
+            logger.warning(f"{error}; it is left out")
+    if not images:
+        return None
     labels = None
     if "label" in rows[0]:
-        labels = torch.tensor([-1 if row["label"] is None else row["label"] for row in rows])
+        labels = torch.tensor([-1 if row["label"] is None else row["label"] for row in readable])
     return {"pixel_values": image_processor(images, return_tensors="pt")["pixel_values"], "labels": labels}
 
 

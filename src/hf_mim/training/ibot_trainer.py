@@ -123,7 +123,7 @@ class IBotTrainer(MIMTrainer):
                 mean_cls_logit = taught.cls_logits.mean((0, 1), dtype=self.targets.cls_center.dtype)
                 self.targets.collect(mean_cls_logit, taught.mean_patch_logit)
 
-        self.remember_features(taught.cls_tokens.flatten(0, 1))
+        self.step_logs.add_features(taught.cls_tokens.flatten(0, 1))
         self._teacher_prototypes = taught.cls_logits.argmax(-1)
         if self.args.torch_compile:
             # The number of masked patches changes from batch to batch. Compiled for any number at first, the student
@@ -135,11 +135,11 @@ class IBotTrainer(MIMTrainer):
     def observe(self, targets: dict[str, torch.Tensor], outputs):
         super().observe(targets, outputs)
         target_cls = targets["target_cls"].float()
-        self.remember("target_entropy", torch.special.entr(target_cls).sum(-1).mean())
+        self.step_logs.add("target_entropy", torch.special.entr(target_cls).sum(-1).mean())
         self._prototypes_seen[target_cls.argmax(-1).flatten()] = True
         if target_cls.shape[1] > 1:
             student = outputs["cls_logits"][:, 1].argmax(-1)
-            self.remember("agreement", (self._teacher_prototypes[:, 0] == student).float().mean())
+            self.step_logs.add("agreement", (self._teacher_prototypes[:, 0] == student).float().mean())
 
     def collected_logs(self) -> dict[str, float]:
         seen = self.accelerator.gather(self._prototypes_seen[None]).any(0)

@@ -6,15 +6,17 @@ from types import FrameType
 
 import torch
 import torch.distributed as dist
+from transformers import TrainerCallback
 
 
 # EX_TEMPFAIL of sysexits.h: not finished, and worth starting again.
 EXIT_INTERRUPTED = 75
 
 
-class StopSignals:
+class StopSignals(TrainerCallback):
     """
-    While it is entered, SIGTERM and SIGINT (Ctrl-C) are noted instead of ending the process.
+    While it is entered, SIGTERM and SIGINT (Ctrl-C) are noted instead of ending the process; as a callback it ends the
+    training after the step, with a checkpoint.
 
     A second SIGINT raises `KeyboardInterrupt` at once. Only the main thread can listen to signals; in another one
     nothing changes.
@@ -48,8 +50,18 @@ class StopSignals:
             raise KeyboardInterrupt
         self.received = number
 
-    def agreed(self) -> bool:
-        """Whether any process was asked to stop; all processes must call this after the same steps."""
+    def on_step_end(self, args, state, control, **kwargs):
+        if self._agreed():
+            control.should_log = control.should_save = control.should_training_stop = True
+            # There may be only seconds left.
+            control.should_evaluate = False
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.received:
+            control.should_log = control.should_save = control.should_evaluate = False
+
+    def _agreed(self) -> bool:
+        """Whether any process was asked to stop."""
         if self._group is None:
             return self.received is not None
         asked = torch.tensor([self.received or 0])

@@ -291,7 +291,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if data_args.raw_pixel_baseline and queries is not None:
         channels = model.config.num_channels
         pixels = [
-            raw_pixel_features(part, processor, num_channels=channels, progress=False) for part in (bank, queries)
+            raw_pixel_features(part, processor, num_channels=channels, progress=False, skip_unreadable=True)
+            for part in (bank, queries)
         ]
         accuracy = knn_accuracy(*pixels[0], *pixels[1], k=args.knn_k, temperature=args.knn_temperature)
         metrics |= {f"raw_pixels_{name}": value for name, value in accuracy.items()}

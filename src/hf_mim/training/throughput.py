@@ -4,6 +4,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
+from accelerate import Accelerator
+
 
 class Throughput:
     """
@@ -55,3 +58,15 @@ class Throughput:
         self._since = None if self._since is None else now
         self._images, self._waited = 0, 0.0
         return reading
+
+    def collect(self, accelerator: Accelerator) -> dict[str, float]:
+        """
+        `images_per_second` of all processes together, all views of an image counting as one, and `data_wait`, the mean
+        share in [0, 1] of their time that passed in waiting for batches, since the last call; all must call this.
+        """
+        images, seconds, waited = self.read()
+        if not images:
+            return {}
+        reading = torch.tensor([images, seconds, waited / seconds], device=accelerator.device)
+        images, seconds, wait = accelerator.reduce(reading, "mean").tolist()
+        return {"images_per_second": images * accelerator.num_processes / seconds, "data_wait": wait}

@@ -31,7 +31,6 @@ from ..data.color import color_views
 from ..data.workers import ignore_stop_signals
 from ..evaluation.features import extract_features
 from ..evaluation.knn import knn_accuracy
-from ..evaluation.representation import feature_std, rankme
 from .arguments import MIMTrainingArguments
 from .callbacks import MIMProgressCallback
 from .checkpoints import (
@@ -49,6 +48,7 @@ from .interruption import EXIT_INTERRUPTED, StopSignals
 from .profiling import ProfileCallback
 from .schedules import cosine_schedule
 from .sharding import ShardedTarget, as_whole, complete_optimizer_state
+from .step_logs import StepLogs
 from .throughput import Throughput
 from .unreadable import UnreadableImages
 
@@ -56,8 +56,6 @@ from .unreadable import UnreadableImages
 logger = logging.getLogger(__name__)
 
 TEACHER_FOLDER = "teacher"
-# Rows kept for the feature statistics of the logs; more would cost time in the singular value decomposition.
-MAX_FEATURE_ROWS = 512
 
 
 class _StepCallback(TrainerCallback):
@@ -77,16 +75,6 @@ class _StepCallback(TrainerCallback):
 
     def on_optimizer_step(self, args, state, control, **kwargs):
         self.trainer.update_target()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if self.trainer.stop_signals.agreed():
-            control.should_log = control.should_save = control.should_training_stop = True
-            # There may be only seconds left.
-            control.should_evaluate = False
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        if self.trainer.stop_signals.received:
-            control.should_log = control.should_save = control.should_evaluate = False
 
 
 class MIMTrainer(Trainer, ABC):
@@ -124,21 +112,19 @@ class MIMTrainer(Trainer, ABC):
         self.bank_dataset = bank_dataset
         self.steps_per_epoch: int | None = None
         self.num_steps: int | None = None
-        self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, int] = {}
-        self._features: list[torch.Tensor] = []
+        self.step_logs = StepLogs(self.accelerator)
         self._step_values: dict[str, torch.Tensor] = {}
         self._finite = FiniteCheck()
         self.stop_signals = StopSignals()
         self._checkpoint_root: str | None = None
         self._sharded_target: ShardedTarget | None = None
         self._unreadable = UnreadableImages(self._num_images(), args.max_unreadable_fraction, args.world_size)
-        self._feature_rows = max(MAX_FEATURE_ROWS // args.world_size, 1)
         self._throughput = Throughput()
         # An average in half precision does not move: 1 + 0.004·0.1 is 1 in bfloat16.
         dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
         self.teacher = self.build_target().to(args.device, dtype).requires_grad_(False)
         self.add_callback(_StepCallback(self))
+        self.add_callback(self.stop_signals)
         self.add_callback(CollapseCallback())
         if args.profile:
             self.add_callback(ProfileCallback(self._throughput))
@@ -362,21 +348,10 @@ class MIMTrainer(Trainer, ABC):
     # What the logs show
 
     def observe(self, targets: dict[str, torch.Tensor], outputs):
-        """Called with the targets and outputs of every batch: remembers what the logs show of them."""
+        """Called with the targets and outputs of every batch: notes what the logs show of them."""
         for name, value in outputs.items():
             if name.startswith("loss_"):
-                self.remember(name, value)
-
-    def remember(self, name: str, value: torch.Tensor):
-        """Add a scalar to the mean of `name` in the next log; stays on the device until then."""
-        self._sums[name] = self._sums.get(name, 0.0) + value.detach().float()
-        self._counts[name] = self._counts.get(name, 0) + 1
-
-    def remember_features(self, features: torch.Tensor):
-        """Keep features `[n, D]` for the feature statistics of the next log."""
-        self._features.append(features.detach().float())
-        if sum(map(len, self._features)) - len(self._features[0]) >= self._feature_rows:
-            del self._features[0]
+                self.step_logs.add(name, value)
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
         if "loss" in logs:
@@ -384,35 +359,10 @@ class MIMTrainer(Trainer, ABC):
         super().log(logs, start_time)
 
     def collected_logs(self) -> dict[str, float]:
-        """
-        Means over steps and processes of what was remembered since the last log, feature statistics, throughput,
-        schedules.
-        """
-        logs = {}
-        if self._sums:
-            means = torch.stack([self._sums[name] / self._counts[name] for name in self._sums])
-            means = self.accelerator.reduce(means, "mean").tolist()
-            logs.update(zip(self._sums, means, strict=True))
-        if self._features:
-            features = torch.cat(self._features)[-self._feature_rows :].contiguous()
-            # On the CPU, where there is float64 in any case.
-            features = self.accelerator.gather(features).cpu()
-            logs |= {"feature_std": float(feature_std(features)), "rankme": float(rankme(features))}
-        logs["data/unreadable"] = self._unreadable.count()
-        self._sums, self._counts, self._features = {}, {}, []
-        return logs | self.throughput() | self.schedule_values(max(self.state.global_step - 1, 0))
-
-    def throughput(self) -> dict[str, float]:
-        """
-        `images_per_second` of all processes together and `data_wait`, the share in [0, 1] of their time that passed in
-        waiting for batches, since the last log. Evaluating and saving do not count; all views of an image are one.
-        """
-        images, seconds, waited = self._throughput.read()
-        if not images:
-            return {}
-        reading = torch.tensor([images, seconds, waited / seconds], device=self.args.device)
-        images, seconds, wait = self.accelerator.reduce(reading, "mean").tolist()
-        return {"images_per_second": images * self.args.world_size / seconds, "data_wait": wait}
+        """What the next log shows: the steps since the last one, unreadable images, throughput, schedules."""
+        logs = self.step_logs.collect() | {"data/unreadable": self._unreadable.count()}
+        logs |= self._throughput.collect(self.accelerator)
+        return logs | self.schedule_values(max(self.state.global_step - 1, 0))
 
     # Evaluation
 
@@ -451,6 +401,7 @@ class MIMTrainer(Trainer, ABC):
                 num_workers=self.args.dataloader_num_workers,
                 device=self.args.device,
                 progress=self.is_world_process_zero() and not self.args.disable_tqdm,
+                skip_unreadable=True,
             )
         if world_size > 1:
             features, labels = map(torch.cat, zip(*gather_object([(features, labels)]), strict=True))
