@@ -38,9 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 when the verb finished; 1 when check-data found an unreadable image; 2 for a mistake of the user (a
-        `ValueError` or an `OSError`, such as a missing or unreadable file), told in one line on stderr, unless the
-        environment has `HF_MIM_DEBUG=1`: then the exception is raised; 130 after an interrupt. Any other exception is
-        raised: it is a defect, and its traceback is needed.
+        `ValueError`, an `OSError`, such as a missing file or a full disk, or a `FloatingPointError`, when a training
+        diverges), told in one line on stderr, unless the environment has `HF_MIM_DEBUG=1`: then the exception is
+        raised; 130 after an interrupt. A training that was interrupted and saved raises `SystemExit(75)`. Any other
+        exception is raised: it is a defect, and its traceback is needed.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("hf-mim: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("HF_MIM_DEBUG") == "1":
             raise
         print(f"hf-mim: error: {_one_line(error)}", file=sys.stderr)

@@ -87,6 +87,7 @@ def test_wrong_words_are_named_in_one_line(capsys, argv, message):
         (ValueError("photos: no image\n  in this folder"), "photos: no image in this folder"),
         (FileNotFoundError(2, "No such file or directory", "photos"), "[Errno 2] No such file or directory: 'photos'"),
         (ValueError(), "ValueError"),
+        (FloatingPointError("not finite at step 3: loss nan"), "not finite at step 3: loss nan"),
     ],
 )
 def test_mistakes_of_the_user_take_one_line(verb, capsys, monkeypatch, error, message):
