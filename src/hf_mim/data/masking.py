@@ -79,10 +79,14 @@ class MaskGenerator:
         Returns:
             bool [M, height, width], True = masked.
         """
-        if epoch < self.pred_start_epoch:
-            return np.zeros((len(seeds), self.height, self.width), dtype=bool)
-        targets = self._draw_ratios(seeds) * self.height * self.width
-        return self._draw_blocks(seeds, targets) if self.pred_shape == "block" else self._draw_cells(seeds, targets)
+        masks = np.zeros((len(seeds), self.height, self.width), dtype=bool)
+        if epoch >= self.pred_start_epoch:
+            targets = self._draw_ratios(seeds) * self.height * self.width
+            # Below one patch nothing can be masked.
+            some = (targets >= 1).nonzero()[0]
+            draw = self._draw_blocks if self.pred_shape == "block" else self._draw_cells
+            masks[some] = draw(seeds[some], targets[some])
+        return masks
 
     def _draw_ratios(self, seeds: np.ndarray) -> np.ndarray:
         """Share of masked patches per seed, float64 [M]."""
@@ -92,13 +96,9 @@ class MaskGenerator:
 
     def _draw_cells(self, seeds: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Mask the int(target) cells with the lowest random numbers."""
-        cells = self.height * self.width
-        masks = np.zeros((len(seeds), cells), dtype=bool)
-        some = (targets >= 1).nonzero()[0]
-        numbers = uniforms(seeds[some], FIRST_FREE + np.arange(cells))
-        highest = np.take_along_axis(np.sort(numbers, axis=1), targets[some, None].astype(int) - 1, axis=1)
-        masks[some] = numbers <= highest
-        return masks.reshape(-1, self.height, self.width)
+        numbers = uniforms(seeds, FIRST_FREE + np.arange(self.height * self.width))
+        highest = np.take_along_axis(np.sort(numbers, axis=1), targets[:, None].astype(int) - 1, axis=1)
+        return (numbers <= highest).reshape(-1, self.height, self.width)
 
     def _draw_blocks(self, seeds: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """Add a block to every unfinished mask, until no mask takes another."""
@@ -107,8 +107,7 @@ class MaskGenerator:
         states = _mix(np.asarray(seeds, dtype=np.uint64))
         steps = _steps(FIRST_FREE + np.arange(DRAWS_PER_BLOCK)).reshape(4, TRIES_PER_BLOCK, 1)
         next_block = _steps(np.array(DRAWS_PER_BLOCK))
-        # Below one patch of budget no block can be placed, so these masks need not try.
-        unfinished = (targets >= 1).nonzero()[0]
+        unfinished = np.arange(len(seeds))
         waiting = unfinished[:0]
         while len(unfinished) + len(waiting):
             all_tries = len(unfinished) < LARGE_BATCH
@@ -174,12 +173,12 @@ class MaskGenerator:
         return placed, blocks[:, attempt, mask], added[attempt, mask]
 
     def _unpack(self, masks: np.ndarray) -> np.ndarray:
-        """uint64 [words, M] -> bool [M, height, width]."""
+        """uint64 [words, M] -> uint8 [M, height, width] of 0 and 1."""
         octets = np.ascontiguousarray(masks.T, dtype="<u8").view(np.uint8)
         bits = np.unpackbits(octets, axis=1, bitorder="little")
         words, columns = len(self._rows_above), self._rows_per_word * self.width
         bits = bits.reshape(len(bits), words, 64 * len(self._columns_before))[..., :columns]
-        return bits.reshape(len(bits), words * self._rows_per_word, self.width)[:, : self.height].astype(bool)
+        return bits.reshape(len(bits), words * self._rows_per_word, self.width)[:, : self.height]
 
 
 def mask_seeds(seed: int, epoch: int | np.ndarray, indices: np.ndarray, views: int) -> np.ndarray:
@@ -195,7 +194,7 @@ def mask_seeds(seed: int, epoch: int | np.ndarray, indices: np.ndarray, views: i
 
 def uniforms(seeds: np.ndarray, counters: np.ndarray) -> np.ndarray:
     """Random numbers in [0, 1) for every pair of seed and counter: uint64 [M], int [C] -> float64 [M, C]."""
-    return _uniforms(_mix(np.asarray(seeds, dtype=np.uint64))[:, None] + _steps(counters))
+    return _uniforms(_mix(np.asarray(seeds, dtype=np.uint64)) + _steps(counters)[:, None]).T
 
 
 def _steps(counters: np.ndarray) -> np.ndarray:
