@@ -4,7 +4,8 @@ One optimiser step of iBOT: this package's trainer against the steps of the orig
     python benchmarks/step.py
 
 ViT-S/16, two views of 224 and ten of 96 pixels, 8192 prototypes, float32, two threads; the views are given as tensors
-to both sides. Every measurement is made in a process of its own, both sides in turns:
+to both sides. Each side has a process of its own, and they take turns step by step, because the speed of a shared
+machine changes from minute to minute:
 
 - losses of the first steps, from the same weights, views and masks, without stochastic depth (whose draws differ);
 - time per step with the recipe's stochastic depth of 0.1, and the growth of resident memory: the peak while the steps
@@ -16,6 +17,7 @@ loss, and loops over tensors for clipping and the teacher's average. The other s
 """
 
 import argparse
+import contextlib
 import gc
 import json
 import math
@@ -45,6 +47,7 @@ LEARNING_RATE, MIN_LEARNING_RATE = 5e-4 / 256, 1e-6 / 256  # per image of the ba
 WEIGHT_DECAY, WEIGHT_DECAY_END, MOMENTUM, CLIP = 0.04, 0.4, 0.996, 3.0
 TEACHER_TEMPERATURE, STUDENT_TEMPERATURE, CENTER_MOMENTUM = 0.04, 0.1, 0.9
 SEED = 0
+SIDES = ("baseline", "ours")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -296,7 +299,7 @@ class StepEnds(TrainerCallback):
         self.meter.step()
 
 
-def run_ours(weights, batches, drop_path, meter, log_every_step):
+def run_ours(weights, batches, drop_path, meter):
     config = IBotConfig(hidden_size=WIDTH, num_attention_heads=HEADS, norm_last_layer=False, drop_path_rate=drop_path)
     model = IBotForPreTraining(config)
     model.load_state_dict(weights)
@@ -315,11 +318,10 @@ def run_ours(weights, batches, drop_path, meter, log_every_step):
             teacher_patch_temp=TEACHER_TEMPERATURE,
             warmup_teacher_temp_epochs=0,
             save_strategy="no",
+            logging_steps=1,
             disable_tqdm=True,
             seed=SEED,
         )
-        if log_every_step:
-            args.logging_steps = 1
         remaining = iter(batches)
         trainer = IBotTrainer(
             model=model,
@@ -341,19 +343,27 @@ def run_ours(weights, batches, drop_path, meter, log_every_step):
 
 
 class Meter:
-    """Wall-clock and processor seconds of the steps, and the growth of resident memory over them (Linux)."""
+    """
+    Wall-clock and processor seconds of every step, and the growth of resident memory since before the first (Linux).
+
+    Before each step it waits for a line on standard input, and after it writes its figures to standard output.
+    """
 
     def start(self):
         gc.collect()
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")  # forget the peak so far
         self.before = self.resident("VmHWM")
-        self.wall, self.cpu, self.growth = [time.perf_counter()], [time.process_time()], []
+        self.wait()
+
+    def wait(self):
+        sys.stdin.readline()
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
 
     def step(self):
-        self.wall.append(time.perf_counter())
-        self.cpu.append(time.process_time())
-        self.growth.append(self.resident("VmHWM") - self.before)
+        wall, cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
+        print(json.dumps({"wall": wall, "cpu": cpu, "growth": self.resident("VmHWM") - self.before}), flush=True)
+        self.wait()
 
     @staticmethod
     def resident(name):
@@ -383,26 +393,44 @@ def make_batches(steps, batch_size):
 
 
 def measure(options):
-    """One side in this process; prints a line of JSON."""
+    """One side in this process; its last line on standard output are the losses."""
     torch.set_num_threads(2)
     torch.manual_seed(SEED)
     weights, batches = load_file(options.weights), make_batches(options.steps, options.batch_size)
-    meter = Meter()
-    if options.side == "ours":
-        losses = run_ours(weights, batches, options.drop_path, meter, options.log_every_step)
-    else:
-        losses = run_baseline(weights, batches, options.drop_path, meter)
-    wall, cpu = np.diff(meter.wall), np.diff(meter.cpu)
-    print(json.dumps({"wall": wall.tolist(), "cpu": cpu.tolist(), "growth": meter.growth, "losses": losses}))
+    run = run_ours if options.side == "ours" else run_baseline
+    print(json.dumps(run(weights, batches, options.drop_path, Meter())))
 
 
-def run_side(side, weights, steps, batch_size, drop_path, log_every_step=False):
-    command = [sys.executable, __file__, "--side", side, "--weights", weights, "--steps", steps]
-    command += ["--batch_size", batch_size, "--drop_path", drop_path]
-    command += ["--log_every_step"] if log_every_step else []
+def take_turns(weights, options, steps, drop_path):
+    """Run both sides step by step; gives the figures of every step and the losses of each side."""
     environment = os.environ | {"OMP_NUM_THREADS": "2"}
-    output = subprocess.run(list(map(str, command)), env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(output.stdout.splitlines()[-1])
+    processes = []
+    for side in SIDES:
+        command = [sys.executable, __file__, "--side", side, "--weights", weights, "--steps", steps]
+        command += ["--batch_size", options.batch_size, "--drop_path", drop_path]
+        pipe = subprocess.PIPE
+        command = list(map(str, command))
+        processes.append(subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True))
+
+    def lines(process):
+        for line in process.stdout:
+            if line[0] in "[{":
+                with contextlib.suppress(ValueError):  # Trainer prints its logs, which are no JSON
+                    yield json.loads(line)
+
+    readers = [lines(process) for process in processes]
+    figures = [[], []]
+    for _ in range(steps):
+        for process, reader, rows in zip(processes, readers, figures, strict=True):
+            process.stdin.write("\n")
+            process.stdin.flush()
+            rows.append(next(reader))
+    for process in processes:
+        process.stdin.close()
+    losses = [next(reader) for reader in readers]
+    for process in processes:
+        process.wait()
+    return figures, losses
 
 
 def compare(options):
@@ -412,51 +440,36 @@ def compare(options):
         model = IBotForPreTraining(IBotConfig(hidden_size=WIDTH, num_attention_heads=HEADS, norm_last_layer=False))
         save_file(model.state_dict(), weights)
         del model
+        _, losses = take_turns(weights, options, options.loss_steps, 0.0)
+        figures, _ = take_turns(weights, options, options.steps, options.drop_path)
 
-        sides = ("baseline", "ours")
-        losses = [
-            run_side(side, weights, options.loss_steps, options.batch_size, 0.0, True)["losses"] for side in sides
-        ]
-        difference = max(
-            abs(a[key] - b[key]) for a, b in zip(*losses, strict=True) for key in ("loss", "cls", "patch")
-        )
-        for step, pair in enumerate(zip(*losses, strict=True)):
-            print(
-                f"step {step}: loss "
-                + ", ".join(f"{side} {loss['loss']:.7f}" for side, loss in zip(sides, pair, strict=True))
-            )
-        print(f"largest difference of a loss or its parts: {difference:.1e}")
-
-        runs = {side: [] for side in sides}
-        for _ in range(options.repeats):
-            for side in sides:
-                runs[side].append(run_side(side, weights, options.steps, options.batch_size, options.drop_path))
-
+    for step, (baseline, ours) in enumerate(zip(*losses, strict=True)):
+        print(f"step {step}: loss of the baseline {baseline['loss']:.7f}, ours {ours['loss']:.7f}")
+    difference = max(abs(a[key] - b[key]) for a, b in zip(*losses, strict=True) for key in a)
+    print(f"largest difference of a loss or its parts: {difference:.1e}")
     # The first step also allocates the optimiser's state.
-    seconds = {side: [t for run in runs[side] for t in run["wall"][1:]] for side in sides}
-    cpu = {side: [t for run in runs[side] for t in run["cpu"][1:]] for side in sides}
-    growth = {side: [run["growth"][-1] for run in runs[side]] for side in sides}
-    for title, values, statistic, unit in (
-        ("ms per step, median", seconds, statistics.median, 1e3),
-        ("ms per step, fastest", seconds, min, 1e3),
-        ("processor ms per step, fastest", cpu, min, 1e3),
-        ("MiB of growth of resident memory, largest", growth, max, 1),
+    pairs = list(zip(*figures, strict=True))[1:]
+    for title, key, statistic, scale in (
+        ("ms per step, median", "wall", statistics.median, 1e3),
+        ("ms per step, fastest", "wall", min, 1e3),
+        ("processor ms per step, median", "cpu", statistics.median, 1e3),
+        ("MiB of growth of resident memory", "growth", max, 1),
     ):
-        baseline, ours = (statistic(values[side]) * unit for side in sides)
+        baseline, ours = (statistic([pair[side][key] for pair in pairs]) * scale for side in (0, 1))
         ratio = f"ratio {ours / baseline:.2f} ({baseline / ours:.2f}x)"
-        print(f"{title:<42} baseline {baseline:7.0f}  ours {ours:7.0f}  {ratio}")
+        print(f"{title:<34} baseline {baseline:7.0f}  ours {ours:7.0f}  {ratio}")
+    speedups = sorted(baseline["wall"] / ours["wall"] for baseline, ours in pairs)
+    print("speed-up of each pair of steps: " + " ".join(f"{value:.2f}" for value in speedups))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch_size", type=int, default=4, help="images per step")
-    parser.add_argument("--steps", type=int, default=5, help="steps per process, the first of which is not timed")
-    parser.add_argument("--repeats", type=int, default=2, help="processes per side")
+    parser.add_argument("--steps", type=int, default=12, help="steps of each side, the first of which is not timed")
     parser.add_argument("--loss_steps", type=int, default=4, help="steps whose losses are compared")
     parser.add_argument("--drop_path", type=float, default=0.1, help="stochastic depth while timing")
-    parser.add_argument("--side", choices=("baseline", "ours"), help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--weights", help=argparse.SUPPRESS)
-    parser.add_argument("--log_every_step", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         measure(options)
