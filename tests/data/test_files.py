@@ -12,8 +12,8 @@ from hf_mim.data.files import replaced_file, replaced_folder
 @pytest.fixture
 def calls(monkeypatch) -> list[str]:
     """Names of what is synchronised and renamed, in order."""
-    calls, sync, replace = [], files._sync, os.replace
-    monkeypatch.setattr(files, "_sync", lambda path: (calls.append(f"sync {path.name}"), sync(path)))
+    calls, sync, replace = [], files.sync, os.replace
+    monkeypatch.setattr(files, "sync", lambda path: (calls.append(f"sync {path.name}"), sync(path)))
     monkeypatch.setattr(
         files.os, "replace", lambda a, b: (calls.append(f"{Path(a).name} -> {Path(b).name}"), replace(a, b))
     )

@@ -147,7 +147,7 @@ def test_block_masks_equal_a_plain_loop(grid, ratio):
     ],
 )
 def test_the_masks_of_a_seed_never_change(arguments, digest):
-    # SHA-256 of the masks of 3 epochs x 200 samples x 2 views, drawn with the first version of the generator.
+    # SHA-256 of the masks of 3 epochs x 200 samples x 2 views.
     generator = MaskGenerator(*arguments)
     packed = [np.packbits(generator(mask_seeds(11, epoch, np.arange(200), 2).ravel(), 0)) for epoch in range(3)]
     assert hashlib.sha256(np.concatenate(packed).tobytes()).hexdigest()[:16] == digest

@@ -201,6 +201,7 @@ def test_unreadable_images_may_be_left_out(dataset, caplog):
     rows = dataset.to_list()
     for broken in (1, 3, 4, 5):
         rows[broken]["image"] = {"bytes": b"no image", "path": f"{broken}.png"}
+    rows[5]["image"] = {"bytes": None, "path": "5.png"}  # a file that is gone
     damaged = datasets.Dataset.from_list(rows, features=dataset.features)
     with pytest.raises(ValueError, match="1.png"):
         features_of(model, damaged)

@@ -16,7 +16,7 @@ from transformers import AutoModelForPreTraining, Trainer
 import hf_mim
 from hf_mim.modeling import modeling_ibot
 
-from .test_run_pretrain import SIZES, TINY, pictures, pretrain  # noqa: F401
+from .tiny import SIZES, TINY, pretrain
 
 
 CONFIGS = Path(hf_mim.__file__).parent / "training" / "accelerate_configs"
@@ -80,7 +80,7 @@ def assert_same_run(one: list[dict], two: list[dict], first: Path, second: Path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["centering", "sinkhorn"])
-def test_two_processes_equal_one(pictures, tmp_path, target):  # noqa: F811
+def test_two_processes_equal_one(pictures, tmp_path, target):
     options = ("--target", target, "--eval_strategy", "epoch")
     one = launch(1, 8, pictures, tmp_path / "one", *options)
     two = launch(2, 4, pictures, tmp_path / "two", *options)
@@ -88,10 +88,15 @@ def test_two_processes_equal_one(pictures, tmp_path, target):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_two_sharded_processes_equal_one(pictures, tmp_path):  # noqa: F811
-    """Student and teacher are spread over both; resumed from a checkpoint, the weights are the same to the bit."""
-    options = ("--eval_strategy", "epoch", "--save_strategy", "epoch")
-    one = launch(1, 8, pictures, tmp_path / "one", *options)
+@pytest.mark.parametrize("half", [(), ("--bf16",)])
+def test_two_sharded_processes_equal_one(pictures, tmp_path, half):
+    """
+    Student and teacher are spread over both; resumed from a checkpoint, the weights are the same to the bit. In half
+    precision the other run is one of two copies, whose matrices have the same shapes.
+    """
+    options = ("--eval_strategy", "epoch", "--save_strategy", "epoch", *half)
+    processes, batch = (2, 4) if half else (1, 8)
+    one = launch(processes, batch, pictures, tmp_path / "one", *options)
     two = launch(2, 4, pictures, tmp_path / "two", *options, sharded=True)
     assert_same_run(one, two, tmp_path / "one", tmp_path / "two")
     shutil.copytree(tmp_path / "two" / "checkpoint-2", tmp_path / "cut" / "checkpoint-2")
@@ -106,7 +111,7 @@ def test_two_sharded_processes_equal_one(pictures, tmp_path):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_whole_fsdp_checkpoints_are_refused(pictures, tmp_path):  # noqa: F811
+def test_whole_fsdp_checkpoints_are_refused(pictures, tmp_path):
     launcher = ("--fsdp_state_dict_type", "FULL_STATE_DICT")
     process = start(2, 4, pictures, tmp_path, sharded=True, launcher=launcher)
     _, errors = process.communicate(timeout=300)
@@ -114,7 +119,7 @@ def test_whole_fsdp_checkpoints_are_refused(pictures, tmp_path):  # noqa: F811
 
 
 @pytest.mark.parametrize("kind", ["is_deepspeed_enabled", "is_fsdp_enabled"])
-def test_deepspeed_and_the_first_fsdp_are_refused(pictures, tmp_path, monkeypatch, kind):  # noqa: F811
+def test_deepspeed_and_the_first_fsdp_are_refused(pictures, tmp_path, monkeypatch, kind):
     prepare = Trainer.create_accelerator_and_postprocess
 
     def prepare_sharded(trainer):

@@ -9,7 +9,8 @@ from PIL import Image
 
 from hf_mim import cli
 from hf_mim.training import run_pretrain
-from tests.training.test_run_pretrain import SIZES, TINY
+
+from .tiny import SIZES, TINY
 
 
 @pytest.fixture(scope="module")

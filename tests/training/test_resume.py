@@ -21,7 +21,7 @@ from hf_mim.training.ibot_trainer import IBotTrainer
 from hf_mim.training.interruption import EXIT_INTERRUPTED
 
 from .test_distributed import launch, start
-from .test_run_pretrain import SIZES, TINY, finished, logged_losses, pictures, pretrain  # noqa: F401
+from .tiny import SIZES, TINY, logged_losses, pretrain
 
 
 EVERY_STEP = ("--save_strategy", "steps", "--save_steps", "1")
@@ -53,7 +53,7 @@ def rewrite_manifest(checkpoint):
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resume_equals_an_uninterrupted_run(pictures, tmp_path, workers, accumulation):  # noqa: F811
+def test_resume_equals_an_uninterrupted_run(pictures, tmp_path, workers, accumulation):
     """Inside both epochs and between them; with stochastic depth."""
     options = ("--train_dir", pictures, "--dataloader_num_workers", workers)
     options += ("--gradient_accumulation_steps", accumulation, "--config_overrides", SIZES + ",drop_path_rate=0.3")
@@ -66,7 +66,7 @@ def test_resume_equals_an_uninterrupted_run(pictures, tmp_path, workers, accumul
         assert_equal_weights(tmp_path / "whole", cut)
 
 
-def test_resume_with_sinkhorn_targets(pictures, tmp_path):  # noqa: F811
+def test_resume_with_sinkhorn_targets(pictures, tmp_path):
     options = ("--train_dir", pictures, "--target", "sinkhorn", "--save_strategy", "epoch")
     pretrain(*options, output=tmp_path / "whole")
     copy_checkpoint(tmp_path / "whole", tmp_path / "cut")
@@ -77,7 +77,7 @@ def test_resume_with_sinkhorn_targets(pictures, tmp_path):  # noqa: F811
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_resume_of_a_compiled_run(pictures, tmp_path, backend):  # noqa: F811
+def test_resume_of_a_compiled_run(pictures, tmp_path, backend):
     options = ("--train_dir", pictures, "--torch_compile", "--torch_compile_backend", backend)
     pretrain(*options, *EVERY_STEP, output=tmp_path / "whole")
     copy_checkpoint(tmp_path / "whole", tmp_path / "cut", "checkpoint-3")
@@ -90,7 +90,7 @@ def test_resume_of_a_compiled_run(pictures, tmp_path, backend):  # noqa: F811
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resume_of_two_processes(pictures, tmp_path, workers, accumulation):  # noqa: F811
+def test_resume_of_two_processes(pictures, tmp_path, workers, accumulation):
     options = ("--dataloader_num_workers", workers, "--gradient_accumulation_steps", accumulation)
     options += ("--config_overrides", SIZES + ",drop_path_rate=0.3", "--num_train_epochs", 4)
     launch(2, 2, pictures, tmp_path / "whole", *options, *EVERY_STEP)
@@ -103,19 +103,20 @@ def test_resume_of_two_processes(pictures, tmp_path, workers, accumulation):  # 
 
 
 @pytest.mark.parametrize("step", [2, 5, 6])
-def test_a_stream_resumes_within_its_first_pass_its_second_and_at_the_end(pictures, tmp_path, step):  # noqa: F811
+def test_a_stream_resumes_within_its_first_pass_its_second_and_at_the_end(pictures, tmp_path, step):
     options = ("--train_dir", pictures, "--streaming", "--max_steps", 6, "--warmup_steps", 1)
     pretrain(*options, *EVERY_STEP, output=tmp_path / "whole")
     copy_checkpoint(tmp_path / "whole", tmp_path / "cut", f"checkpoint-{step}")
     pretrain(*options, output=tmp_path / "cut")
     assert logged_losses(tmp_path / "cut") == logged_losses(tmp_path / "whole")
-    # With other workers the same images would come in another order.
-    copy_checkpoint(tmp_path / "whole", tmp_path / "workers", f"checkpoint-{step}")
-    with pytest.raises(ValueError, match="dataloader_num_workers 0, this run has 1"):
-        pretrain(*options, "--dataloader_num_workers", 1, output=tmp_path / "workers")
+    # The same images would come in another order.
+    copy_checkpoint(tmp_path / "whole", tmp_path / "other", f"checkpoint-{step}")
+    for name, before, now in (("dataloader_num_workers", 0, 1), ("shuffle_buffer_size", 1000, 8)):
+        with pytest.raises(ValueError, match=f"{name} {before}, this run has {now}"):
+            pretrain(*options, f"--{name}", now, output=tmp_path / "other")
 
 
-def test_resume_from_the_last_checkpoint_trains_no_further(pictures, tmp_path):  # noqa: F811
+def test_resume_from_the_last_checkpoint_trains_no_further(pictures, tmp_path):
     """As after a run that was stopped while it wrote its results, in the middle of an epoch."""
     options = ("--train_dir", pictures, "--max_steps", 6, "--save_strategy", "steps", "--save_steps", 6)
     pretrain(*options, output=tmp_path / "whole")
@@ -133,7 +134,7 @@ PARTS += ["teacher", "teacher/model.safetensors", "teacher/config.json", "teache
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_a_missing_part_is_named(finished, pictures, tmp_path, part):  # noqa: F811
+def test_a_missing_part_is_named(finished, pictures, tmp_path, part):
     target = copy_checkpoint(finished[0], tmp_path) / part
     shutil.rmtree(target) if target.is_dir() else target.unlink()
     with pytest.raises(OSError, match=part):
@@ -141,14 +142,14 @@ def test_a_missing_part_is_named(finished, pictures, tmp_path, part):  # noqa: F
 
 
 @pytest.mark.parametrize("part", [name for name in PARTS if "." in name])
-def test_a_truncated_part_is_named(finished, pictures, tmp_path, part):  # noqa: F811
+def test_a_truncated_part_is_named(finished, pictures, tmp_path, part):
     target = copy_checkpoint(finished[0], tmp_path) / part
     os.truncate(target, target.stat().st_size // 2)
     with pytest.raises(OSError, match=part):
         pretrain("--train_dir", pictures, output=tmp_path)
 
 
-def test_a_teacher_that_lacks_a_tensor_is_refused(finished, pictures, tmp_path):  # noqa: F811
+def test_a_teacher_that_lacks_a_tensor_is_refused(finished, pictures, tmp_path):
     checkpoint = copy_checkpoint(finished[0], tmp_path)
     weights = load_file(checkpoint / "teacher" / "model.safetensors")
     del weights["ibot.layernorm.weight"]
@@ -167,7 +168,7 @@ def test_a_teacher_that_lacks_a_tensor_is_refused(finished, pictures, tmp_path):
         ("teacher/centers.safetensors", lambda state: state.pop("patch_center"), "centers.safetensors"),
     ],
 )
-def test_a_part_of_another_shape_is_named(finished, pictures, tmp_path, part, change, message):  # noqa: F811
+def test_a_part_of_another_shape_is_named(finished, pictures, tmp_path, part, change, message):
     checkpoint = copy_checkpoint(finished[0], tmp_path)
     state = load_file(checkpoint / part) if part.endswith("safetensors") else torch.load(checkpoint / part)
     change(state)
@@ -178,13 +179,13 @@ def test_a_part_of_another_shape_is_named(finished, pictures, tmp_path, part, ch
 
 
 @pytest.mark.parametrize("overrides", ["hidden_size=32", "out_dim=32"])
-def test_other_sizes_are_refused(finished, pictures, tmp_path, overrides):  # noqa: F811
+def test_other_sizes_are_refused(finished, pictures, tmp_path, overrides):
     copy_checkpoint(finished[0], tmp_path)
     with pytest.raises(ValueError, match="of another model"):
         pretrain("--train_dir", pictures, "--config_overrides", f"{SIZES},{overrides}", output=tmp_path)
 
 
-def test_another_model_is_refused(finished, pictures, tmp_path):  # noqa: F811
+def test_another_model_is_refused(finished, pictures, tmp_path):
     copy_checkpoint(finished[0], tmp_path)
     with pytest.raises(ValueError, match="not of this model"):
         pretrain("--train_dir", pictures, "--config_overrides", SIZES + ",layer_scale_init_value=0.1", output=tmp_path)
@@ -199,13 +200,13 @@ def test_another_model_is_refused(finished, pictures, tmp_path):  # noqa: F811
         (("--max_train_samples", "12"), "number of training images 16, this run has 12"),
     ],
 )
-def test_a_run_with_other_steps_is_refused(finished, pictures, tmp_path, options, message):  # noqa: F811
+def test_a_run_with_other_steps_is_refused(finished, pictures, tmp_path, options, message):
     copy_checkpoint(finished[0], tmp_path)
     with pytest.raises(ValueError, match=message):
         pretrain("--train_dir", pictures, *options, output=tmp_path)
 
 
-def test_latest_falls_back_to_the_last_whole_checkpoint(finished, pictures, tmp_path, caplog):  # noqa: F811
+def test_latest_falls_back_to_the_last_whole_checkpoint(finished, pictures, tmp_path, caplog):
     for name in ("checkpoint-4", "checkpoint-8"):
         copy_checkpoint(finished[0], tmp_path, name)
     os.truncate(tmp_path / "checkpoint-8" / "optimizer.pt", 10)
@@ -218,7 +219,7 @@ def test_latest_falls_back_to_the_last_whole_checkpoint(finished, pictures, tmp_
     assert_equal_weights(finished[0], tmp_path)
 
 
-def test_latest_without_a_whole_checkpoint(finished, pictures, tmp_path, caplog):  # noqa: F811
+def test_latest_without_a_whole_checkpoint(finished, pictures, tmp_path, caplog):
     latest = ("--train_dir", pictures, "--resume_from_checkpoint", "latest")
     (copy_checkpoint(finished[0], tmp_path / "broken") / "scheduler.pt").unlink()
     with pytest.raises(OSError, match="none of the checkpoints"):
@@ -227,7 +228,7 @@ def test_latest_without_a_whole_checkpoint(finished, pictures, tmp_path, caplog)
     assert "starting from the beginning" in caplog.text
 
 
-def test_a_checkpoint_is_chosen_by_its_path(finished, pictures, tmp_path):  # noqa: F811
+def test_a_checkpoint_is_chosen_by_its_path(finished, pictures, tmp_path):
     options = ("--train_dir", pictures, "--resume_from_checkpoint")
     pretrain(*options, finished[0] / "checkpoint-4", output=tmp_path)
     assert logged_losses(tmp_path) == logged_losses(finished[0])
@@ -242,38 +243,38 @@ def test_old_checkpoints_go_and_the_best_stays(tmp_path):
     for step in (2, 10, 4, 30):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "part").write_text("")
-    remove_old_checkpoints(tmp_path, limit=None, best=None)
+    remove_old_checkpoints(tmp_path, limit=None, best_step=None)
     assert [path.name for path in list_checkpoints(tmp_path)] == [f"checkpoint-{step}" for step in (2, 4, 10, 30)]
-    remove_old_checkpoints(tmp_path, limit=3, best=str(tmp_path / "checkpoint-2"))
+    remove_old_checkpoints(tmp_path, limit=3, best_step=2)
     assert [path.name for path in list_checkpoints(tmp_path)] == [f"checkpoint-{step}" for step in (2, 10, 30)]
-    remove_old_checkpoints(tmp_path, limit=1, best=str(tmp_path / "checkpoint-2"))
+    remove_old_checkpoints(tmp_path, limit=1, best_step=2)
     assert [path.name for path in list_checkpoints(tmp_path)] == [f"checkpoint-{step}" for step in (2, 30)]
-    remove_old_checkpoints(tmp_path, limit=1, best=None)
+    remove_old_checkpoints(tmp_path, limit=1, best_step=None)
     assert os.listdir(tmp_path) == ["checkpoint-30"]
 
 
-def test_the_best_checkpoint_is_kept_under_its_own_name(pictures, tmp_path):  # noqa: F811
+def test_the_best_checkpoint_is_kept_under_its_own_name(pictures, tmp_path, monkeypatch):
     options = ("--train_dir", pictures, "--eval_split", "test", "--eval_strategy", "steps", "--eval_steps", 1)
     options += ("--save_strategy", "steps", "--save_steps", 1, "--save_total_limit", 2, "--max_steps", 4)
     options += ("--metric_for_best_model", "knn_3_top1", "--warmup_epochs", 0)
+    accuracies = iter((10.0, 30.0, 20.0, 25.0))
+    monkeypatch.setattr(IBotTrainer, "evaluate", lambda trainer, **options: {"eval_knn_3_top1": next(accuracies, 0.0)})
     pretrain(*options, output=tmp_path)
-    left = [path.name for path in list_checkpoints(tmp_path)]
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-4"]
     state = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
-    best = f"checkpoint-{state['best_global_step']}"
-    assert left == sorted({best, "checkpoint-4"}), (left, state["best_global_step"])
-    assert state["best_model_checkpoint"] == str(tmp_path / best)
+    assert state["best_model_checkpoint"] == str(tmp_path / "checkpoint-2")
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(pictures, tmp_path, monkeypatch):  # noqa: F811
+def test_a_full_disk_leaves_the_checkpoint_before(pictures, tmp_path, monkeypatch):
     """Files that grow beyond a limit of the process fail as they do on a full disk."""
     save_target = IBotTrainer.save_target
 
-    def save_on_a_full_disk(trainer, folder):
+    def save_on_a_full_disk(trainer, folder, target):
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         if trainer.state.global_step == 2:
             resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
         try:
-            save_target(trainer, folder)
+            save_target(trainer, folder, target)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
@@ -289,7 +290,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(pictures, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 2), (signal.SIGINT, 2), (signal.SIGTERM, 0)])
-def test_a_signal_ends_the_run_after_its_step(pictures, tmp_path, number, workers):  # noqa: F811
+def test_a_signal_ends_the_run_after_its_step(pictures, tmp_path, number, workers):
     """Sent to the whole group of processes, as a terminal or a scheduler does."""
     options = ["--train_dir", pictures, "--num_train_epochs", 20, "--dataloader_num_workers", workers]
     cut = tmp_path / "cut"
@@ -313,7 +314,7 @@ def test_a_signal_ends_the_run_after_its_step(pictures, tmp_path, number, worker
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_of_two_processes_ends_both(pictures, tmp_path):  # noqa: F811
+def test_a_signal_to_one_of_two_processes_ends_both(pictures, tmp_path):
     program = start(2, 4, pictures, tmp_path / "cut", "--num_train_epochs", 500, "--save_strategy", "epoch")
     while not list_checkpoints(tmp_path / "cut") and program.poll() is None:
         time.sleep(0.02)
@@ -328,7 +329,7 @@ def test_a_signal_to_one_of_two_processes_ends_both(pictures, tmp_path):  # noqa
 
 
 @pytest.mark.slow
-def test_fifty_kills(pictures, tmp_path):  # noqa: F811
+def test_fifty_kills(pictures, tmp_path):
     """SIGKILL at random moments: the newest checkpoint is whole every time, and the result that of one run."""
     options = ("--train_dir", pictures, "--num_train_epochs", 75, *EVERY_STEP, "--save_total_limit", 2)
     draw = random.Random(0)
@@ -348,12 +349,13 @@ def test_fifty_kills(pictures, tmp_path):  # noqa: F811
         for checkpoint in list_checkpoints(tmp_path / "cut"):
             check_whole(checkpoint, ("optimizer.pt", "scheduler.pt", "rng_state.pth", "teacher"))
     assert kills == 50
-    assert len(list_checkpoints(tmp_path / "cut")) == 2
+    left = sorted(path.name for path in (tmp_path / "cut").iterdir() if path.name.startswith((".", "checkpoint")))
+    assert left == ["checkpoint-299", "checkpoint-300"]
     pretrain("--train_dir", pictures, "--num_train_epochs", 75, output=tmp_path / "whole")
     assert_equal_weights(tmp_path / "whole", tmp_path / "cut")
 
 
-def test_a_loss_that_is_not_finite_stops_at_its_step(pictures, tmp_path, monkeypatch):  # noqa: F811
+def test_a_loss_that_is_not_finite_stops_at_its_step(pictures, tmp_path, monkeypatch):
     """The step is not taken, and what was saved before stays."""
     compute_targets, before = IBotTrainer.compute_targets, {}
 
@@ -374,8 +376,19 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(pictures, tmp_path, monkeyp
         assert torch.equal(tensor, before[name]), name
 
 
-def test_weights_that_are_not_finite_are_not_saved(pictures, tmp_path):  # noqa: F811
-    options = ("--train_dir", pictures, "--learning_rate", 1e30, "--warmup_epochs", 0)
+@pytest.mark.parametrize("saving", [EVERY_STEP, ()])
+def test_weights_that_are_not_finite_are_not_saved(pictures, tmp_path, saving):
+    """Neither as a checkpoint nor as the result of a run whose only step made them so."""
+    options = ("--train_dir", pictures, "--learning_rate", 1e39, "--warmup_epochs", 0, "--max_steps", 1)
     with pytest.raises(FloatingPointError, match="weights are not finite after step 1. There is no checkpoint yet"):
-        pretrain(*options, *EVERY_STEP, output=tmp_path)
-    assert not list_checkpoints(tmp_path)
+        pretrain(*options, *saving, output=tmp_path)
+    assert not list_checkpoints(tmp_path) and not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor", "sgd", "adamw_torch"])
+def test_resume_with_another_optimiser(pictures, tmp_path, optimizer):
+    options = ("--train_dir", pictures, "--optim", optimizer, "--max_steps", 3, "--warmup_epochs", 0)
+    pretrain(*options, *EVERY_STEP, output=tmp_path / "whole")
+    copy_checkpoint(tmp_path / "whole", tmp_path / "cut", "checkpoint-2")
+    pretrain(*options, output=tmp_path / "cut")
+    assert_equal_weights(tmp_path / "whole", tmp_path / "cut")

@@ -22,55 +22,7 @@ from hf_mim.training.loading import parse_config_overrides
 from hf_mim.training.pretrain_arguments import DataArguments, ModelArguments
 from hf_mim.training.recipe_parser import list_recipes, parse_recipe_args
 
-
-SHORT = ("--warmup_epochs", "0", "--warmup_teacher_temp_epochs", "0")
-SIZES = (
-    "hidden_size=16,num_hidden_layers=2,num_attention_heads=2,out_dim=16,patch_out_dim=16,"
-    "head_hidden_size=16,head_bottleneck_size=8"
-)
-TINY = [
-    *("--image_size", "16", "--patch_size", "4", "--config_overrides", SIZES),
-    *("--local_crops_number", "2", "--local_crop_size", "8", "--resize_size", "16"),
-    *("--per_device_train_batch_size", "4", "--num_train_epochs", "2", "--warmup_epochs", "0.5"),
-    *("--warmup_teacher_temp_epochs", "1", "--learning_rate", "0.003", "--use_cpu", "--disable_tqdm", "true"),
-    *("--knn_k", "3", "--save_strategy", "no", "--logging_steps", "1"),
-]
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Two classes, `dark` and `light`: eight noisy pictures each to train on, four to evaluate."""
-    root = tmp_path_factory.mktemp("pictures")
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 8), ("test", 4)):
-        for name, level in (("dark", 60), ("light", 190)):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = np.clip(generator.normal(level, 30, (20, 24, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / f"{i}.png")
-    return root
-
-
-def pretrain(*options, output):
-    return run_pretrain.main([*TINY, *map(str, options), "--output_dir", str(output)])
-
-
-def logged_losses(folder) -> list[float]:
-    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    return [entry["loss"] for entry in history if "loss" in entry]
-
-
-@pytest.fixture(scope="module")
-def finished(pictures, tmp_path_factory):
-    """One finished run with k-NN, checkpoints after every epoch, and its metrics."""
-    output = tmp_path_factory.mktemp("run") / "tiny-ibot"
-    metrics = pretrain(
-        *("--train_dir", pictures, "--eval_split", "test", "--eval_strategy", "epoch", "--eval_on_start", "true"),
-        *("--raw_pixel_baseline", "true", "--save_strategy", "epoch"),
-        output=output,
-    )
-    return output, metrics
+from .tiny import SHORT, SIZES, logged_losses, pretrain
 
 
 def test_what_a_finished_run_leaves(finished):

@@ -1,7 +1,6 @@
 """Images per second and the share of time that passes in waiting for data."""
 
-import time
-
+import pytest
 from transformers import TrainerCallback
 
 from hf_mim.training.throughput import Throughput
@@ -48,52 +47,73 @@ def test_reading_counts_from_the_first_batch_and_without_pauses():
     assert throughput.read() == (0, 0.0, 0.0)
 
 
+class Watched(TrainerCallback):
+    """Lets the clock of a trainer go on by `step` seconds in every step."""
+
+    def __init__(self, clock: Clock, step: float):
+        self.clock, self.step = clock, step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.clock.now += self.step
+
+
 class SlowImages(Noise):
+    """Every image takes an eighth of a second of `clock`."""
+
+    clock: Clock
+
     def __getitem__(self, index: int):
-        time.sleep(0.02)
+        self.clock.now += 0.125
         return super().__getitem__(index)
 
 
-class SlowStep(TrainerCallback):
-    def on_step_begin(self, args, state, control, **kwargs):
-        time.sleep(0.2)
+def watched_trainer(folder, step: float, **options):
+    clock = Clock()
+    images = SlowImages()
+    images.clock = clock
+    trainer = tiny_trainer(folder, images, callbacks=[Watched(clock, step)], **options)
+    trainer._throughput = Throughput(clock)
+    return trainer, clock
+
+
+def logs_of(trainer) -> list[dict]:
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
 def test_slow_data_is_waited_for(tmp_path):
-    trainer = tiny_trainer(tmp_path, SlowImages(), max_steps=4, logging_steps=4)
+    trainer, _ = watched_trainer(tmp_path, step=0.25, max_steps=4, logging_steps=4, dataloader_num_workers=0)
     trainer.train()
-    log = next(entry for entry in trainer.state.log_history if "loss" in entry)
-    assert 0.6 < log["data_wait"] <= 1
-    # Four batches of eight, and accelerate's loader is one batch ahead: at least 0.64 seconds.
-    assert 5 < log["images_per_second"] < 50
+    (log,) = logs_of(trainer)
+    # Four batches of eight seconds-eighths and one that accelerate's loader reads ahead; four steps.
+    assert log["images_per_second"] == pytest.approx(32 / 6) and log["data_wait"] == pytest.approx(5 / 6)
 
 
-def test_a_slow_model_does_not_wait(tmp_path):
-    trainer = tiny_trainer(tmp_path, max_steps=4, gradient_accumulation_steps=2, callbacks=[SlowStep()])
+def test_accumulated_batches_count(tmp_path):
+    trainer, _ = watched_trainer(tmp_path, step=14.0, max_steps=3, gradient_accumulation_steps=2)
     trainer.train()
-    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
-    assert len(logs) == 4
-    for log in logs:
-        assert 0 <= log["data_wait"] < 0.4
-        # Two batches of eight in somewhat more than 0.2 seconds.
-        assert 10 < log["images_per_second"] <= 80
+    logs = logs_of(trainer)
+    assert len(logs) == 3
+    # Two batches, that is two seconds of waiting, in sixteen seconds; the first step also reads ahead.
+    for log in logs[1:]:
+        assert log["images_per_second"] == pytest.approx(1.0) and log["data_wait"] == pytest.approx(2 / 16)
 
 
 def test_evaluating_and_saving_do_not_count(tmp_path, monkeypatch):
-    trainer = tiny_trainer(tmp_path, max_steps=3, save_strategy="steps", save_steps=1)
-    monkeypatch.setattr(trainer, "save_target", lambda folder, target: time.sleep(0.5))
+    trainer, clock = watched_trainer(tmp_path, step=7.0, max_steps=3, save_strategy="steps", save_steps=1)
+
+    def take_long(*args, **kwargs):
+        clock.now += 1000
 
     class Evaluate(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             control.should_evaluate = True
 
-    monkeypatch.setattr(trainer, "evaluate", lambda **kwargs: time.sleep(0.5))
+    monkeypatch.setattr(trainer, "save_target", take_long)
+    monkeypatch.setattr(trainer, "evaluate", take_long)
     trainer.add_callback(Evaluate())
     trainer.train()
-    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
-    assert len(logs) == 3
-    # A second of each interval but the first passed in evaluating and saving.
-    assert all(log["images_per_second"] > 8 for log in logs)
+    # Eight images in eight seconds.
+    assert [log["images_per_second"] for log in logs_of(trainer)[1:]] == pytest.approx([1.0, 1.0])
 
 
 def test_a_log_before_any_batch_has_no_speed(tmp_path):

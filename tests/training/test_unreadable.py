@@ -7,11 +7,11 @@ import pytest
 
 from hf_mim.training.unreadable import UnreadableImages
 
-from .test_run_pretrain import pictures, pretrain  # noqa: F401
+from .tiny import pretrain
 
 
 @pytest.fixture
-def damaged(pictures, tmp_path):  # noqa: F811
+def damaged(pictures, tmp_path):
     """The pictures, one of them broken in each split."""
     folder = tmp_path / "damaged"
     shutil.copytree(pictures, folder)
@@ -44,7 +44,7 @@ def test_too_many_stop_the_run(damaged, tmp_path):
         pretrain("--train_dir", damaged, output=tmp_path / "run")
 
 
-def test_whole_data_have_a_count_of_zero(pictures, tmp_path):  # noqa: F811
+def test_whole_data_have_a_count_of_zero(pictures, tmp_path):
     pretrain("--train_dir", pictures, "--max_steps", 2, "--warmup_epochs", 0, output=tmp_path)
     assert logged(tmp_path, "data/unreadable") == [0, 0]
 

@@ -1,14 +1,31 @@
-"""A trainer so small that a test can watch it for a few steps."""
+"""Trainers and runs so small that a test can watch them for a few steps."""
 
+import json
 from pathlib import Path
 
 import torch
 
 from hf_mim import IBotConfig, IBotForPreTraining
+from hf_mim.training import run_pretrain
 from hf_mim.training.ibot_arguments import IBotTrainingArguments
 from hf_mim.training.ibot_trainer import IBotTrainer
 
 
+# Options of `hf-mim pretrain`.
+SHORT = ("--warmup_epochs", "0", "--warmup_teacher_temp_epochs", "0")
+SIZES = (
+    "hidden_size=16,num_hidden_layers=2,num_attention_heads=2,out_dim=16,patch_out_dim=16,"
+    "head_hidden_size=16,head_bottleneck_size=8"
+)
+TINY = [
+    *("--image_size", "16", "--patch_size", "4", "--config_overrides", SIZES),
+    *("--local_crops_number", "2", "--local_crop_size", "8", "--resize_size", "16"),
+    *("--per_device_train_batch_size", "4", "--num_train_epochs", "2", "--warmup_epochs", "0.5"),
+    *("--warmup_teacher_temp_epochs", "1", "--learning_rate", "0.003", "--use_cpu", "--disable_tqdm", "true"),
+    *("--knn_k", "3", "--save_strategy", "no", "--logging_steps", "1"),
+]
+
+# The configuration of `tiny_trainer`.
 CONFIG = {
     "hidden_size": 16,
     "num_hidden_layers": 1,
@@ -69,3 +86,14 @@ def tiny_trainer(folder: Path, dataset=None, config: dict | None = None, callbac
         data_collator=collate,
         callbacks=list(callbacks),
     )
+
+
+def pretrain(*options, output):
+    """`hf-mim pretrain` with `TINY`; gives its metrics."""
+    return run_pretrain.main([*TINY, *map(str, options), "--output_dir", str(output)])
+
+
+def logged_losses(folder) -> list[float]:
+    """The losses in the log of a run, the oldest first."""
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]

@@ -33,6 +33,23 @@ PIECE_ON_CPU, PIECE_ON_GPU = 2**19, 2**26
 HUE_UNIT = 1 / 65025
 
 
+def color_batch(batch: dict[str, Tensor], parameters: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Replace the uint8 views of a batch by augmented and normalised ones, see `color_views`.
+
+    Args:
+        batch: with `pixel_values` `[B, G, C, H, W]` and perhaps `local_pixel_values` `[B, L, C, h, w]`.
+        parameters: numpy `[B, G+L, 8]`.
+        mean, std: C numbers each.
+    """
+    num_globals = batch["pixel_values"].shape[1]
+    parts = {"pixel_values": parameters[:, :num_globals], "local_pixel_values": parameters[:, num_globals:]}
+    for name, part in parts.items():
+        if name in batch:
+            views = batch[name]
+            colored = color_views(views.flatten(0, 1), part.reshape(-1, part.shape[-1]), mean, std)
+            batch[name] = colored.unflatten(0, views.shape[:2])
+
+
 def color_views(views: Tensor, parameters: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Augment the colours of uint8 views and normalise them.
 

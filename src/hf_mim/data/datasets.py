@@ -74,11 +74,21 @@ class StreamedViewsDataset(IterableDataset):
     In place of an index, a sample's random draws come from a checksum of its encoded bytes, so that they too do not
     depend on the number of workers and processes. Identical files get identical views within an epoch.
 
-    Args: as for [`ViewsDataset`], with `dataset` a `datasets.IterableDataset`.
+    Args: as for [`ViewsDataset`], with `dataset` a `datasets.IterableDataset`, and
+        order (`dict`, *optional*): What decides the order of the images, such as the size of a shuffle buffer; a run
+            is only resumed with the same.
     """
 
-    def __init__(self, dataset: datasets.IterableDataset, views: MultiCropViews, num_channels: int = 3, seed: int = 0):
+    def __init__(
+        self,
+        dataset: datasets.IterableDataset,
+        views: MultiCropViews,
+        num_channels: int = 3,
+        seed: int = 0,
+        order: dict | None = None,
+    ):
         self.dataset, self.views, self.num_channels, self.seed = dataset, views, num_channels, seed
+        self.order = {"number of shards": dataset.num_shards} | (order or {})
 
     def __iter__(self) -> Iterator[dict]:
         # Endless, because Trainer takes the whole run for one epoch and skips that many samples on a resume.

@@ -22,12 +22,12 @@ def replaced_file(path: Path | str) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.new{path.suffix}")
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 @contextmanager
@@ -43,10 +43,7 @@ def replaced_folder(path: Path | str) -> Iterator[Path]:
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        for folder, _, files in os.walk(temporary):
-            for name in files:
-                _sync(Path(folder, name))
-            _sync(Path(folder))
+        sync_folder(temporary)
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
             os.replace(path, old)
@@ -56,11 +53,20 @@ def replaced_folder(path: Path | str) -> Iterator[Path]:
         if old.exists() and not path.exists():
             os.replace(old, path)
         raise
-    _sync(path.parent)
+    sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Bring a folder with all that is in it to the disk."""
+    for folder, _, files in os.walk(path):
+        for name in files:
+            sync(Path(folder, name))
+        sync(Path(folder))
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
     if os.name == "nt":  # neither a folder nor a file that is only read can be synchronised there
         return
     descriptor = os.open(path, os.O_RDONLY)

@@ -1,5 +1,7 @@
 """What the processes that load data have in common."""
 
+import atexit
+import multiprocessing
 import signal
 from collections.abc import Callable
 
@@ -17,3 +19,12 @@ def ignore_stop_signals(worker_id: int, before: Callable[[int], None] | None = N
         before(worker_id)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@atexit.register
+def _end_workers() -> None:
+    # After an exception some may still be there. Python ends its processes with SIGTERM, and would wait for ever.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()

@@ -141,7 +141,7 @@ def _process(
         try:
             images.append(decode_image(row["image"], num_channels))
             readable.append(row)
-        except UnreadableImageError as error:
+        except (UnreadableImageError, OSError) as error:
             if not skip_unreadable:
                 raise
             logger.warning(f"{error}; it is left out")

@@ -114,6 +114,9 @@ class MIMTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False
+        elif self.dataloader_pin_memory:
+            # Otherwise the host would wait at every batch for all that the device has yet to do.
+            self.accelerator_config.non_blocking = True
         if by_rule:
             total_batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
             self.learning_rate = self.base_learning_rate * total_batch / 256
@@ -131,6 +134,15 @@ class MIMTrainingArguments(TrainingArguments):
         if self.dataloader_persistent_workers:
             raise ValueError(
                 "dataloader_persistent_workers must stay False: it shifts the random numbers of a resumed run"
+            )
+        if self.save_only_model or self.ignore_data_skip:
+            name = "save_only_model" if self.save_only_model else "ignore_data_skip"
+            raise ValueError(f"{name} must stay False: a run is resumed exactly or not at all")
+        accuracies = [f"{prefix}knn_{k}_top{n}" for prefix in ("", "eval_") for k in self.knn_k for n in (1, 5)]
+        if self.metric_for_best_model is not None and self.metric_for_best_model not in accuracies:
+            raise ValueError(
+                f"metric_for_best_model must be one of {', '.join(accuracies[: len(accuracies) // 2])}, got "
+                f"{self.metric_for_best_model!r}"
             )
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must stay False: the collator needs what it would remove")

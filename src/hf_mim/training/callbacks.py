@@ -1,6 +1,25 @@
-"""What a person sees while a run goes on."""
+"""What happens between the steps, and what a person sees of them."""
 
-from transformers.trainer_callback import ProgressCallback
+from transformers import Trainer
+from transformers.trainer_callback import ProgressCallback, TrainerCallback
+
+
+class StepCallback(TrainerCallback):
+    """Calls a [`MIMTrainer`] at the places of a step for which `Trainer` has no method to override."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        dataset = self.trainer.train_dataset
+        if hasattr(dataset, "set_epoch"):
+            dataset.set_epoch(self.trainer.epoch_of(state.global_step))
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.trainer.before_optimizer_step()
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.trainer.update_target()
 
 
 class MIMProgressCallback(ProgressCallback):

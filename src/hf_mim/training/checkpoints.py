@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..data.files import replaced_folder
+from ..data.files import sync, sync_folder
 
 
 logger = logging.getLogger(__name__)
@@ -33,9 +33,11 @@ def write_manifest(folder: Path, run: dict[str, Any]):
 
 def put_in_place(staging: Path, folder: Path):
     """Give a finished checkpoint its name; from then on it survives whatever happens."""
-    with replaced_folder(folder) as temporary:
-        for part in list(staging.iterdir()):
-            os.replace(part, temporary / part.name)
+    sync_folder(staging)
+    if folder.exists():
+        remove_checkpoint(folder)
+    os.rename(staging, folder)
+    sync(folder.parent)
 
 
 def remove_checkpoint(folder: Path):
@@ -58,12 +60,12 @@ def list_checkpoints(output_dir: str | Path) -> list[Path]:
     return [found[step] for step in sorted(found)]
 
 
-def remove_old_checkpoints(output_dir: str | Path, limit: int | None, best: str | None):
-    """Keep the `limit` newest checkpoints, counting the best one among them; no limit keeps all."""
+def remove_old_checkpoints(output_dir: str | Path, limit: int | None, best_step: int | None):
+    """Keep the `limit` newest checkpoints, counting that of `best_step` among them; no limit keeps all."""
     if not limit or limit < 0:
         return
     checkpoints = list_checkpoints(output_dir)
-    kept = [path for path in checkpoints if best is not None and path == Path(best)]
+    kept = [path for path in checkpoints if path.name == f"{PREFIX_CHECKPOINT_DIR}-{best_step}"]
     newest = [path for path in reversed(checkpoints) if path not in kept]
     # The newest stays even where the best is the only one within the limit.
     kept += newest[: max(limit - len(kept), 1)]
@@ -99,8 +101,8 @@ def check_whole(folder: str | Path, required: tuple[str, ...]) -> dict[str, Any]
     for name in required:
         if not (folder / name).exists():
             raise FileNotFoundError(
-                f"{folder} has no {name}, so it cannot be resumed from (was it saved with --save_only_model, or by "
-                f"another number of processes?).{LATEST}"
+                f"{folder} has no {name}, so it cannot be resumed from (was it saved by another number of "
+                f"processes?).{LATEST}"
             )
     for name, size in files.items():
         if not (folder / name).is_file():

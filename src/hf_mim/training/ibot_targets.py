@@ -80,9 +80,9 @@ def sinkhorn_knopp(logits: torch.Tensor, temperature: float, iterations: int = 3
     num_prototypes = logits.shape[1]
     scores = (logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits) / temperature
     # One common shift cancels in the normalisations and keeps exp within range.
-    largest = scores.max() if scores.numel() else scores.new_tensor(-torch.inf)
+    largest = scores.max() if scores.numel() else scores.new_full((), -torch.inf)
     probs = (scores - _all_reduce(largest, dist.ReduceOp.MAX)).exp()
-    num_samples = _all_reduce(scores.new_tensor(float(len(scores))))
+    num_samples = _all_reduce(scores.new_full((), float(len(scores))))
     for _ in range(iterations):
         # The floor keeps a prototype that no sample comes near from dividing 0 by 0.
         per_prototype = _all_reduce(probs.sum(0)).clamp(min=torch.finfo(probs.dtype).tiny)

@@ -136,7 +136,7 @@ class IBotTrainer(MIMTrainer):
         super().observe(targets, outputs)
         target_cls = targets["target_cls"].float()
         self.step_logs.add("target_entropy", torch.special.entr(target_cls).sum(-1).mean())
-        self._prototypes_seen[target_cls.argmax(-1).flatten()] = True
+        self._prototypes_seen.index_fill_(0, target_cls.argmax(-1).flatten(), True)
         if target_cls.shape[1] > 1:
             student = outputs["cls_logits"][:, 1].argmax(-1)
             self.step_logs.add("agreement", (self._teacher_prototypes[:, 0] == student).float().mean())

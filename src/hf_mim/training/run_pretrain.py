@@ -255,7 +255,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         logger.warning("no labelled split (--eval_split, --validation_dir or --train_val_split): k-NN is left out")
         args.eval_strategy, args.eval_on_start = "no", False
     if data_args.streaming:
-        train_dataset = StreamedViewsDataset(train, views, config.num_channels, args.seed)
+        order = {name: getattr(data_args, name) for name in ("shuffle_buffer_size", "max_train_samples")}
+        train_dataset = StreamedViewsDataset(train, views, config.num_channels, args.seed, order)
         collator = IBotCollator(masks, args.seed, train_dataset.samples)
     else:
         total_batch = args.train_batch_size * args.world_size

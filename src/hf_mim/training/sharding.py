@@ -62,6 +62,11 @@ def complete_optimizer_state(optimizer: torch.optim.Optimizer):
             }
 
 
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process has of a tensor, which may be nothing."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 def as_whole(value: torch.Tensor) -> torch.Tensor:
     """A tensor that is spread over the processes as a plain one."""
     return value.full_tensor() if hasattr(value, "full_tensor") else value

@@ -12,29 +12,32 @@ import shutil
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim.lr_scheduler import LambdaLR
 from torch.profiler import record_function
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import cached_file
 
-from ..data.color import color_views
+from ..data.color import color_batch
+from ..data.datasets import StreamedViewsDataset
 from ..data.workers import ignore_stop_signals
-from ..evaluation.features import extract_features
-from ..evaluation.knn import knn_accuracy
 from .arguments import MIMTrainingArguments
-from .callbacks import MIMProgressCallback
+from .callbacks import MIMProgressCallback, StepCallback
 from .checkpoints import (
     STAGING_FOLDER,
+    check_whole,
     describe_last,
     find_checkpoint,
     put_in_place,
@@ -45,9 +48,10 @@ from .collapse import CollapseCallback
 from .finite import FiniteCheck
 from .gradients import clip_gradients_per_tensor, decayed_parameter_names
 from .interruption import EXIT_INTERRUPTED, StopSignals
+from .knn_evaluation import knn_of_processes
 from .profiling import ProfileCallback
 from .schedules import cosine_schedule
-from .sharding import ShardedTarget, as_whole, complete_optimizer_state
+from .sharding import ShardedTarget, as_whole, complete_optimizer_state, local_part
 from .step_logs import StepLogs
 from .throughput import Throughput
 from .unreadable import UnreadableImages
@@ -56,25 +60,6 @@ from .unreadable import UnreadableImages
 logger = logging.getLogger(__name__)
 
 TEACHER_FOLDER = "teacher"
-
-
-class _StepCallback(TrainerCallback):
-    """Calls the trainer at the places of a step for which `Trainer` has no method to override."""
-
-    def __init__(self, trainer: "MIMTrainer"):
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        dataset = self.trainer.train_dataset
-        if hasattr(dataset, "set_epoch"):
-            # After a resume state.epoch is fractional within an epoch; just below a whole number it is rounding.
-            dataset.set_epoch(math.floor((state.epoch or 0) + 1e-6))
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        self.trainer.before_optimizer_step()
-
-    def on_optimizer_step(self, args, state, control, **kwargs):
-        self.trainer.update_target()
 
 
 class MIMTrainer(Trainer, ABC):
@@ -109,13 +94,16 @@ class MIMTrainer(Trainer, ABC):
             raise ValueError("FSDP checkpoints must be sharded: set fsdp_state_dict_type to SHARDED_STATE_DICT")
         if args.eval_strategy != "no" and bank_dataset is None:
             raise ValueError("an evaluation while training is k-NN: it needs bank_dataset beside eval_dataset")
+        if self.is_fsdp_enabled:
+            # Autocast brings half precision, as it does without FSDP: targets, losses and gradients stay in float32.
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
         self.bank_dataset = bank_dataset
         self.steps_per_epoch: int | None = None
         self.num_steps: int | None = None
         self.step_logs = StepLogs(self.accelerator)
         self._step_values: dict[str, torch.Tensor] = {}
         self._finite = FiniteCheck()
-        self.stop_signals = StopSignals()
+        self.stop_signals = StopSignals(timedelta(seconds=args.ddp_timeout))
         self._checkpoint_root: str | None = None
         self._sharded_target: ShardedTarget | None = None
         self._unreadable = UnreadableImages(self._num_images(), args.max_unreadable_fraction, args.world_size)
@@ -123,7 +111,7 @@ class MIMTrainer(Trainer, ABC):
         # An average in half precision does not move: 1 + 0.004·0.1 is 1 in bfloat16.
         dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
         self.teacher = self.build_target().to(args.device, dtype).requires_grad_(False)
-        self.add_callback(_StepCallback(self))
+        self.add_callback(StepCallback(self))
         self.add_callback(self.stop_signals)
         self.add_callback(CollapseCallback())
         if args.profile:
@@ -301,14 +289,7 @@ class MIMTrainer(Trainer, ABC):
             if self.processing_class is None:
                 raise ValueError("raw views need processing_class, the image processor, for its mean and deviation")
             # Views arrive as bytes, a quarter of the size, and get their colours where the model is.
-            num_globals = inputs["pixel_values"].shape[1]
-            parts = {"pixel_values": parameters[:, :num_globals], "local_pixel_values": parameters[:, num_globals:]}
-            mean, std = self.processing_class.image_mean, self.processing_class.image_std
-            for name, part in parts.items():
-                if name in inputs:
-                    views = inputs[name]
-                    colored = color_views(views.flatten(0, 1), part.reshape(-1, part.shape[-1]), mean, std)
-                    inputs[name] = colored.unflatten(0, views.shape[:2])
+            color_batch(inputs, parameters, self.processing_class.image_mean, self.processing_class.image_std)
         return inputs
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
@@ -320,11 +301,12 @@ class MIMTrainer(Trainer, ABC):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         with record_function("targets"), torch.no_grad(), self.accelerator.autocast():
             targets = self.compute_targets(inputs)
-        with record_function("student"):
+        with record_function("student"), self.accelerator.autocast():
             outputs = model(**inputs, **targets)
         for name in outputs:
             if name.startswith("loss"):
-                self._step_values[name] = self._step_values.get(name, 0.0) + outputs[name].detach()
+                share = outputs[name].detach() / self.current_gradient_accumulation_steps
+                self._step_values[name] = self._step_values.get(name, 0.0) + share
         self.observe(targets, outputs)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
@@ -380,32 +362,18 @@ class MIMTrainer(Trainer, ABC):
         eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if eval_dataset is None or self.bank_dataset is None:
             raise ValueError("the k-NN evaluation needs both eval_dataset and bank_dataset, with labels")
-        encoder = self.deployable_encoder()
-        bank, queries = (self._encode(encoder, dataset) for dataset in (self.bank_dataset, eval_dataset))
-        accuracy = knn_accuracy(*bank, *queries, k=self.args.knn_k, temperature=self.args.knn_temperature)
+        accuracy = knn_of_processes(
+            self.deployable_encoder(),
+            self.bank_dataset,
+            eval_dataset,
+            self.processing_class,
+            self.accelerator,
+            self.args,
+        )
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in accuracy.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def _encode(self, encoder: PreTrainedModel, dataset) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features and labels of the whole data set, of which each process encodes a part."""
-        world_size = self.args.world_size
-        part = dataset.shard(world_size, self.args.process_index) if world_size > 1 else dataset
-        with self.accelerator.autocast():
-            features, labels = extract_features(
-                encoder,
-                part,
-                self.processing_class,
-                batch_size=self.args.per_device_eval_batch_size,
-                num_workers=self.args.dataloader_num_workers,
-                device=self.args.device,
-                progress=self.is_world_process_zero() and not self.args.disable_tqdm,
-                skip_unreadable=True,
-            )
-        if world_size > 1:
-            features, labels = map(torch.cat, zip(*gather_object([(features, labels)]), strict=True))
-        return features.to(self.args.device), labels.to(self.args.device)
 
     # Checkpoints
 
@@ -424,11 +392,18 @@ class MIMTrainer(Trainer, ABC):
             FloatingPointError: If loss or gradient are not finite; the step is not taken.
             SystemExit: After a signal.
         """
-        output_dir = self.args.output_dir
-        checkpoint = find_checkpoint(resume_from_checkpoint, output_dir, self._required_parts(), self._run_facts())
+        parts, run = self._required_parts(), self._run_facts()
+        checkpoint = None
+        if self.args.should_save:
+            checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir, parts, run)
+        if self.args.world_size > 1:
+            # Over a shared file system, another process may not see yet what the first one sees.
+            checkpoint = broadcast_object_list([checkpoint])[0]
+            if checkpoint is not None:
+                check_whole(checkpoint, parts)
         with self.stop_signals:
             result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
-        if self.stop_signals.received:
+        if self.stop_signals.stopping:
             logger.warning(
                 f"stopped by {signal.Signals(self.stop_signals.received).name} after step {self.state.global_step}. "
                 f"{describe_last(self.args.output_dir)} Started again in the same way, the run goes on from there."
@@ -448,7 +423,10 @@ class MIMTrainer(Trainer, ABC):
         }
         if self._num_images() is None:
             # Each worker reads its own shards of a stream, so that their number decides the order.
-            return facts | {"dataloader_num_workers": args.dataloader_num_workers}
+            facts["dataloader_num_workers"] = args.dataloader_num_workers
+            if isinstance(self.train_dataset, StreamedViewsDataset):
+                facts |= self.train_dataset.order
+            return facts
         return facts | {"number of training images": self._num_images()}
 
     def _required_parts(self) -> tuple[str, ...]:
@@ -458,20 +436,35 @@ class MIMTrainer(Trainer, ABC):
         weights, optimizer = "model.safetensors", "optimizer.pt"
         if self.is_fsdp_enabled:
             weights, optimizer = "pytorch_model_fsdp_0", "optimizer_0"
-        return weights, optimizer, "scheduler.pt", random_state, TRAINER_STATE_NAME, TEACHER_FOLDER
+        scaler = () if self.accelerator.scaler is None else ("scaler.pt",)
+        return weights, optimizer, "scheduler.pt", *scaler, random_state, TRAINER_STATE_NAME, TEACHER_FOLDER
+
+    def _finalize_training(self, *args, **kwargs):
+        self._check_finite()
+        # With a limit of one, Trainer would leave only the best checkpoint, not the one to go on from.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
 
     def _get_output_dir(self, trial) -> str:
         return self._checkpoint_root or super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: nn.Module, trial):
+        self._check_finite()
+        with self._throughput.paused():
+            self._write_checkpoint(model, trial)
+
+    def _check_finite(self):
+        """Raise `FloatingPointError` when the last step or what it made of the weights is not finite."""
         self._stop_if_not_finite(self._finite.flush())
-        norms = torch._foreach_norm([*model.parameters(), *self.teacher.parameters()])
-        if not torch.stack([as_whole(norm) for norm in norms]).isfinite().all():
+        parts = map(local_part, (*self.model.parameters(), *self.teacher.parameters()))
+        largest = torch._foreach_norm([part for part in parts if part.numel()], ord=math.inf)
+        if not self.accelerator.gather(torch.stack(largest).isfinite().all()[None]).all():
             raise FloatingPointError(
                 f"weights are not finite after step {self.state.global_step}. {describe_last(self.args.output_dir)}"
             )
-        with self._throughput.paused():
-            self._write_checkpoint(model, trial)
 
     def _write_checkpoint(self, model: nn.Module, trial):
         """Trainer's checkpoint, written beside its place and moved there when it is whole."""
@@ -491,16 +484,17 @@ class MIMTrainer(Trainer, ABC):
                     self.state.save_to_json(str(staging / name / TRAINER_STATE_NAME))
                 write_manifest(staging / name, self._run_facts())
                 put_in_place(staging / name, output_dir / name)
-                shutil.rmtree(staging)
-                remove_old_checkpoints(output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
-        except Exception as error:
-            if self.args.should_save:
-                shutil.rmtree(staging, ignore_errors=True)
+                remove_old_checkpoints(output_dir, self.args.save_total_limit, self.state.best_global_step)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+                raise
             raise OSError(
                 f"cannot save {output_dir / name}: {error}. {describe_last(self.args.output_dir)}"
             ) from error
         finally:
             self._checkpoint_root = None
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)
 
     def _save_optimizer_and_scheduler(self, output_dir: str):
         if self.is_fsdp_enabled:
@@ -524,7 +518,8 @@ class MIMTrainer(Trainer, ABC):
         except ValueError as error:
             raise ValueError(f"{checkpoint}/optimizer.pt is of another model: {error}") from error
         for parameter, state in self.optimizer.state.items():
-            if any(value.ndim and value.shape != parameter.shape for value in state.values()):
+            moments = [state[name] for name in ("exp_avg", "exp_avg_sq", "momentum_buffer") if name in state]
+            if any(moment is not None and moment.shape != parameter.shape for moment in moments):
                 raise ValueError(f"{checkpoint}/optimizer.pt is of another model: a moment has another shape")
         self.load_target(checkpoint)
 
