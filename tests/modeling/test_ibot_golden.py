@@ -98,6 +98,15 @@ def head_and_golden(ibot_golden, variant: str):
     return head, golden, tensors["tokens"], args, description["tolerance"]
 
 
+def run_head(
+    head: IBotHead, states: torch.Tensor, cls: torch.Tensor, patches: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of the tokens at these positions in the flattened sequences `[R, 1+N, D]`."""
+    indices = torch.cat((cls, patches))
+    tokens = states if head.has_batch_norm else states.flatten(0, 1)[indices]
+    return head([tokens], [indices], len(cls))
+
+
 VARIANTS = ["shared", "separate", "relu_2layer", "bn", "ln", "nobottleneck"]
 
 
@@ -106,16 +115,17 @@ VARIANTS = ["shared", "separate", "relu_2layer", "bn", "ln", "nobottleneck"]
 def test_head(ibot_golden, variant):
     head, golden, tokens, _, tolerance = head_and_golden(ibot_golden, variant)
     rows, length, _ = tokens.shape
-    everything = torch.arange(rows * (length - 1))
-    cls, patch = head(tokens, everything)
+    positions = torch.arange(rows * length).view(rows, length)
+    cls, patch = run_head(head, tokens, positions[:, 0], positions[:, 1:].flatten())
     within(tolerance, cls, golden["cls"])
     within(tolerance, patch.unflatten(0, (rows, -1)), golden["patch"])
-    cls_only, nothing = head(tokens[:, :1], everything[:0])
+    cls_only, nothing = run_head(head, tokens[:, :1], torch.arange(rows), torch.tensor([], dtype=torch.int64))
     within(tolerance, cls_only, golden["cls_from_2d"])
     assert nothing.shape[0] == 0
     # Only the wanted patches are computed; they equal those of the full pass.
     some = torch.tensor([0, 8, 9, 20, 35])
-    within(tolerance, head(tokens, some)[1], golden["patch"].flatten(0, 1)[some])
+    _, patch = run_head(head, tokens, positions[:, 0], positions[:, 1:].flatten()[some])
+    within(tolerance, patch, golden["patch"].flatten(0, 1)[some])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -132,8 +142,9 @@ def test_head_trainable_parameters(ibot_golden, variant):
 def test_head_batch_norm_in_training(ibot_golden):
     head, golden, tokens, _, tolerance = head_and_golden(ibot_golden, "bn")
     head.train()
+    positions = torch.arange(tokens.shape[0] * tokens.shape[1]).view(tokens.shape[:2])
     some = torch.tensor([0, 8, 9, 20, 35])
-    cls, patch = head(tokens, some)
+    cls, patch = run_head(head, tokens, positions[:, 0], positions[:, 1:].flatten()[some])
     within(tolerance, cls, golden["train_cls"])
     within(tolerance, patch, golden["train_patch"].flatten(0, 1)[some])
     within(tolerance, head.norm.running_mean, golden["after_train/mlp.1.running_mean"])

@@ -7,6 +7,23 @@ from transformers.activations import ACT2FN
 from .configuration_ibot import IBotConfig
 
 
+def wanted_tokens(num_views: int, num_patches: int, mask_indices: torch.Tensor) -> torch.Tensor:
+    """
+    Tokens whose logits are wanted: the CLS token of every view, then the masked patches.
+
+    Args:
+        num_views (`int`): Sequences R of one CLS token and N patches.
+        num_patches (`int`): N.
+        mask_indices (`int64 [M]`): Positions of the masked patches in the flattened `[R, N]` grid.
+
+    Returns:
+        `int64 [R+M]`: Positions in the flattened `[R, 1+N]` sequences.
+    """
+    cls = torch.arange(num_views, device=mask_indices.device) * (1 + num_patches)
+    patches = mask_indices + torch.div(mask_indices, max(num_patches, 1), rounding_mode="floor") + 1
+    return torch.cat((cls, patches))
+
+
 class IBotWeightNormLinear(nn.Module):
     """
     Bias-free linear layer with weight `magnitude · direction / ‖direction‖` per output row.
@@ -86,45 +103,40 @@ class IBotHead(nn.Module):
             return self.project_cls(torch.cat((cls_embedded, patch_embedded))).tensor_split((len(cls_embedded),))
         return self.project_cls(cls_embedded), self.project_patch(patch_embedded)
 
-    def forward(self, hidden_states: torch.Tensor, mask_indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, tokens: list[torch.Tensor], token_indices: list[torch.Tensor], num_global_cls: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Args:
-            hidden_states (`[R, 1+N, D]`): Encoder output, CLS token first.
-            mask_indices (`int64 [M]`): Patches whose logits are wanted, as positions in the flattened `[R, N]` grid.
+            tokens (list of `[T, D]`): Encoder output of the global and, if there are any, of the local views at
+                `token_indices`; with batch norm whole sequences `[R, 1+N, D]`.
+            token_indices (list of `int64 [T]`): Tokens whose logits are wanted, as positions in the flattened
+                sequences: CLS tokens and then patches of the global views, CLS tokens of the local ones.
+            num_global_cls (`int`): How many of the global tokens are CLS tokens.
 
         Returns:
-            CLS logits `[R, K]` and patch logits `[M, P]`.
+            Logits `[C, K]` of the CLS tokens of all views, global ones first, and `[M, P]` of the patches.
         """
-        rows, length, _ = hidden_states.shape
-        token_indices = self._token_indices(mask_indices, length)
         if self.has_batch_norm:
             # Batch statistics are those of all tokens, also of the ones that are not predicted.
-            embedded = self.embed(hidden_states.flatten(0, 1))
-            return self.project(embedded.unflatten(0, (rows, length))[:, 0], embedded[token_indices])
-        tokens = torch.cat((hidden_states[:, 0], hidden_states.flatten(0, 1)[token_indices]))
-        return self.project(*self.embed(tokens).tensor_split((rows,)))
-
-    def forward_cls(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """CLS logits `[R, K]` alone, of views without masked patches."""
-        if self.has_batch_norm:
-            embedded = self.embed(hidden_states.flatten(0, 1)).unflatten(0, hidden_states.shape[:2])
-            return self.project_cls(embedded[:, 0])
-        return self.project_cls(self.embed(hidden_states[:, 0]))
+            pairs = zip(tokens, token_indices, strict=True)
+            embedded = torch.cat([self.embed(states.flatten(0, 1))[indices] for states, indices in pairs])
+        else:
+            embedded = self.embed(torch.cat(tokens))
+        cls, patches, local_cls = embedded.tensor_split((num_global_cls, len(token_indices[0])))
+        return self.project(torch.cat((cls, local_cls)), patches)
 
     def forward_with_mean(
-        self, hidden_states: torch.Tensor, mask_indices: torch.Tensor
+        self, hidden_states: torch.Tensor, token_indices: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """As `forward`, and the mean of the logits of all patches, `[P]`, as a third result."""
+        """
+        Logits `[R, K]` and `[M, P]` of the wanted tokens of `[R, 1+N, D]`, and the mean of the logits of all patches,
+        `[P]`.
+        """
         rows, length, _ = hidden_states.shape
         embedded = self.embed(hidden_states.flatten(0, 1))
-        sequences = embedded.unflatten(0, (rows, length))
         # The last layer is linear: the mean logit of the patches is the logit of the mean patch.
         with torch.autocast(embedded.device.type, enabled=False):
-            mean_embedded = sequences[:, 1:].mean((0, 1), dtype=self.layers[0].weight.dtype)
-            mean_logit = self.project_patch(mean_embedded[None])[0]
-        return *self.project(sequences[:, 0], embedded[self._token_indices(mask_indices, length)]), mean_logit
-
-    @staticmethod
-    def _token_indices(mask_indices: torch.Tensor, length: int) -> torch.Tensor:
-        """Position of the same patches in the flattened `[R, 1+N]` sequence."""
-        return mask_indices + torch.div(mask_indices, max(length - 1, 1), rounding_mode="floor") + 1
+            patches = embedded.unflatten(0, (rows, length))[:, 1:]
+            mean_logit = self.project_patch(patches.mean((0, 1), dtype=self.layers[0].weight.dtype)[None])[0]
+        return *self.project(*embedded[token_indices].tensor_split((rows,))), mean_logit

@@ -23,7 +23,8 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_ibot import IBotConfig
-from .head_ibot import IBotHead, IBotWeightNormLinear
+from .drop_path_ibot import IBotDropPath
+from .head_ibot import IBotHead, IBotWeightNormLinear, wanted_tokens
 from .loss_ibot import cls_loss, patch_loss
 
 
@@ -219,39 +220,6 @@ class IBotMLP(nn.Module):
         return self.fc2(self.activation_fn(hidden_states))
 
 
-class IBotDropPath(nn.Module):
-    """
-    Residual connection with stochastic depth: `x + branch(x)`, where whole samples drop the branch and the others
-    divide it by the keep probability.
-    """
-
-    def __init__(self, rate: float):
-        super().__init__()
-        self.rate = rate
-
-    def forward(
-        self, hidden_states: torch.Tensor, branch: Callable[..., torch.Tensor], **kwargs: Unpack[TransformersKwargs]
-    ) -> torch.Tensor:
-        if self.rate == 0.0 or not self.training:
-            return hidden_states + branch(hidden_states, **kwargs)
-        keep = 1.0 - self.rate
-        # Drawn in float32 whatever the branch's type, so that the same seed drops the same samples under autocast.
-        kept = torch.rand((hidden_states.shape[0], 1, 1), device=hidden_states.device) < keep
-        if hidden_states.device.type != "cpu" or torch.compiler.is_compiling() or kwargs.get("output_attentions"):
-            output = branch(hidden_states, **kwargs)
-            return hidden_states + output * (kept / keep).to(output.dtype)
-        # On the CPU a dropped sample costs nothing; elsewhere the host would have to wait for the number of kept ones.
-        rows = kept.flatten().nonzero().squeeze(1)
-        if len(rows) in (0, len(kept)):
-            # An attention over no sample has no shape, and its weights need a gradient all the same.
-            return hidden_states.add(branch(hidden_states, **kwargs), alpha=len(rows) / len(kept) / keep)
-        output = branch(hidden_states[rows], **kwargs).to(hidden_states.dtype)
-        return hidden_states.index_add(0, rows, output, alpha=1 / keep)
-
-    def extra_repr(self) -> str:
-        return f"rate={self.rate}"
-
-
 class IBotLayer(GradientCheckpointingLayer):
     """Pre-norm block: `x += droppath(scale·attention(norm(x)))`, then the same with the MLP."""
 
@@ -269,9 +237,14 @@ class IBotLayer(GradientCheckpointingLayer):
         else:
             self.lambda_1 = self.lambda_2 = None
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        token_indices: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
         hidden_states = self.drop_path(hidden_states, self.attention_branch, **kwargs)
-        return self.drop_path(hidden_states, self.mlp_branch)
+        return self.drop_path(hidden_states, self.mlp_branch, token_indices)
 
     def attention_branch(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
         branch, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
@@ -347,7 +320,8 @@ class IBotPreTrainedModel(PreTrainedModel):
 class IBotModel(IBotPreTrainedModel):
     """
     The bare encoder. `last_hidden_state` `[B, 1+N, D]` holds the CLS token and then the patches in row-major order,
-    after the final norm; `pooler_output` `[B, D]` is the CLS token.
+    after the final norm; `pooler_output` `[B, D]` is the CLS token. With `token_indices`, `last_hidden_state` `[T, D]`
+    holds these tokens alone and `pooler_output` is `None`.
     """
 
     def __init__(self, config: IBotConfig):
@@ -368,6 +342,7 @@ class IBotModel(IBotPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         bool_masked_pos: torch.Tensor | None = None,
+        token_indices: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         r"""
@@ -375,19 +350,27 @@ class IBotModel(IBotPreTrainedModel):
             pixel_values (`[B, C, H, W]`): Normalised images; H and W are any multiples of the patch size.
             bool_masked_pos (`bool [B, N]`, *optional*): True where a patch is replaced by the mask token, after the
                 patch projection and before the position embeddings are added.
+            token_indices (`int64 [T]`, *optional*): Tokens that are wanted, as positions in the flattened `[B, 1+N]`
+                sequences. The last block's MLP and the final norm are spared for the others.
 
         Raises:
             ValueError: If the number of channels, the image size or the shape of the mask does not fit.
         """
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
         hidden_states = self.embeddings(pixel_values, bool_masked_pos)
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             hidden_states = layer(hidden_states, **kwargs)
+        # The mean patch and a recorded last state take all tokens of the last block.
+        takes_all = self.fc_norm is not None or kwargs.get("output_hidden_states", self.config.output_hidden_states)
+        hidden_states = self.layers[-1](hidden_states, None if takes_all else token_indices, **kwargs)
         hidden_states = self.layernorm(hidden_states)
         if self.fc_norm is not None:
             pooled = self.fc_norm(hidden_states[:, 1:].mean(dim=1, keepdim=True))
             hidden_states = torch.cat((pooled, hidden_states[:, 1:]), dim=1)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
+        if token_indices is None:
+            return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
+        tokens = hidden_states.flatten(0, 1)
+        return BaseModelOutputWithPooling(last_hidden_state=tokens[token_indices] if takes_all else tokens)
 
     def get_intermediate_layers(self, pixel_values: torch.Tensor, n: int = 1) -> tuple[torch.Tensor, ...]:
         """Outputs `[B, 1+N, D]` of the last `n` blocks, oldest first, each after the final norm."""
@@ -469,15 +452,21 @@ class IBotForPreTraining(IBotPreTrainedModel):
             raise ValueError("target_cls and target_patch must be given together")
         if mask_indices is None:
             mask_indices = bool_masked_pos.flatten().nonzero().squeeze(1)
-        batch_size = pixel_values.shape[0]
 
-        outputs = self.ibot(pixel_values.flatten(0, 1), bool_masked_pos.flatten(0, 1), **kwargs)
-        cls_logits, patch_logits = self.head(outputs.last_hidden_state, mask_indices)
-        cls_logits = cls_logits.unflatten(0, (batch_size, -1))
+        batch_size, num_views = pixel_values.shape[0], pixel_values.shape[:2].numel()
+
+        wanted = [wanted_tokens(num_views, bool_masked_pos.shape[2], mask_indices)]
+        outputs = self._encode(pixel_values, wanted[0], bool_masked_pos=bool_masked_pos.flatten(0, 1), **kwargs)
+        tokens = [outputs.last_hidden_state]
+        if local_pixel_values is not None:
+            height, width = (side // self.config.patch_size for side in local_pixel_values.shape[-2:])
+            wanted.append(wanted_tokens(local_pixel_values.shape[:2].numel(), height * width, mask_indices[:0]))
+            tokens.append(self._encode(local_pixel_values, wanted[1]).last_hidden_state)
+        logits, patch_logits = self.head(tokens, wanted, num_views)
+        cls_logits = logits[:num_views].unflatten(0, (batch_size, -1))
         all_cls_logits, local_cls_logits = cls_logits, None
         if local_pixel_values is not None:
-            local_states = self.ibot(local_pixel_values.flatten(0, 1)).last_hidden_state
-            local_cls_logits = self.head.forward_cls(local_states).unflatten(0, (batch_size, -1))
+            local_cls_logits = logits[num_views:].unflatten(0, (batch_size, -1))
             all_cls_logits = torch.cat((cls_logits, local_cls_logits), dim=1)
 
         loss = loss_cls = loss_patch = None
@@ -513,18 +502,28 @@ class IBotForPreTraining(IBotPreTrainedModel):
             mean_patch_logit (`bool`, defaults to `False`): Also give the mean logit of all patches, predicted or not,
                 which moves the centre of the original's targets.
         """
-        tokens = self.ibot(pixel_values.flatten(0, 1)).last_hidden_state
-        if mean_patch_logit:
-            cls_logits, patch_logits, mean = self.head.forward_with_mean(tokens, mask_indices)
-        else:
-            (cls_logits, patch_logits), mean = self.head(tokens, mask_indices), None
+        height, width = (side // self.config.patch_size for side in pixel_values.shape[-2:])
         views = pixel_values.shape[:2]
+        wanted = wanted_tokens(views.numel(), height * width, mask_indices)
+        tokens = self._encode(pixel_values, wanted, mean_patch_logit).last_hidden_state
+        cls_tokens = tokens[:, 0] if tokens.ndim == 3 else tokens[: views.numel()]
+        if mean_patch_logit:
+            cls_logits, patch_logits, mean = self.head.forward_with_mean(tokens, wanted)
+        else:
+            (cls_logits, patch_logits), mean = self.head([tokens], [wanted], views.numel()), None
         return IBotTeachingOutput(
-            cls_tokens=tokens[:, 0].unflatten(0, views),
+            cls_tokens=cls_tokens.unflatten(0, views),
             cls_logits=cls_logits.unflatten(0, views),
             patch_logits=patch_logits,
             mean_patch_logit=mean,
         )
+
+    def _encode(
+        self, views: torch.Tensor, wanted: torch.Tensor, all_tokens: bool = False, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """Encodes `[B, V, C, H, W]`; gives the tokens at `wanted`, or all when asked for or for the batch norm."""
+        token_indices = None if all_tokens or self.head.has_batch_norm else wanted
+        return self.ibot(views.flatten(0, 1), token_indices=token_indices, **kwargs)
 
 
 class IBotForImageClassification(IBotPreTrainedModel):
