@@ -53,7 +53,7 @@ class IBotDropPath(nn.Module):
         if len(rows) in (0, len(kept)):
             # An attention over no sample has no shape, and its weights need a gradient all the same.
             return hidden_states.add(branch(hidden_states, **kwargs), alpha=(len(rows) > 0) / keep)
-        output = branch(hidden_states[rows], **kwargs).to(hidden_states.dtype)
+        output = branch(hidden_states.index_select(0, rows), **kwargs).to(hidden_states.dtype)
         return hidden_states.index_add(0, rows, output, alpha=1 / keep)
 
     def extra_repr(self) -> str:
