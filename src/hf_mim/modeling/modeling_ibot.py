@@ -452,7 +452,6 @@ class IBotForPreTraining(IBotPreTrainedModel):
             raise ValueError("target_cls and target_patch must be given together")
         if mask_indices is None:
             mask_indices = bool_masked_pos.flatten().nonzero().squeeze(1)
-
         batch_size, num_views = pixel_values.shape[0], pixel_values.shape[:2].numel()
 
         wanted = [wanted_tokens(num_views, bool_masked_pos.shape[2], mask_indices)]
@@ -462,6 +461,7 @@ class IBotForPreTraining(IBotPreTrainedModel):
             height, width = (side // self.config.patch_size for side in local_pixel_values.shape[-2:])
             wanted.append(wanted_tokens(local_pixel_values.shape[:2].numel(), height * width, mask_indices[:0]))
             tokens.append(self._encode(local_pixel_values, wanted[1]).last_hidden_state)
+        # All views together, so that the head's weights are normalised and read once.
         logits, patch_logits = self.head(tokens, wanted, num_views)
         cls_logits = logits[:num_views].unflatten(0, (batch_size, -1))
         all_cls_logits, local_cls_logits = cls_logits, None
@@ -521,7 +521,7 @@ class IBotForPreTraining(IBotPreTrainedModel):
     def _encode(
         self, views: torch.Tensor, wanted: torch.Tensor, all_tokens: bool = False, **kwargs
     ) -> BaseModelOutputWithPooling:
-        """Encodes `[B, V, C, H, W]`; gives the tokens at `wanted`, or all when asked for or for the batch norm."""
+        """Encodes `[B, V, C, H, W]`: the tokens at `wanted`, or all if asked for or if the head has batch norm."""
         token_indices = None if all_tokens or self.head.has_batch_norm else wanted
         return self.ibot(views.flatten(0, 1), token_indices=token_indices, **kwargs)
 
