@@ -232,7 +232,7 @@ def test_a_checkpoint_is_chosen_by_its_path(finished, pictures, tmp_path):
     options = ("--train_dir", pictures, "--resume_from_checkpoint")
     pretrain(*options, finished[0] / "checkpoint-4", output=tmp_path)
     assert logged_losses(tmp_path) == logged_losses(finished[0])
-    with pytest.raises(OSError, match="there is no checkpoint .*checkpoint-5"):
+    with pytest.raises(ValueError, match="there is no folder .*checkpoint-5"):
         pretrain(*options, finished[0] / "checkpoint-5", output=tmp_path / "other")
 
 

@@ -151,6 +151,11 @@ class MIMTrainingArguments(TrainingArguments):
                 "load_best_model_at_end would join the best student with the last teacher: use --save_strategy best "
                 "--metric_for_best_model knn_20_top1, and go on from that checkpoint with --model_name_or_path"
             )
+        if self.push_to_hub:
+            raise ValueError(
+                "push_to_hub would upload the checkpoints and not the result: upload output_dir after the run, with "
+                "`hf upload NAME OUTPUT_DIR`"
+            )
         if self.n_gpu > 1:
             raise ValueError(
                 f"one process sees {self.n_gpu} GPUs: start one process per GPU with `accelerate launch` or torchrun, "

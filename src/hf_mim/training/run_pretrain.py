@@ -178,11 +178,9 @@ def parse_arguments(argv: list[str]) -> tuple[ModelArguments, DataArguments, IBo
             model_args.config_overrides = ",".join(filter(None, (recipe, model_args.config_overrides)))
     if model_args.model_type != "ibot":
         raise ValueError(f"model_type must be 'ibot', got {model_args.model_type!r}")
-    if args.push_to_hub:
-        raise ValueError(
-            "push_to_hub would upload the checkpoints and not the result: upload output_dir after the run, with "
-            "`hf upload NAME OUTPUT_DIR`"
-        )
+    checkpoint = args.resume_from_checkpoint
+    if checkpoint not in (None, "latest") and not os.path.isdir(checkpoint):
+        raise ValueError(f"resume_from_checkpoint must be 'latest' or a checkpoint, there is no folder {checkpoint}")
     if data_args.streaming and args.pred_start_epoch:
         raise ValueError("a stream has no epochs to count to: pred_start_epoch must be 0 with --streaming")
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
