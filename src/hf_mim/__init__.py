@@ -20,7 +20,8 @@ try:
 
     from .modeling.configuration_ibot import IBotConfig
     from .modeling.image_processing_pil_ibot import IBotImageProcessorPil
-    from .modeling.modeling_ibot import IBotBackbone, IBotForImageClassification, IBotForPreTraining, IBotModel
+    from .modeling.modeling_ibot import IBotBackbone, IBotForImageClassification, IBotModel
+    from .modeling.modeling_ibot_pretraining import IBotForPreTraining
 except (ImportError, RuntimeError) as error:
     if "torchvision" not in f"{error} {error.__cause__}":
         raise

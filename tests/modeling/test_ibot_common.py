@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from hf_mim import IBotBackbone, IBotConfig, IBotForImageClassification, IBotForPreTraining, IBotModel
-from hf_mim.modeling.modeling_ibot import IBotDropPath
+from hf_mim.modeling.drop_path_ibot import IBotDropPath
 
 from .common import ModelChecks, assert_same, assert_same_weights, gradients_of, tensors_of
 

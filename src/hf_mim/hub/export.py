@@ -8,7 +8,8 @@ import torch
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
 from ..modeling.image_processing_pil_ibot import IBotImageProcessorPil
-from ..modeling.modeling_ibot import IBotForPreTraining, IBotModel
+from ..modeling.modeling_ibot import IBotModel
+from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
 
 
 if TYPE_CHECKING:

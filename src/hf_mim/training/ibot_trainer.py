@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.utils import cached_file
 
-from ..modeling.modeling_ibot import IBotForPreTraining, IBotModel
+from ..modeling.modeling_ibot import IBotModel
+from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
 from .ibot_arguments import IBotTrainingArguments
 from .ibot_targets import CenteredTargets, sinkhorn_knopp
 from .schedules import cosine_schedule, teacher_temperature

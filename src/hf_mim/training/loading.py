@@ -7,7 +7,7 @@ from transformers.utils import logging
 
 from ..hub.export import SHARED_FIELDS
 from ..modeling.configuration_ibot import IBotConfig
-from ..modeling.modeling_ibot import IBotForPreTraining
+from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
 from .pretrain_arguments import ModelArguments
 from .recipe_parser import did_you_mean
 

@@ -1,0 +1,178 @@
+"""
+Pre-training of iBOT ([Zhou et al., 2022](https://arxiv.org/abs/2111.07832)): encoder, projection head and loss.
+
+Shapes: B images, G global and L local views, N patches, D channels, K and P prototypes, M masked patches.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_ibot import IBotConfig
+from .head_ibot import IBotHead, wanted_tokens
+from .loss_ibot import cls_loss, patch_loss
+from .modeling_ibot import IBotModel, IBotPreTrainedModel
+
+
+@dataclass
+class IBotForPreTrainingOutput(ModelOutput):
+    """
+    Output of [`IBotForPreTraining`].
+
+    Args:
+        loss (`[]`, when targets are given): `loss_cls + loss_patch`.
+        loss_cls (`[]`, when targets are given): CLS loss, times `config.cls_loss_weight`.
+        loss_patch (`[]`, when targets are given): Patch loss, times `config.patch_loss_weight`.
+        cls_logits (`[B, G, K]`): Logits of the CLS token of the (masked) global views.
+        patch_logits (`[M, P]`): Logits of the masked patches, in the row-major order of `bool_masked_pos`.
+        local_cls_logits (`[B, L, K]`, when local views are given): Logits of the CLS token of the local views.
+        hidden_states, attentions: Of the global views, one per layer, when asked for.
+    """
+
+    loss: torch.FloatTensor | None = None
+    loss_cls: torch.FloatTensor | None = None
+    loss_patch: torch.FloatTensor | None = None
+    cls_logits: torch.FloatTensor | None = None
+    patch_logits: torch.FloatTensor | None = None
+    local_cls_logits: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class IBotTeachingOutput(ModelOutput):
+    """
+    Output of [`IBotForPreTraining.teach`].
+
+    Args:
+        cls_tokens (`[B, G, D]`): CLS tokens after the final norm.
+        cls_logits (`[B, G, K]`): Their logits.
+        patch_logits (`[M, P]`): Logits of the patches at `mask_indices`.
+        mean_patch_logit (`[P]`, when asked for): Mean of the logits of all patches.
+    """
+
+    cls_tokens: torch.FloatTensor | None = None
+    cls_logits: torch.FloatTensor | None = None
+    patch_logits: torch.FloatTensor | None = None
+    mean_patch_logit: torch.FloatTensor | None = None
+
+
+class IBotForPreTraining(IBotPreTrainedModel):
+    """Encoder and projection head; computes the iBOT loss when it is given the teacher's targets."""
+
+    def __init__(self, config: IBotConfig):
+        super().__init__(config)
+        self.ibot = IBotModel(config)
+        self.head = IBotHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor,
+        local_pixel_values: torch.Tensor | None = None,
+        target_cls: torch.Tensor | None = None,
+        target_patch: torch.Tensor | None = None,
+        mask_indices: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> IBotForPreTrainingOutput:
+        r"""
+        Args:
+            pixel_values (`[B, G, C, H, W]`): Normalised global views.
+            bool_masked_pos (`bool [B, G, N]`): Masked patches of the global views.
+            local_pixel_values (`[B, L, C, h, w]`, *optional*): Normalised local views, never masked.
+            target_cls (`[B, G, K]`, *optional*): Teacher probabilities of the global views' CLS tokens.
+            target_patch (`[M, P]`, *optional*): Teacher probabilities of the masked patches, in the row-major order of
+                `bool_masked_pos`.
+            mask_indices (`int64 [M]`, *optional*): Positions of the true entries in the flattened `bool_masked_pos`;
+                found here when not given, which makes a GPU wait for the host.
+
+        Raises:
+            ValueError: If the views are not 5-dimensional, or only one of the two targets is given.
+        """
+        if pixel_values.ndim != 5:
+            raise ValueError(f"pixel_values must be [B, G, C, H, W], got shape {tuple(pixel_values.shape)}")
+        if (target_cls is None) != (target_patch is None):
+            raise ValueError("target_cls and target_patch must be given together")
+        if mask_indices is None:
+            mask_indices = bool_masked_pos.flatten().nonzero().squeeze(1)
+        batch_size, num_views = pixel_values.shape[0], pixel_values.shape[:2].numel()
+
+        wanted = [wanted_tokens(num_views, bool_masked_pos.shape[2], mask_indices)]
+        outputs = self._encode(pixel_values, wanted[0], bool_masked_pos=bool_masked_pos.flatten(0, 1), **kwargs)
+        tokens = [outputs.last_hidden_state]
+        if local_pixel_values is not None:
+            height, width = (side // self.config.patch_size for side in local_pixel_values.shape[-2:])
+            wanted.append(wanted_tokens(local_pixel_values.shape[:2].numel(), height * width, mask_indices[:0]))
+            tokens.append(self._encode(local_pixel_values, wanted[1]).last_hidden_state)
+        # All views together, so that the head's weights are normalised and read once.
+        logits, patch_logits = self.head(tokens, wanted, num_views)
+        cls_logits = logits[:num_views].unflatten(0, (batch_size, -1))
+        all_cls_logits, local_cls_logits = cls_logits, None
+        if local_pixel_values is not None:
+            local_cls_logits = logits[num_views:].unflatten(0, (batch_size, -1))
+            all_cls_logits = torch.cat((cls_logits, local_cls_logits), dim=1)
+
+        loss = loss_cls = loss_patch = None
+        if target_cls is not None:
+            temperature = self.config.student_temperature
+            loss_cls = self.config.cls_loss_weight * cls_loss(all_cls_logits, target_cls, temperature)
+            loss_patch = self.config.patch_loss_weight * patch_loss(
+                patch_logits, target_patch, bool_masked_pos, temperature
+            )
+            loss = loss_cls + loss_patch
+        return IBotForPreTrainingOutput(
+            loss=loss,
+            loss_cls=loss_cls,
+            loss_patch=loss_patch,
+            cls_logits=cls_logits,
+            patch_logits=patch_logits,
+            local_cls_logits=local_cls_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    @torch.no_grad()
+    def teach(
+        self, pixel_values: torch.Tensor, mask_indices: torch.Tensor, mean_patch_logit: bool = False
+    ) -> IBotTeachingOutput:
+        """
+        All that the targets need of the teacher, in one call: it sees the unmasked views (paper section 3).
+
+        Args:
+            pixel_values (`[B, G, C, H, W]`): Normalised global views.
+            mask_indices (`int64 [M]`): Patches that the student has to predict, as positions in the flattened
+                `[B, G, N]` grid.
+            mean_patch_logit (`bool`, defaults to `False`): Also give the mean logit of all patches, predicted or not,
+                which moves the centre of the original's targets.
+        """
+        height, width = (side // self.config.patch_size for side in pixel_values.shape[-2:])
+        views = pixel_values.shape[:2]
+        wanted = wanted_tokens(views.numel(), height * width, mask_indices)
+        tokens = self._encode(pixel_values, wanted, mean_patch_logit).last_hidden_state
+        cls_tokens = tokens[:, 0] if tokens.ndim == 3 else tokens[: views.numel()]
+        if mean_patch_logit:
+            cls_logits, patch_logits, mean = self.head.forward_with_mean(tokens, wanted)
+        else:
+            (cls_logits, patch_logits), mean = self.head([tokens], [wanted], views.numel()), None
+        return IBotTeachingOutput(
+            cls_tokens=cls_tokens.unflatten(0, views),
+            cls_logits=cls_logits.unflatten(0, views),
+            patch_logits=patch_logits,
+            mean_patch_logit=mean,
+        )
+
+    def _encode(
+        self, views: torch.Tensor, wanted: torch.Tensor, all_tokens: bool = False, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """Encodes `[B, V, C, H, W]`: the tokens at `wanted`, or all if asked for or if the head has batch norm."""
+        token_indices = None if all_tokens or self.head.has_batch_norm else wanted
+        return self.ibot(views.flatten(0, 1), token_indices=token_indices, **kwargs)
+
+
+__all__ = ["IBotForPreTraining", "IBotForPreTrainingOutput", "IBotTeachingOutput"]
