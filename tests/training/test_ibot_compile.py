@@ -3,9 +3,7 @@
 import pytest
 import torch
 
-from hf_mim import IBotConfig, IBotForPreTraining
-from hf_mim.training.ibot_arguments import IBotTrainingArguments
-from hf_mim.training.ibot_trainer import IBotTrainer
+from .tiny import tiny_trainer
 
 
 class Batches:
@@ -26,33 +24,9 @@ class Batches:
 
 
 def losses(folder, **options) -> list[float]:
-    torch.manual_seed(0)
-    config = IBotConfig(
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        image_size=24,
-        patch_size=8,
-        out_dim=12,
-        head_hidden_size=16,
-        head_bottleneck_size=8,
-        linear_init="xavier_uniform",
-    )
-    args = IBotTrainingArguments(
-        output_dir=str(folder),
-        use_cpu=True,
-        per_device_train_batch_size=2,
-        num_train_epochs=1,
-        learning_rate=0.01,
-        warmup_epochs=0,
-        warmup_teacher_temp_epochs=0,
-        logging_steps=1,
-        save_strategy="no",
-        disable_tqdm=True,
-        **options,
-    )
-    model = IBotForPreTraining(config)
-    trainer = IBotTrainer(model=model, args=args, data_collator=Batches(), train_dataset=[{}] * 8)
+    config = {"image_size": 24, "patch_size": 8, "out_dim": 12}
+    options |= {"per_device_train_batch_size": 2, "learning_rate": 0.01, "freeze_last_layer": 1}
+    trainer = tiny_trainer(folder, [{}] * 8, config, collator=Batches(), **options)
     trainer.train()
     return [log["loss"] for log in trainer.state.log_history if "loss" in log]
 

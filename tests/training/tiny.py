@@ -62,7 +62,9 @@ def collate(views: list[torch.Tensor]) -> dict[str, torch.Tensor]:
     return {"pixel_values": torch.stack(views), "bool_masked_pos": mask}
 
 
-def tiny_trainer(folder: Path, dataset=None, config: dict | None = None, callbacks=(), **options) -> IBotTrainer:
+def tiny_trainer(
+    folder: Path, dataset=None, config: dict | None = None, callbacks=(), collator=collate, **options
+) -> IBotTrainer:
     """An [`IBotTrainer`] on `Noise`, batches of 8, one log per step; `config` and `options` override the defaults."""
     defaults = {
         "max_steps": 4,
@@ -83,7 +85,7 @@ def tiny_trainer(folder: Path, dataset=None, config: dict | None = None, callbac
         model=IBotForPreTraining(IBotConfig(**CONFIG | (config or {}))),
         args=args,
         train_dataset=Noise() if dataset is None else dataset,
-        data_collator=collate,
+        data_collator=collator,
         callbacks=list(callbacks),
     )
 

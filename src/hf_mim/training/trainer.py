@@ -193,7 +193,7 @@ class MIMTrainer(Trainer, ABC):
         values = super().set_initial_training_values(args, dataloader)
         self.steps_per_epoch, self.num_steps = values[1], values[-1]
         self._throughput.restart()
-        if isinstance(self.train_dataset, torch.utils.data.IterableDataset):
+        if self._num_images() is None:
             # Trainer takes the whole run over a stream as one epoch.
             self.steps_per_epoch = max(1, round(self.num_steps / args.num_train_epochs))
         self.check_schedules()
