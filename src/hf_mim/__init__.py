@@ -53,6 +53,8 @@ _LAZY = {
     "IBotTrainer": "training.ibot_trainer",
     "IBotTrainingArguments": "training.ibot_arguments",
     "IBotCollator": "data.collator_ibot",
+    "Beitv2Collator": "data.collator_beitv2",
+    "VQKDCollator": "data.collator_vqkd",
     "export_native": "hub.export",
 }
 

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from .masking import MaskGenerator, mask_seeds
+from .collating import masked_positions, sample_mask_seeds, unreadable_lines
+from .masking import MaskGenerator
 
 
 class IBotCollator:
@@ -40,22 +41,17 @@ class IBotCollator:
             samples = self.make_samples(samples)
         pixel_values = torch.stack([sample["global_views"] for sample in samples])
         batch_size, num_globals = pixel_values.shape[:2]
-        # Where a stream begins again, a batch holds samples of two epochs.
-        epochs, indices = (np.array([sample[key] for sample in samples]) for key in ("epoch", "index"))
-        seeds = mask_seeds(self.seed, epochs, indices, num_globals)
+        seeds = sample_mask_seeds(self.seed, samples, num_globals)
         masks = torch.from_numpy(self.mask_generator(seeds.ravel(), samples[0]["epoch"]))
         masks = masks.flatten(1).unflatten(0, (batch_size, num_globals))
         batch = {
             "pixel_values": pixel_values,
             "bool_masked_pos": masks,
-            "mask_indices": masks.flatten().nonzero().squeeze(1),
+            "mask_indices": masked_positions(masks),
             # A NumPy array stays on the host, where the colour operations are sorted out.
             "color_parameters": np.stack([sample["color_parameters"] for sample in samples]),
         }
         local_views = torch.stack([sample["local_views"] for sample in samples])
         if local_views.shape[1]:
             batch["local_pixel_values"] = local_views
-        unreadable = [line for sample in samples for line in sample.get("unreadable", ())]
-        if unreadable:
-            batch["unreadable"] = unreadable
-        return batch
+        return batch | unreadable_lines(samples)

@@ -2,20 +2,22 @@
 
 import itertools
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 
 from .images import UnreadableImageError, decode_image
-from .views import MultiCropViews
 
 
 # Images tried for one sample. Even of a folder with every tenth unreadable, all ten are a matter of 1e-10.
 MAX_ATTEMPTS = 10
+
+Views = Callable[[Image.Image, np.random.Generator], dict[str, Any]]
 
 
 class ViewsDataset(Dataset):
@@ -29,7 +31,9 @@ class ViewsDataset(Dataset):
 
     Args:
         dataset (`datasets.Dataset`): Rows with a column `image`, as [`~hf_mim.data.sources.load_image_dataset`] gives.
-        views (`MultiCropViews`): Makes the views of an image.
+        views (`Callable`):
+            Makes a dict of views from an image and a generator: `MultiCropViews` or `CropViews`. Called in the
+            loading processes.
         num_channels (`int`, defaults to 3): Channels of the views: 1 (greyscale), 3 (RGB) or 4 (RGBA).
         seed (`int`, defaults to 0): Seed, at least 0.
 
@@ -37,7 +41,7 @@ class ViewsDataset(Dataset):
         UnreadableImageError: If `MAX_ATTEMPTS` images in a row cannot be read; the message names them.
     """
 
-    def __init__(self, dataset: datasets.Dataset, views: MultiCropViews, num_channels: int = 3, seed: int = 0):
+    def __init__(self, dataset: datasets.Dataset, views: Views, num_channels: int = 3, seed: int = 0):
         self.dataset, self.views, self.num_channels, self.seed = dataset, views, num_channels, seed
         # Shared, so that workers which outlive an epoch see the next one.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -82,7 +86,7 @@ class StreamedViewsDataset(IterableDataset):
     def __init__(
         self,
         dataset: datasets.IterableDataset,
-        views: MultiCropViews,
+        views: Views,
         num_channels: int = 3,
         seed: int = 0,
         order: dict | None = None,
@@ -127,9 +131,7 @@ class StreamedViewsDataset(IterableDataset):
         return samples
 
 
-def _sample(
-    image: dict[str, Any] | None, index: int, epoch: int, views: MultiCropViews, num_channels: int, seed: int
-) -> dict:
+def _sample(image: dict[str, Any] | None, index: int, epoch: int, views: Views, num_channels: int, seed: int) -> dict:
     return views(decode_image(image, num_channels), _generator(seed, epoch, index)) | {"index": index, "epoch": epoch}
 
 

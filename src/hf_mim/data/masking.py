@@ -1,4 +1,4 @@
-"""Which patches the student does not see: iBOT's blockwise and random masks, for many views at once.
+"""Which patches the student does not see: blockwise and random masks, for many views at once.
 
 A mask is a function of one 64-bit seed. Every random number is a hash of (seed, counter), so a mask does not depend on
 which other masks are drawn with it, on the worker that draws it, or on how often a generator was used before.
@@ -56,18 +56,13 @@ class MaskGenerator:
         pred_start_epoch: int = 0,
     ):
         self.height, self.width = grid_size
-        if min(grid_size) < 1:
-            raise ValueError(f"grid_size must be at least 1 x 1 patch, not {self.height} x {self.width}")
+        _check_grid(grid_size)
         if pred_shape not in ("block", "rand"):
             raise ValueError(f"pred_shape must be 'block' or 'rand', not {pred_shape!r}")
         self.pred_shape = pred_shape
         self.pred_start_epoch = pred_start_epoch
         self.lowest, self.highest = _ratio_ranges(pred_ratio, pred_ratio_var)
-        self._rows_per_word = max(1, 64 // self.width)
-        self._rows_above = _bits_below(self.height, self._rows_per_word, self.width)
-        self._columns_before = _bits_below(self.width, 64, 1)
-        self._sides = np.array([self.height, self.width], dtype=np.float64).reshape(2, 1, 1)
-        self._places = self._sides + 1
+        self._blocks = _Blocks(self.height, self.width, smallest=(min(grid_size) // 3) ** 2)
 
     def __call__(self, seeds: np.ndarray, epoch: int) -> np.ndarray:
         """Draw one mask per seed.
@@ -84,7 +79,7 @@ class MaskGenerator:
             targets = self._draw_ratios(seeds) * self.height * self.width
             # Below one patch nothing can be masked.
             some = (targets >= 1).nonzero()[0]
-            draw = self._draw_blocks if self.pred_shape == "block" else self._draw_cells
+            draw = self._blocks.draw if self.pred_shape == "block" else self._draw_cells
             masks[some] = draw(seeds[some], targets[some])
         return masks
 
@@ -100,8 +95,96 @@ class MaskGenerator:
         highest = np.take_along_axis(np.sort(numbers, axis=1), targets[:, None].astype(int) - 1, axis=1)
         return (numbers <= highest).reshape(-1, self.height, self.width)
 
-    def _draw_blocks(self, seeds: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Add a block to every unfinished mask, until no mask takes another."""
+
+class BlockMaskGenerator:
+    """Draw blockwise masks with one and the same number of masked patches (`masking_generator.py` of BEiT v2).
+
+    Rectangles of aspect ratio 0.3 to 1/0.3 are placed until the number is reached or ten tries for a rectangle fail.
+    What is missing then is made up by patches anywhere, so that the number is always exact. (The original also takes
+    patches away from masks with too many. No mask gets there: no rectangle adds more than what is missing.)
+
+    Args:
+        grid_size: (height, width) in patches.
+        num_masking_patches: number of masked patches, from 1 to height * width; BEiT v2 masks 75 of 14 x 14.
+        min_mask_patches_per_block: smallest area of a rectangle, at least 1. Where this exceeds what a rectangle may
+            still add, its area is drawn between the two.
+        max_mask_patches_per_block: no rectangle adds more patches than this, at least 1; None means no limit.
+
+    Raises:
+        ValueError: for a number outside these ranges.
+    """
+
+    def __init__(
+        self,
+        grid_size: tuple[int, int],
+        num_masking_patches: int = 75,
+        min_mask_patches_per_block: int = 16,
+        max_mask_patches_per_block: int | None = None,
+    ):
+        self.height, self.width = grid_size
+        _check_grid(grid_size)
+        if not 1 <= num_masking_patches <= self.height * self.width:
+            raise ValueError(
+                f"num_masking_patches must lie between 1 and the {self.height * self.width} patches of the "
+                f"{self.height} x {self.width} grid, not {num_masking_patches}"
+            )
+        largest = math.inf if max_mask_patches_per_block is None else max_mask_patches_per_block
+        for name, value in (
+            ("min_mask_patches_per_block", min_mask_patches_per_block),
+            ("max_mask_patches_per_block", largest),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        self.num_masking_patches = num_masking_patches
+        self._blocks = _Blocks(self.height, self.width, min_mask_patches_per_block, largest)
+
+    def __call__(self, seeds: np.ndarray) -> np.ndarray:
+        """Draw one mask per seed.
+
+        Args:
+            seeds: uint64 [M], see `mask_seeds`.
+
+        Returns:
+            bool [M, height, width], True = masked, `num_masking_patches` of them in each mask.
+        """
+        wanted, cells = self.num_masking_patches, self.height * self.width
+        masks = self._blocks.draw(seeds, np.full(len(seeds), float(wanted))).astype(bool).reshape(-1, cells)
+        short = (masks.sum(axis=1) < wanted).nonzero()[0]
+        # No mask takes more than `cells` blocks, so that these counters are still free.
+        numbers = uniforms(seeds[short], FIRST_FREE + DRAWS_PER_BLOCK * cells + np.arange(cells))
+        numbers[masks[short]] = -1
+        chosen = np.argpartition(numbers, wanted - 1, axis=1)[:, :wanted]
+        masks[short[:, None], chosen] = True
+        return masks.reshape(-1, self.height, self.width)
+
+
+class _Blocks:
+    """Places rectangles on many masks side by side.
+
+    Args:
+        height, width: of the grid, in patches.
+        smallest: lower end of the areas that are drawn.
+        largest: number of patches that a rectangle may add.
+    """
+
+    def __init__(self, height: int, width: int, smallest: int, largest: float = math.inf):
+        self.height, self.width, self.smallest, self.largest = height, width, smallest, largest
+        self._rows_per_word = max(1, 64 // width)
+        self._rows_above = _bits_below(height, self._rows_per_word, width)
+        self._columns_before = _bits_below(width, 64, 1)
+        self._sides = np.array([height, width], dtype=np.float64).reshape(2, 1, 1)
+        self._places = self._sides + 1
+
+    def draw(self, seeds: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """Add a block to every unfinished mask, until no mask takes another.
+
+        Args:
+            seeds: uint64 [M].
+            targets: float64 [M], number of patches to mask.
+
+        Returns:
+            uint8 [M, height, width] of 0 and 1.
+        """
         masks = np.zeros((len(self._rows_above) * len(self._columns_before), len(seeds)), dtype=np.uint64)
         counts = np.zeros(len(seeds))
         states = _mix(np.asarray(seeds, dtype=np.uint64))
@@ -113,16 +196,18 @@ class MaskGenerator:
             all_tries = len(unfinished) < LARGE_BATCH
             if all_tries:
                 unfinished, waiting = np.concatenate([unfinished, waiting]), waiting[:0]
-            budgets = (targets - counts).take(unfinished)
+            missing = (targets - counts).take(unfinished)
             numbers = _uniforms((steps if all_tries else steps[:, :FIRST_TRIES]) + states.take(unfinished))
-            placed, blocks, sizes = self._next_block(masks.take(unfinished, axis=1), numbers, budgets)
+            placed, blocks, sizes = self._next_block(
+                masks.take(unfinished, axis=1), numbers, np.minimum(missing, self.largest)
+            )
             if not all_tries:
                 waiting = np.concatenate([waiting, unfinished[~placed]])
             unfinished = unfinished[placed]
             masks[:, unfinished] |= blocks
             counts[unfinished] += sizes
             states[unfinished] += next_block
-            unfinished = unfinished[budgets[placed] - sizes >= 1]
+            unfinished = unfinished[missing[placed] - sizes >= 1]
         return self._unpack(masks)
 
     def _next_block(
@@ -133,7 +218,7 @@ class MaskGenerator:
         Args:
             masks: uint64 [words, A], what is masked so far.
             numbers: float64 [4, T, A] in [0, 1): area, aspect ratio, row and column of each try. Overwritten.
-            budgets: float64 [A], number of patches that may still be masked.
+            budgets: float64 [A], number of patches that a block may add.
 
         Returns:
             placed: bool [A], False where none of the tries fits.
@@ -142,9 +227,8 @@ class MaskGenerator:
         """
         area, aspect, starts = numbers[0], numbers[1], numbers[2:]
         # The smallest area may exceed the budget; the area is then drawn between the two all the same.
-        smallest = (min(self.height, self.width) // 3) ** 2
-        area *= budgets - smallest
-        area += smallest
+        area *= budgets - self.smallest
+        area += self.smallest
         aspect *= LOG_ASPECT_RATIO_SPAN
         aspect += LOG_ASPECT_RATIO
         np.exp(aspect, out=aspect)
@@ -226,6 +310,11 @@ def _bits_below(length: int, per_word: int, stride: int) -> np.ndarray:
     bits = np.zeros((-(-length // per_word), length + 1), dtype=np.uint64)
     bits[position // per_word, position + 1] = np.uint64(1) << (position % per_word * stride).astype(np.uint64)
     return np.add.accumulate(bits, axis=1)
+
+
+def _check_grid(grid_size: tuple[int, int]) -> None:
+    if min(grid_size) < 1:
+        raise ValueError(f"grid_size must be at least 1 x 1 patch, not {grid_size[0]} x {grid_size[1]}")
 
 
 def _ratio_ranges(

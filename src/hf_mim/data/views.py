@@ -5,8 +5,6 @@ sample comes from the sample's own generator, but it is computed later, on the t
 (`hf_mim.data.color.color_views`).
 """
 
-import math
-
 import numpy as np
 import torch
 from PIL import Image
@@ -24,6 +22,7 @@ from .color import (
     SATURATION,
     SOLARISE,
 )
+from .crops import check_mode, check_scale, check_size, draw_box, render_crop
 
 
 class MultiCropViews:
@@ -74,11 +73,11 @@ class MultiCropViews:
         if local_crops_number < 0:
             raise ValueError(f"local_crops_number must be at least 0, got {local_crops_number}")
         self.global_crops_number = global_crops_number
-        self.global_crop_size = _check_size("global_crop_size", global_crop_size)
-        self.global_crops_scale = _check_scale("global_crops_scale", global_crops_scale)
+        self.global_crop_size = check_size("global_crop_size", global_crop_size)
+        self.global_crops_scale = check_scale("global_crops_scale", global_crops_scale)
         self.local_crops_number = local_crops_number
-        self.local_crop_size = _check_size("local_crop_size", local_crop_size)
-        self.local_crops_scale = _check_scale("local_crops_scale", local_crops_scale)
+        self.local_crop_size = check_size("local_crop_size", local_crop_size)
+        self.local_crops_scale = check_scale("local_crops_scale", local_crops_scale)
         self.color, self.blur = color, blur
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> dict[str, Tensor | np.ndarray]:
@@ -95,8 +94,7 @@ class MultiCropViews:
         Raises:
             ValueError: if the image is in another mode.
         """
-        if image.mode not in ("L", "RGB", "RGBA"):
-            raise ValueError(f"views need an image in mode L, RGB or RGBA, got {image.mode}")
+        check_mode(image)
         views = {
             "global_views": _draw_crops(
                 image, self.global_crops_number, self.global_crop_size, self.global_crops_scale, rng
@@ -133,55 +131,13 @@ class MultiCropViews:
         return parameters
 
 
-def _check_size(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
-    sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2 or min(sides) < 1:
-        raise ValueError(f"{name} must be a positive number of pixels or a (height, width) pair of them, got {size}")
-    return sides
-
-
-def _check_scale(name: str, scale: tuple[float, float]) -> tuple[float, float]:
-    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
-        raise ValueError(
-            f"{name} must be (smallest, largest) share of the area with 0 < smallest <= largest <= 1, got {scale}"
-        )
-    return tuple(scale)
-
-
 def _draw_crops(
     image: Image.Image, number: int, size: tuple[int, int], scale: tuple[float, float], rng: np.random.Generator
 ) -> Tensor:
     """uint8 [number, C, height, width]."""
-    height, width = size
-    crops = np.empty((number, len(image.getbands()), height, width), dtype=np.uint8)
+    crops = np.empty((number, len(image.getbands()), *size), dtype=np.uint8)
     for crop in crops:
-        box = _draw_box(*image.size, scale, rng)
-        resized = image.crop(box).resize((width, height), Image.Resampling.BICUBIC)
-        planes = np.asarray(resized).reshape(height, width, -1).transpose(2, 0, 1)
+        box = draw_box(*image.size, scale, rng)
+        planes = render_crop(image, box, size, Image.Resampling.BICUBIC)
         crop[...] = planes[..., ::-1] if rng.random() < 0.5 else planes
     return torch.from_numpy(crops)
-
-
-def _draw_box(
-    image_width: int, image_height: int, scale: tuple[float, float], rng: np.random.Generator
-) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) in pixels, with the distribution of torchvision's RandomResizedCrop.
-
-    Ten attempts to place a rectangle of random area and aspect ratio (log-uniform in 3/4 to 4/3), then the largest
-    central crop with an admissible aspect ratio.
-    """
-    for _ in range(10):
-        area = image_width * image_height * rng.uniform(*scale)
-        ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-        width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < width <= image_width and 0 < height <= image_height:
-            left = int(rng.integers(image_width - width + 1))
-            top = int(rng.integers(image_height - height + 1))
-            return left, top, left + width, top + height
-    width, height = image_width, image_height
-    if width / height < 3 / 4:
-        height = round(width * 4 / 3)
-    elif width / height > 4 / 3:
-        width = round(height * 4 / 3)
-    left, top = (image_width - width) // 2, (image_height - height) // 2
-    return left, top, left + width, top + height
