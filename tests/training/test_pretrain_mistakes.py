@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from hf_mim import cli
-from hf_mim.training import run_pretrain
+from hf_mim.training import ibot_method, run_pretrain
 
 from .tiny import SIZES, TINY
 
@@ -46,14 +46,13 @@ def refusal(capsys, *arguments) -> str:
     return line
 
 
-def forbid(monkeypatch, *names: str) -> None:
+def forbid_weights(monkeypatch) -> None:
     """An AssertionError is no mistake of the user, so that the command line does not catch it."""
+    monkeypatch.setattr(ibot_method, "load_for_pretraining", too_late)
 
-    def fail(*args, **kwargs):
-        raise AssertionError("too late")
 
-    for name in names:
-        monkeypatch.setattr(run_pretrain, name, fail)
+def too_late(*args, **kwargs):
+    raise AssertionError("too late")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +86,7 @@ def forbid(monkeypatch, *names: str) -> None:
         (("--config_overrides", "hidden_size=wide"), "hidden_size"),
         (("--config_overrides", "head_norm=batch"), "head_norm must be one of"),
         (("--config_overrides", SIZES + ",use_mean_pooling=true"), "use_mean_pooling is for evaluation"),
-        (("--model_type", "mae"), "model_type must be 'ibot', got 'mae'"),
+        (("--model_type", "mae"), "model_type must be one of ibot"),
         (("--model_name_or_path", "./nowhere", "--config_overrides", ""), "nowhere"),
         # length of the run
         (("--warmup_teacher_temp_epochs", "3"), "warmup_teacher_temp_epochs 3, from pred_start_epoch 0 on) is longer"),
@@ -132,7 +131,8 @@ def forbid(monkeypatch, *names: str) -> None:
 def test_options_are_refused_before_data_and_weights_are_touched(
     data, tmp_path, capsys, monkeypatch, options, message
 ):
-    forbid(monkeypatch, "load_image_dataset", "load_ibot_for_pretraining")
+    forbid_weights(monkeypatch)
+    monkeypatch.setattr(run_pretrain, "load_image_dataset", too_late)
     output = tmp_path / "run"
     assert message in refusal(capsys, *TINY, "--train_dir", data / "pictures", "--output_dir", output, *options)
     assert not output.exists()
@@ -150,7 +150,7 @@ def test_options_are_refused_before_data_and_weights_are_touched(
         (("--train_dir", "{}/pictures", "--train_split", "nonsense"), "has no split 'nonsense', only test, train"),
         (("--train_dir", "{}/pictures", "--per_device_train_batch_size", "9"), "8 training images do not fill one"),
         (("--train_dir", "{}/pictures", "--max_train_samples", "3"), "3 training images do not fill one batch of 4"),
-        (("--train_dir", "{}/pictures", "--do_train", "false"), "an evaluation needs labelled images"),
+        (("--train_dir", "{}/pictures", "--do_train", "false"), "an evaluation needs held-out images"),
         (("--train_dir", "{}/flat", "--train_val_split", "0.5"), "the training images have no labels"),
         (("--train_dir", "{}/table.parquet", "--image_column_name", "image"), "'image' does not exist; the columns"),
         (("--train_dir", "{}/table.parquet", "--label_column_name", "label"), "'label' does not exist; the columns"),
@@ -163,7 +163,7 @@ def test_options_are_refused_before_data_and_weights_are_touched(
     ],
 )
 def test_data_are_refused_before_weights_are_made(data, tmp_path, capsys, monkeypatch, options, message):
-    forbid(monkeypatch, "load_ibot_for_pretraining")
+    forbid_weights(monkeypatch)
     options = [option.format(data) for option in options]
     assert message.format(data) in refusal(capsys, *TINY, "--output_dir", tmp_path / "run", *options)
     assert not (tmp_path / "run").exists()

@@ -1,13 +1,14 @@
 """The model card of a run, filled from its options and metrics."""
 
-from importlib import resources
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import PreTrainedConfig, TrainingArguments
 
 
-TEMPLATES = resources.files("hf_mim") / "model_cards"
+# The method's template fills the blocks of base.md.
+TEMPLATES = Environment(loader=PackageLoader("hf_mim", "model_cards"), undefined=StrictUndefined)
 # The options that say how a model was trained, in the order of the card.
 TRAINING_OPTIONS = (
     "learning_rate",
@@ -76,14 +77,15 @@ def build_card(name: str, facts: dict, args: TrainingArguments, config: PreTrain
         for key, value in top1.items()
     ]
     options = {option: getattr(args, option) for option in TRAINING_OPTIONS if hasattr(args, option)}
-    card = ModelCard.from_template(
-        data,
-        template_path=str(TEMPLATES / f"{config.model_type}.md"),
+    parts = {key.removeprefix("final_"): value for key, value in facts.items() if key.startswith("final_loss_")}
+    template = TEMPLATES.get_template(f"{config.model_type}.md")
+    return template.render(
+        card_data=data.to_yaml(),
         name=name,
         facts=facts,
         results=results,
         options=options,
+        loss_parts=parts,
         total_batch=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         config=config,
     )
-    return str(card)

@@ -2,12 +2,9 @@
 
 import yaml
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModel, ViTConfig
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from ..hub.export import SHARED_FIELDS
-from ..modeling.configuration_ibot import IBotConfig
-from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
 from .pretrain_arguments import ModelArguments
 from .recipe_parser import did_you_mean
 
@@ -15,7 +12,7 @@ from .recipe_parser import did_you_mean
 logger = logging.get_logger(__name__)
 
 
-def parse_config_overrides(text: str | None, config_class: type = IBotConfig) -> dict:
+def parse_config_overrides(text: str | None, config_class: type[PreTrainedConfig]) -> dict:
     """
     `"hidden_size=384,norm_last_layer=false"` as a dict with YAML values.
 
@@ -37,83 +34,95 @@ def parse_config_overrides(text: str | None, config_class: type = IBotConfig) ->
     return overrides
 
 
-def _new_config(**fields) -> IBotConfig:
-    try:
-        return IBotConfig(**fields)
-    except StrictDataclassError as error:
-        raise ValueError(f"configuration of the model: {error.__cause__ or error}") from error
-
-
-def pretraining_config(args: ModelArguments) -> IBotConfig:
+def pretraining_config(
+    args: ModelArguments,
+    config_class: type[PreTrainedConfig],
+    native_class: type[PreTrainedConfig] | None = None,
+    shared_fields: tuple[str, ...] = (),
+    **fixed,
+) -> PreTrainedConfig:
     """
     The configuration of the model to train; of a model to continue from, only its configuration is read.
+
+    Args:
+        args (`ModelArguments`): Where it comes from, and what it overrides.
+        config_class (`type`): Configuration of the method.
+        native_class (`type`, *optional*): That of plain encoders from which the method can continue.
+        shared_fields (`tuple[str]`): Fields that decide the shapes of an encoder's weights, in both of them.
+        **fixed: Fields of a new model that the run decides, unless `config_overrides` does.
 
     Raises:
         ValueError: If sizes do not fit together, or the weights to continue from are of another kind or size.
     """
-    overrides = parse_config_overrides(args.config_overrides)
+    overrides = parse_config_overrides(args.config_overrides, config_class)
     if args.image_size is not None:
         overrides["image_size"] = args.image_size[0] if len(args.image_size) == 1 else args.image_size
     if args.patch_size is not None:
         overrides["patch_size"] = args.patch_size
-    if overrides.get("use_mean_pooling"):
-        raise ValueError("use_mean_pooling is for evaluation: iBOT is trained with the CLS token")
     if args.model_name_or_path is None:
-        return _new_config(**overrides)
+        return _checked(config_class, fixed | overrides)
 
     config = AutoConfig.from_pretrained(args.model_name_or_path, **args.hub_options)
-    if not isinstance(config, (IBotConfig, ViTConfig)):
+    classes = (config_class,) if native_class is None else (config_class, native_class)
+    if not isinstance(config, classes):
         raise ValueError(
-            f"{args.model_name_or_path} is a model of type {config.model_type!r}; iBOT continues from 'ibot' or 'vit'"
+            f"{args.model_name_or_path} is a model of type {config.model_type!r}; {config_class.model_type} continues "
+            f"from {' or '.join(repr(known.model_type) for known in classes)}"
         )
-    fixed = sorted(name for name in overrides if name in SHARED_FIELDS and overrides[name] != getattr(config, name))
-    if fixed:
-        raise ValueError(f"{args.model_name_or_path} has weights for another {fixed[0]} than {overrides[fixed[0]]}")
-    if isinstance(config, IBotConfig):
+    other = sorted(name for name in overrides if name in shared_fields and overrides[name] != getattr(config, name))
+    if other:
+        raise ValueError(f"{args.model_name_or_path} has weights for another {other[0]} than {overrides[other[0]]}")
+    if isinstance(config, config_class):
         config.update(overrides)
         config.validate_architecture()
         return config
-    return _new_config(**{name: getattr(config, name) for name in SHARED_FIELDS} | overrides)
+    return _checked(config_class, {name: getattr(config, name) for name in shared_fields} | fixed | overrides)
 
 
-def load_ibot_for_pretraining(args: ModelArguments) -> IBotForPreTraining:
+def _checked(config_class: type[PreTrainedConfig], fields: dict) -> PreTrainedConfig:
+    try:
+        return config_class(**fields)
+    except StrictDataclassError as error:
+        raise ValueError(f"configuration of the model: {error.__cause__ or error}") from error
+
+
+def load_for_pretraining(
+    args: ModelArguments, config: PreTrainedConfig, model_class: type[PreTrainedModel]
+) -> PreTrainedModel:
     """
-    A new model from `config_overrides`, `image_size` and `patch_size`, or the one at `model_name_or_path`.
+    A new model, or the one at `model_name_or_path`.
 
-    An encoder without a head (`ibot` or a native `vit`, such as the root of a finished run) gets a new head, whose
-    sizes `config_overrides` may set.
+    An encoder without what pre-training adds (ours, or a native one, such as the root of a finished run) gets it new,
+    in the sizes of `config`.
 
     Raises:
-        ValueError: As `pretraining_config`, and for weights that do not fit or are not there.
+        ValueError: For weights that do not fit or are not there.
     """
-    config, hub = pretraining_config(args), args.hub_options
-    if args.model_name_or_path is None:
-        return IBotForPreTraining._from_config(config, attn_implementation=args.attn_implementation)
-    if isinstance(AutoConfig.from_pretrained(args.model_name_or_path, **hub), IBotConfig):
+    source, hub = args.model_name_or_path, args.hub_options
+    if source is None:
+        return model_class._from_config(config, attn_implementation=args.attn_implementation)
+    # The encoder in the model of a method is called after the method; a tokenizer has none of that name.
+    prefix = f"{model_class.base_model_prefix}."
+    if isinstance(AutoConfig.from_pretrained(source, **hub), type(config)):
         try:
-            model, info = IBotForPreTraining.from_pretrained(
-                args.model_name_or_path,
-                config=config,
-                attn_implementation=args.attn_implementation,
-                output_loading_info=True,
-                **hub,
+            model, info = model_class.from_pretrained(
+                source, config=config, attn_implementation=args.attn_implementation, output_loading_info=True, **hub
             )
         except RuntimeError as error:
-            raise ValueError(
-                f"config_overrides do not fit the weights of {args.model_name_or_path}: {error}"
-            ) from error
-        lost = [name for name in info["missing_keys"] if name.startswith("ibot.") and "mask_token" not in name]
+            raise ValueError(f"config_overrides do not fit the weights of {source}: {error}") from error
+        needed = [name for name in model.state_dict() if name.startswith(prefix)] or list(model.state_dict())
+        lost = [name for name in info["missing_keys"] if name in needed and "mask_token" not in name]
         if lost:
-            raise ValueError(f"{args.model_name_or_path} lacks {len(lost)} tensors of the encoder, such as {lost[0]}")
+            raise ValueError(f"{source} lacks {len(lost)} tensors of the encoder, such as {lost[0]}")
         return model.float()
 
-    model = IBotForPreTraining._from_config(config, attn_implementation=args.attn_implementation)
-    encoder = AutoModel.from_pretrained(args.model_name_or_path, add_pooling_layer=False, **hub).float()
-    result = model.ibot.load_state_dict(encoder.state_dict(), strict=False)
-    if result.missing_keys != ["embeddings.mask_token"] or result.unexpected_keys:
+    model = model_class._from_config(config, attn_implementation=args.attn_implementation)
+    encoder = AutoModel.from_pretrained(source, add_pooling_layer=False, **hub).float()
+    result = model.base_model.load_state_dict(encoder.state_dict(), strict=False)
+    if set(result.missing_keys) - {"embeddings.mask_token"} or result.unexpected_keys:
         raise ValueError(
-            f"{args.model_name_or_path} is not a plain ViT: missing {result.missing_keys}, "
+            f"{source} is not a plain {encoder.config.model_type}: missing {result.missing_keys}, "
             f"unexpected {result.unexpected_keys}"
         )
-    logger.warning(f"{args.model_name_or_path} is an encoder: head and mask token are new")
+    logger.warning(f"{source} is an encoder: head and mask token are new")
     return model

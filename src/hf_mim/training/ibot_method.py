@@ -1,0 +1,89 @@
+"""iBOT in `hf-mim pretrain`."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from transformers import ViTConfig
+
+from ..data.collator_ibot import IBotCollator
+from ..data.masking import MaskGenerator
+from ..data.views import MultiCropViews
+from ..hub.export import SHARED_FIELDS, export_native, native_image_processor
+from ..modeling.configuration_ibot import IBotConfig
+from ..modeling.image_processing_pil_ibot import IBotImageProcessorPil
+from ..modeling.modeling_ibot import IBotModel
+from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
+from .ibot_arguments import IBotTrainingArguments
+from .ibot_trainer import IBotTrainer
+from .loading import load_for_pretraining, pretraining_config
+from .method import Method, pixel_size
+from .processing import build_image_processor
+
+
+class IBotMethod(Method):
+    """iBOT: multi-crop views, one mask per global view, a moving average of the student as its teacher."""
+
+    arguments_class = IBotTrainingArguments
+
+    def check_epochs(self, epochs: int):
+        args = self.args
+        if args.warmup_teacher_temp_epochs + args.pred_start_epoch > epochs:
+            raise ValueError(
+                f"the teacher temperatures' warm-up (warmup_teacher_temp_epochs {args.warmup_teacher_temp_epochs}, "
+                f"from pred_start_epoch {args.pred_start_epoch} on) is longer than the run of "
+                f"{args.num_train_epochs:g} epochs"
+            )
+        super().check_epochs(epochs)
+
+    def build_config(self) -> IBotConfig:
+        if self.data_args.streaming and self.args.pred_start_epoch:
+            raise ValueError("a stream has no epochs to count to: pred_start_epoch must be 0 with --streaming")
+        config = pretraining_config(self.model_args, IBotConfig, ViTConfig, SHARED_FIELDS)
+        if config.use_mean_pooling:
+            raise ValueError("use_mean_pooling is for evaluation: iBOT is trained with the CLS token")
+        return config
+
+    def build_views(self) -> MultiCropViews:
+        args, patch_size = self.args, self.config.patch_size
+        local_size = (patch_size, patch_size)
+        if args.local_crops_number:
+            local_size = pixel_size("local_crop_size", args.local_crop_size, patch_size)
+        return MultiCropViews(
+            global_crops_number=args.global_crops_number,
+            global_crop_size=self._global_size(),
+            global_crops_scale=tuple(args.global_crops_scale),
+            local_crops_number=args.local_crops_number,
+            local_crop_size=local_size,
+            local_crops_scale=tuple(args.local_crops_scale),
+            color=args.color_augmentation,
+            blur=args.blur_augmentation,
+        )
+
+    def build_processor(self) -> IBotImageProcessorPil:
+        return build_image_processor(IBotImageProcessorPil, self.config, self.data_args, self.model_args)
+
+    def build_collator(self, make_samples: Callable | None) -> IBotCollator:
+        args, size = self.args, self._global_size()
+        grid = (size[0] // self.config.patch_size, size[1] // self.config.patch_size)
+        if args.pred_shape == "block" and min(grid) < 2 and max(args.pred_ratio) > 0:
+            raise ValueError(
+                f"global views of {grid[0]} x {grid[1]} patches have no room for blocks: enlarge global_crop_size "
+                f"{list(size)}, or set pred_shape to 'rand'"
+            )
+        masks = MaskGenerator(grid, args.pred_ratio, args.pred_ratio_var, args.pred_shape, args.pred_start_epoch)
+        return IBotCollator(masks, args.seed, make_samples)
+
+    def build_model(self) -> IBotForPreTraining:
+        return load_for_pretraining(self.model_args, self.config, IBotForPreTraining)
+
+    def build_trainer(self, **common) -> IBotTrainer:
+        return IBotTrainer(args=self.args, **common)
+
+    def save_deployable(self, encoder: IBotModel, processor: IBotImageProcessorPil, folder: Path):
+        export_native(encoder).save_pretrained(folder)
+        native_image_processor(processor).save_pretrained(folder)
+
+    def _global_size(self) -> tuple[int, int]:
+        patch_size = self.config.patch_size
+        image_size = [side * patch_size for side in self.config.grid_size]
+        return pixel_size("global_crop_size", self.args.global_crop_size or image_size, patch_size)
