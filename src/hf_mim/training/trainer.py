@@ -132,8 +132,11 @@ class MIMTrainer(Trainer, ABC):
 
     @property
     @abstractmethod
-    def target_method(self) -> str:
-        """Name of the one method of the target network that `compute_targets` calls."""
+    def target_method(self) -> str | None:
+        """
+        Name of the one method of the target network that `compute_targets` calls; None for a target network that FSDP
+        leaves whole in every process, because it has other layers than the student.
+        """
 
     def update_target(self):
         """Called after every step of the optimiser, before `state.global_step` grows."""
@@ -201,7 +204,7 @@ class MIMTrainer(Trainer, ABC):
 
     def _prepare_for_training(self, *args, **kwargs):
         prepared = super()._prepare_for_training(*args, **kwargs)
-        if self.is_fsdp_enabled and self._sharded_target is None:
+        if self.is_fsdp_enabled and self.target_method is not None and self._sharded_target is None:
             self._sharded_target = ShardedTarget(self.accelerator, self.teacher, self.target_method)
             self.teacher = self._sharded_target.module
         return prepared

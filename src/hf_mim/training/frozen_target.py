@@ -1,0 +1,106 @@
+"""A target network that never changes: checkpoints name it instead of holding a copy."""
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import cached_file
+
+from .arguments import MIMTrainingArguments
+from .trainer import TEACHER_FOLDER, MIMTrainer
+
+
+REFERENCE_FILE = "reference.json"
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 in hexadecimal over names, types, shapes and bytes of all that the state dict of `module` holds."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {[*tensor.shape]}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def save_reference(folder: str, name: str, sha256: str):
+    """Write `reference.json` into `folder`, which is made if need be: the network's name and fingerprint."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    reference = json.dumps({"name": name, "sha256": sha256}, indent=2) + "\n"
+    (Path(folder) / REFERENCE_FILE).write_text(reference, encoding="utf-8")
+
+
+def find_reference(source: str, **hub_options) -> dict[str, str] | None:
+    """
+    What `save_reference` wrote into the sub-folder `teacher` of `source`, a folder or a Hub id; None without it.
+
+    Raises:
+        OSError: If it is damaged.
+    """
+    file = cached_file(
+        source, REFERENCE_FILE, subfolder=TEACHER_FOLDER, _raise_exceptions_for_missing_entries=False, **hub_options
+    )
+    if file is None:
+        return None
+    try:
+        reference = json.loads(Path(file).read_text(encoding="utf-8"))
+        return {key: reference[key] for key in ("name", "sha256")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise OSError(f"{source}/{TEACHER_FOLDER}/{REFERENCE_FILE} is damaged") from error
+
+
+class FrozenTargetTrainer(MIMTrainer):
+    """
+    [`MIMTrainer`] with a target network that comes from elsewhere and never changes. A checkpoint has its name and the
+    fingerprint of its weights (`teacher/reference.json`); with another network it is not resumed.
+
+    Args:
+        model, args, **kwargs: As for [`MIMTrainer`].
+        target (`nn.Module`): The target network; it is frozen and in evaluation mode from now on.
+        target_name (`str`): Its name, for `reference.json` and messages.
+    """
+
+    target_method = None
+
+    def __init__(
+        self, model: PreTrainedModel, args: MIMTrainingArguments, target: nn.Module, target_name: str, **kwargs
+    ):
+        self._target, self.target_name = target, target_name
+        super().__init__(model=model, args=args, **kwargs)
+
+    def build_target(self) -> nn.Module:
+        return self._target.eval()
+
+    @cached_property
+    def target_fingerprint(self) -> str:
+        """Of the weights that the target network has in this run."""
+        return fingerprint(self.teacher)
+
+    def save_target(self, folder: str, target: nn.Module):
+        save_reference(folder, self.target_name, self.target_fingerprint)
+
+    def load_target(self, source: str, **hub_options):
+        """
+        Make sure that the checkpoint or model at `source` was trained with this run's target network.
+
+        Raises:
+            ValueError: If it was another one.
+            OSError: If `source` does not tell, or the file is damaged.
+        """
+        reference = find_reference(source, **hub_options)
+        if reference is None:
+            raise FileNotFoundError(
+                f"{source} has no {TEACHER_FOLDER}/{REFERENCE_FILE}, which names its target network"
+            )
+        if reference["sha256"] != self.target_fingerprint:
+            raise ValueError(
+                f"{source} was trained with the target network {reference['name']}, and this run's, "
+                f"{self.target_name}, has other weights: give the one that it was trained with"
+            )
+
+    def continue_target(self, source: str, **hub_options):
+        if find_reference(source, **hub_options) is not None:
+            self.load_target(source, **hub_options)

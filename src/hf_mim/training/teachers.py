@@ -1,0 +1,254 @@
+"""Frozen teachers: any vision model of transformers as a function from images to a feature per patch of a student."""
+
+import inspect
+from pathlib import Path
+
+import torch
+from huggingface_hub import ModelCard
+from torch import nn
+from transformers import AutoConfig, AutoModel, BaseImageProcessor, CLIPVisionModelWithProjection, PreTrainedModel
+from transformers.utils import cached_file
+
+
+FEATURES = ("auto", "projected", "normed", "raw")
+
+# Pixels between the last features of a convolutional network that does not tell its patch size.
+CONVOLUTIONAL_STRIDE = 32
+
+
+class FeatureTeacher(nn.Module):
+    """
+    A frozen vision model that gives a feature for every patch of a student. It is in evaluation mode, whatever `train`
+    is asked for, and its parameters do not learn.
+
+    The images are resized (bicubic, as Pillow does it) so that the model's own grid is the student's: with a student
+    of 14 x 14 patches, a teacher of patch size 14 sees 196 x 196 pixels. CLS and register tokens are left out.
+
+    Args:
+        model (`PreTrainedModel`): A vision model, or one with the parts `vision_model` and perhaps
+            `visual_projection` (CLIP, SigLIP); taken over and changed.
+        grid (`tuple[int, int]`): Rows and columns of the student's patches.
+        image_mean, image_std (`list[float]`): Normalisation that the model expects of values in 0..1.
+        feature (`str`, defaults to `"auto"`): `"raw"`: output of the last block; `"normed"`: after the final norm;
+            `"projected"`: after the projection that follows it (CLIP: `ln_post` and projection of every token, as in
+            `modeling_vqkd.py` of BEiT v2); `"auto"`: the last of these three that the model has.
+        name (`str`, *optional*): Where the model comes from, for messages and results.
+        license (`str`, *optional*): Its licence.
+
+    Attributes:
+        hidden_size (`int`): Width D of the features.
+
+    Raises:
+        ValueError: If the model is not a vision model of 3 channels, lacks the feature, or cannot give it on the grid.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        grid: tuple[int, int],
+        image_mean: list[float],
+        image_std: list[float],
+        feature: str = "auto",
+        name: str | None = None,
+        license: str | None = None,
+    ):
+        super().__init__()
+        if feature not in FEATURES:
+            raise ValueError(f"the teacher's feature must be one of {', '.join(FEATURES)}, got {feature!r}")
+        self.name, self.license, self.grid = name or type(model).__name__, license, grid
+        encoder = getattr(model, "vision_model", model)
+        if encoder.main_input_name != "pixel_values":
+            raise ValueError(f"the teacher {self.name} takes {encoder.main_input_name}: it is not a vision model")
+        if getattr(encoder.config, "num_channels", 3) != 3:
+            raise ValueError(f"the teacher {self.name} takes {encoder.config.num_channels} channels; it has to take 3")
+        self.encoder = encoder
+        if hasattr(encoder.config, "mask_ratio"):
+            # ViTMAE leaves out patches otherwise.
+            encoder.config.mask_ratio = 0.0
+        norm = self._take_norm()
+        projection = getattr(model, "visual_projection", None)
+        if feature == "auto":
+            feature = "raw" if norm is None else "normed" if projection is None else "projected"
+        if feature == "projected" and projection is None:
+            raise ValueError(f"the teacher {self.name} has no projection: choose the feature normed or raw")
+        if feature != "raw" and norm is None:
+            raise ValueError(f"the teacher {self.name} has no final norm: choose the feature raw")
+        self.feature = feature
+        self.norm = nn.Identity() if feature == "raw" else norm
+        self.projection = projection if feature == "projected" else nn.Identity()
+        self.register_buffer("image_mean", torch.tensor(image_mean).view(-1, 1, 1))
+        self.register_buffer("image_std", torch.tensor(image_std).view(-1, 1, 1))
+        self._arguments = inspect.signature(encoder.forward).parameters
+        self._stride = _stride(encoder.config)
+        self.requires_grad_(False).eval()
+        self.hidden_size = self._probe()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and features."""
+        return self.image_mean.dtype
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the images that the model sees, in pixels."""
+        return self.grid[0] * self._stride[0], self.grid[1] * self._stride[1]
+
+    def train(self, mode: bool = True) -> "FeatureTeacher":
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            images (`torch.Tensor` of shape `(B, 3, H, W)` or `(B, 1, H, W)`): Values in 0..1, not normalised.
+
+        Returns:
+            Features of shape `(B, N, D)`, the patches row after row.
+
+        Raises:
+            ValueError: For another number of channels.
+        """
+        if images.shape[1] not in (1, 3):
+            raise ValueError(f"the teacher {self.name} takes images of 3 channels (or 1), got {images.shape[1]}")
+        if images.shape[-2:] != self.input_size:
+            # Without antialiasing PyTorch has another bicubic kernel than Pillow, also where images grow.
+            images = nn.functional.interpolate(
+                images.float(), self.input_size, mode="bicubic", align_corners=False, antialias=True
+            ).clamp(0, 1)
+        pixel_values = (images.to(self.dtype).expand(-1, 3, -1, -1) - self.image_mean) / self.image_std
+        return self.projection(self.norm(self._patch_tokens(pixel_values))).to(self.dtype)
+
+    def _patch_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Output `[B, N, D]` of the last block, without the tokens before the patches."""
+        rows, columns = self.grid
+        options = {}
+        if "interpolate_pos_encoding" in self._arguments:
+            options["interpolate_pos_encoding"] = True
+        if "noise" in self._arguments:
+            # ViTMAE sorts the patches by it.
+            options["noise"] = torch.arange(rows * columns, device=pixel_values.device).expand(len(pixel_values), -1)
+        hidden = self.encoder(pixel_values, **options).last_hidden_state
+        if hidden.ndim == 4:
+            if hidden.shape[-2:] != (rows, columns):
+                raise ValueError(f"it gives {hidden.shape[-2]}x{hidden.shape[-1]} features")
+            return hidden.flatten(2).transpose(1, 2)
+        # CLS; CLS and DeiT's distillation token; CLS and registers.
+        prefixes = (0, 1, 2, 1 + getattr(self.encoder.config, "num_register_tokens", 0))
+        if hidden.shape[1] - rows * columns not in prefixes:
+            raise ValueError(f"it gives {hidden.shape[1]} tokens for {rows * columns} patches")
+        return hidden[:, -rows * columns :]
+
+    def _take_norm(self) -> nn.Module | None:
+        """
+        Take the final norm out of the encoder, whose output is that of its last block then. (Some models return it
+        before that norm in any case: CLIP, ConvNeXt and BEiT with mean pooling use it on what they pool.)
+        """
+        pooler = getattr(self.encoder, "pooler", None)
+        norms = [(self.encoder, name) for name in ("post_layernorm", "layernorm", "norm")] + [(pooler, "layernorm")]
+        found = None
+        for owner, name in norms:
+            norm = getattr(owner, name, None)
+            if isinstance(norm, nn.Module) and not isinstance(norm, nn.Identity):
+                found = norm
+                setattr(owner, name, nn.Identity())
+                break
+        if isinstance(pooler, nn.Module) and any(True for _ in pooler.parameters()):
+            # Of no use here, and often random: checkpoints may lack it.
+            self.encoder.pooler = None
+        return found
+
+    def _probe(self) -> int:
+        """Width of the features of one image."""
+        try:
+            return self(torch.zeros(1, 3, *self.input_size)).shape[-1]
+        except Exception as error:
+            rows, columns = self.grid
+            height, width = self.input_size
+            raise ValueError(
+                f"the teacher {self.name} cannot give features on the student's grid of {rows}x{columns} patches, for "
+                f"which it would see {height}x{width} pixels: {str(error).splitlines()[0]}{self._advice()}"
+            ) from error
+
+    def _advice(self) -> str:
+        """Which student would fit: one with the grid that the model was made for, if that works."""
+        size = getattr(self.encoder.config, "image_size", None)
+        if size is None:
+            return ""
+        height, width = (size, size) if isinstance(size, int) else size
+        self.grid = height // self._stride[0], width // self._stride[1]
+        try:
+            self(torch.zeros(1, 3, *self.input_size))
+        except Exception:
+            return ""
+        rows, columns = self.grid
+        return (
+            f"; a student of {rows}x{columns} patches fits, such as one with patch_size 16 and image_size "
+            f"{16 * rows}x{16 * columns}"
+        )
+
+
+def load_teacher(
+    name_or_path: str, grid: tuple[int, int], feature: str = "auto", **hub_options: str | None
+) -> FeatureTeacher:
+    """
+    The vision model in a folder or on the Hub as a [`FeatureTeacher`], in float32.
+
+    Args:
+        name_or_path (`str`): Folder or Hub id of any vision model of transformers or of this package, with its image
+            processor; of CLIP and the like the image tower is used, of models with a head their encoder.
+        grid (`tuple[int, int]`): Rows and columns of the student's patches.
+        feature (`str`, defaults to `"auto"`): As for [`FeatureTeacher`].
+        **hub_options: `revision`, `token`, `cache_dir`, as for `from_pretrained`.
+
+    Raises:
+        OSError: If there is no model, or no image processor beside it.
+        ValueError: If weights are missing, or as for [`FeatureTeacher`].
+    """
+    config = AutoConfig.from_pretrained(name_or_path, **hub_options)
+    model_class = AutoModel
+    if config.architectures == ["CLIPVisionModelWithProjection"]:
+        # It has the model type of the tower alone.
+        model_class = CLIPVisionModelWithProjection
+    model, info = model_class.from_pretrained(
+        name_or_path, dtype=torch.float32, output_loading_info=True, **hub_options
+    )
+    lost = sorted(name for name in info["missing_keys"] if "pooler." not in name)
+    if lost:
+        raise ValueError(f"the teacher {name_or_path} lacks {len(lost)} tensors, such as {lost[0]}")
+    processor, _ = BaseImageProcessor.get_image_processor_dict(name_or_path, **hub_options)
+    mean, std = processor.get("image_mean"), processor.get("image_std")
+    if mean is None or std is None:
+        raise ValueError(f"the image processor of the teacher {name_or_path} has no image_mean and image_std")
+    is_folder = Path(name_or_path).is_dir()
+    return FeatureTeacher(
+        model,
+        grid,
+        mean,
+        std,
+        feature,
+        name=Path(name_or_path).resolve().name if is_folder else name_or_path,
+        license=_license(name_or_path, **hub_options),
+    )
+
+
+def _license(name_or_path: str, **hub_options: str | None) -> str | None:
+    """As the model's card names it; None without a card or a licence in it."""
+    card = cached_file(
+        name_or_path,
+        "README.md",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **hub_options,
+    )
+    return None if card is None else ModelCard.load(card, ignore_metadata_errors=True).data.license
+
+
+def _stride(config) -> tuple[int, int]:
+    """Pixels between the features of a model, down and across."""
+    patch_size = getattr(config, "patch_size", None)
+    if patch_size is None:
+        return CONVOLUTIONAL_STRIDE, CONVOLUTIONAL_STRIDE
+    # From stage to stage of Swin, ConvNeXt and their like the grid has half the rows and columns.
+    halvings = len(getattr(config, "depths", [None])) - 1
+    height, width = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
+    return height * 2**halvings, width * 2**halvings
