@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 
 GOLDEN = Path(__file__).parent / "golden"
-SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+SHARED = Path(__file__).parents[2] / "shared"
+SHARED_DATA = SHARED / "data"
 
 
 @pytest.fixture(scope="session")
@@ -28,5 +29,21 @@ def ibot_golden():
     def load(name: str) -> tuple[dict[str, torch.Tensor], dict]:
         file = f"{name}.safetensors"
         return load_file(GOLDEN / "ibot" / file), descriptions[file]
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def beitv2_golden():
+    """
+    `beitv2_golden(name)` gives the tensors of tests/golden/beitv2/name.safetensors. Those that would take too much
+    room there are beside the repository; tests that need them are skipped where they are absent.
+    """
+
+    def load(name: str) -> dict[str, torch.Tensor]:
+        for folder in (GOLDEN / "beitv2", SHARED / "reference" / "beitv2"):
+            if (folder / f"{name}.safetensors").is_file():
+                return load_file(folder / f"{name}.safetensors")
+        pytest.skip(f"{name}.safetensors of ../shared/reference/beitv2 is not on this machine")
 
     return load

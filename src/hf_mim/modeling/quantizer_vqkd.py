@@ -1,0 +1,256 @@
+"""
+The codebook of a VQ-KD tokenizer: nearest codes, straight-through gradient, moving average (`norm_ema_quantizer.py`).
+
+Shapes: M vectors, K codes, C channels of a code.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from transformers.utils import logging
+
+from .configuration_vqkd import VQKDConfig
+
+
+logger = logging.get_logger(__name__)
+
+KMEANS_ITERATIONS = 10
+# Scores to hold at once: on a CPU as many as its caches hold, on a GPU few enough to bound the memory.
+SCORES_ON_CPU, SCORES_ON_GPU = 2**21, 2**27
+
+
+def most_similar(samples: torch.Tensor, vectors: torch.Tensor, offsets: torch.Tensor | None = None) -> torch.Tensor:
+    """
+    Index `int64 [M]` of the vector with the largest `sample · vector + offset`, the lowest one on ties.
+
+    Args:
+        samples (`[M, C]`), vectors (`[K, C]`), offsets (`[K]`, *optional*): Their `[M, K]` scores are made in pieces.
+    """
+    step = max(1, (SCORES_ON_CPU if samples.device.type == "cpu" else SCORES_ON_GPU) // len(vectors))
+    by_channel = vectors.t()
+    best = []
+    for piece in samples.split(step):
+        scores = piece @ by_channel if offsets is None else torch.addmm(offsets, piece, by_channel)
+        best.append(scores.argmax(1))
+    return torch.cat(best)
+
+
+def code_statistics(samples: torch.Tensor, codes: torch.Tensor, num_codes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Per code, how many of the samples `[M, C]` it has, `int64 [K]`, and their sum, `[K, C]`; `codes` is `[M]`."""
+    counts = torch.zeros(num_codes, dtype=torch.int64, device=codes.device)
+    counts.index_add_(0, codes, torch.ones_like(codes))
+    sums = samples.new_zeros(num_codes, samples.shape[1]).index_add_(0, codes, samples)
+    return counts, sums
+
+
+def mean_directions(counts: torch.Tensor, sums: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
+    """Normalised means `[K, C]` of the samples of each code; a code without any has its row of `otherwise`."""
+    means = nn.functional.normalize(sums / counts.clamp(min=1).unsqueeze(1), dim=1)
+    return torch.where(counts.unsqueeze(1) > 0, means, otherwise)
+
+
+def spherical_kmeans(samples: torch.Tensor, means: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Ten Lloyd iterations with the cosine as similarity (`norm_ema_quantizer.py`, `kmeans`).
+
+    Args:
+        samples (`[M, C]`): Unit vectors.
+        means (`[K, C]`): Means to start from. One without samples stays as it is.
+
+    Returns:
+        The means `[K, C]`, and how many samples each had in the last iteration, `int64 [K]`.
+    """
+    for _ in range(KMEANS_ITERATIONS):
+        counts, sums = code_statistics(samples, most_similar(samples, means), len(means))
+        means = mean_directions(counts, sums, means)
+    return means, counts
+
+
+def _several_processes() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _of_all_processes(rows: torch.Tensor) -> torch.Tensor:
+    """The rows of all processes, in their order; each may have another number of them."""
+    if not _several_processes():
+        return rows
+    world_size = dist.get_world_size()
+    length = torch.tensor([len(rows)], device=rows.device)
+    lengths = [torch.empty_like(length) for _ in range(world_size)]
+    dist.all_gather(lengths, length)
+    lengths = torch.cat(lengths).tolist()
+    padded = rows.new_zeros(max(lengths), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in range(world_size)]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:n] for part, n in zip(parts, lengths, strict=True)])
+
+
+def _is_first_process() -> bool:
+    return not _several_processes() or dist.get_rank() == 0
+
+
+class VQKDQuantizer(nn.Module):
+    """
+    Replaces vectors by the nearest of K unit vectors, the codebook.
+
+    In training mode every forward pass collects which vectors fell to which code; `update_codebook` then moves the
+    codebook, once per step of the optimiser. The codebook is the same in all processes: it starts with k-means over
+    the vectors of all of them, and moves by their common sums. In eval mode nothing ever changes.
+
+    All arithmetic is in the precision of the codebook (float32), under autocast as well. On a GPU, the order in which
+    PyTorch adds up a code's vectors is only fixed after `torch.use_deterministic_algorithms(True)`.
+
+    Buffers:
+        codebook (`[K, C]`): Unit vectors.
+        usage (`[K]`): Moving average of the number of vectors per code and step.
+        initialized (`bool []`): Whether there is a codebook.
+        idle_steps (`int64 [K]`, with `revive_after_steps`): Steps since the code was last used.
+    """
+
+    def __init__(self, config: VQKDConfig):
+        super().__init__()
+        self.decay = config.codebook_decay
+        self.commitment_weight = config.commitment_weight
+        self.revive_after_steps = config.revive_after_steps
+        num_codes = config.codebook_size
+        self.register_buffer("codebook", torch.zeros(num_codes, config.codebook_dim))
+        self.register_buffer("usage", torch.zeros(num_codes))
+        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
+        if self.revive_after_steps:
+            self.register_buffer("idle_steps", torch.zeros(num_codes, dtype=torch.int64))
+        self._forget()
+
+    def _load_from_state_dict(self, *args, **kwargs):
+        super()._load_from_state_dict(*args, **kwargs)
+        self._forget()
+
+    def _forget(self):
+        # Once there is a codebook it stays: the host need not ask the device again.
+        self._known_initialized = False
+        # Of the steps since the last update: counts [K], sums [K, C] and, where codes are revived, the vectors.
+        self._counts: torch.Tensor | None = None
+        self._sums: torch.Tensor | None = None
+        self._samples: list[torch.Tensor] = []
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            features (`[..., C]`): Vectors of any length; they are normalised first.
+
+        Returns:
+            The codes' vectors `[..., C]`, with the gradient of the normalised features (straight-through); the codes,
+            `int64 [...]`; and the commitment loss, the mean squared difference of normalised features and codes.
+
+        Raises:
+            ValueError: In eval mode, when there is no codebook yet.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            normalized = nn.functional.normalize(features.to(self.codebook.dtype), dim=-1)
+            samples = normalized.detach().flatten(0, -2)
+            if self.training and not self._is_initialized():
+                self._init_codebook(samples)
+            codes = self._nearest(samples)
+            vectors = self.codebook[codes].view_as(normalized)
+            if self.training:
+                self._collect(samples, codes)
+            loss = self.commitment_weight * nn.functional.mse_loss(normalized, vectors)
+            quantized = normalized + (vectors - normalized).detach()
+        return quantized, codes.view(normalized.shape[:-1]), loss
+
+    @torch.no_grad()
+    def encode(self, features: torch.Tensor) -> torch.Tensor:
+        """
+        Codes `int64 [...]` of features `[..., C]`; changes nothing, in any mode.
+
+        Raises:
+            ValueError: When there is no codebook yet.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            samples = nn.functional.normalize(features.to(self.codebook.dtype), dim=-1).flatten(0, -2)
+            return self._nearest(samples).view(features.shape[:-1])
+
+    def _nearest(self, samples: torch.Tensor) -> torch.Tensor:
+        """Codes `[M]` with the smallest squared distance, of which |sample|² and a factor of -2 are left out."""
+        if not self._is_initialized():
+            raise ValueError(
+                "the tokenizer has no codebook yet: load a trained one, or run a training step, whose k-means makes it"
+            )
+        return most_similar(samples, self.codebook, -0.5 * self.codebook.square().sum(1))
+
+    def _is_initialized(self) -> bool:
+        self._known_initialized = self._known_initialized or bool(self.initialized)
+        return self._known_initialized
+
+    def _init_codebook(self, samples: torch.Tensor):
+        """
+        K-means over the vectors `[M, C]` of all processes, on the first of them, from as many of these vectors: chosen
+        without replacement, or with replacement where there are too few. Equal means leave all but the first unused.
+        """
+        samples, num_codes = _of_all_processes(samples), len(self.codebook)
+        if _is_first_process():
+            if len(samples) < num_codes:
+                logger.warning(
+                    f"the first training batch has {len(samples)} patches for a codebook of {num_codes}: codes that "
+                    "start as copies of others stay unused. Use larger batches for the first step, a smaller "
+                    "codebook_size, or revive_after_steps"
+                )
+                chosen = torch.randint(0, len(samples), (num_codes,))
+            else:
+                chosen = torch.randperm(len(samples))[:num_codes]
+            self.codebook.copy_(spherical_kmeans(samples, samples[chosen.to(samples.device)])[0])
+        if _several_processes():
+            dist.broadcast(self.codebook, 0)
+        self.initialized.fill_(True)
+
+    def _collect(self, samples: torch.Tensor, codes: torch.Tensor):
+        counts, sums = code_statistics(samples, codes, len(self.codebook))
+        self._counts = counts if self._counts is None else self._counts + counts
+        self._sums = sums if self._sums is None else self._sums + sums
+        if self.revive_after_steps:
+            self._samples.append(samples)
+
+    @torch.no_grad()
+    def update_codebook(self) -> torch.Tensor:
+        """
+        Moves each code that was used since the last update towards the mean of its vectors, however many there were,
+        and the usage of all codes. With several processes, all must call this.
+
+        Returns:
+            How many vectors each code had, in all processes together: `int64 [K]`.
+
+        Raises:
+            ValueError: When there was no forward pass in training mode since the last update.
+        """
+        if self._counts is None:
+            raise ValueError("update_codebook needs a forward pass in training mode since its last call")
+        counts, sums, samples = self._counts, self._sums, self._samples
+        self._counts, self._sums, self._samples = None, None, []
+        if _several_processes():
+            dist.all_reduce(counts)
+            dist.all_reduce(sums)
+        self.usage.mul_(self.decay).add_(counts, alpha=1 - self.decay)
+        means = mean_directions(counts, sums, self.codebook)
+        moved = nn.functional.normalize(self.decay * self.codebook + (1 - self.decay) * means, dim=1)
+        self.codebook.copy_(torch.where(counts.unsqueeze(1) > 0, moved, self.codebook))
+        if self.revive_after_steps:
+            self._revive(counts, torch.cat(samples))
+        return counts
+
+    def _revive(self, counts: torch.Tensor, samples: torch.Tensor):
+        """Gives codes that were idle for too long the vectors of random samples, each of which it takes at most once."""
+        self.idle_steps.add_(1).masked_fill_(counts > 0, 0)
+        idle = (self.idle_steps >= self.revive_after_steps).nonzero().squeeze(1)
+        if not len(idle):
+            return
+        samples = _of_all_processes(samples)
+        # The first process chooses: its random numbers are part of a checkpoint, as those of all processes are.
+        if _is_first_process():
+            chosen = torch.randperm(len(samples))[: len(idle)].to(samples.device)
+            self.codebook[idle[: len(chosen)]] = samples[chosen]
+        self.idle_steps[idle[: len(samples)]] = 0
+        if _several_processes():
+            dist.broadcast(self.codebook, 0)
+
+
+__all__ = ["VQKDQuantizer"]
