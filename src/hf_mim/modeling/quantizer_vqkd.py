@@ -238,7 +238,7 @@ class VQKDQuantizer(nn.Module):
         return counts
 
     def _revive(self, counts: torch.Tensor, samples: torch.Tensor):
-        """Gives codes that were idle for too long the vectors of random samples, each of which it takes at most once."""
+        """Gives codes that were idle for too long the vectors of random samples, each sample to one code at most."""
         self.idle_steps.add_(1).masked_fill_(counts > 0, 0)
         idle = (self.idle_steps >= self.revive_after_steps).nonzero().squeeze(1)
         if not len(idle):
