@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from hf_mim import IBotBackbone, IBotConfig, IBotForImageClassification, IBotForPreTraining, IBotModel
-from hf_mim.modeling.drop_path_ibot import IBotDropPath
+from hf_mim.modeling.layers import DropPathResidual
 
 from .common import ModelChecks, assert_same, assert_same_weights, gradients_of, tensors_of
 
@@ -419,7 +419,7 @@ class TestDropPath:
     def test_whole_samples_are_dropped_and_the_others_scaled(self, dtype):
         torch.manual_seed(0)
         branch = torch.randn(4000, 3, 5).to(dtype)
-        out = IBotDropPath(0.25).train()(branch, lambda x: x) - branch
+        out = DropPathResidual(0.25).train()(branch, lambda x: x) - branch
         kept = (out != 0).flatten(1)
         assert out.dtype == dtype and (kept.all(1) | ~kept.any(1)).all()
         survivors = kept.any(1)
@@ -441,7 +441,7 @@ class TestDropPath:
     @pytest.mark.parametrize("batch_size", [1, 6])
     def test_skipping_dropped_samples_equals_multiplying_them_by_zero(self, rate, batch_size):
         linear = torch.nn.Linear(5, 5)
-        drop_path = IBotDropPath(rate).train()
+        drop_path = DropPathResidual(rate).train()
         tokens = torch.randn(batch_size, 3, 5, requires_grad=True)
 
         def branch(x, output_attentions=False):
@@ -471,7 +471,7 @@ class TestDropPath:
     @torch.no_grad()
     def test_nothing_is_dropped_in_eval_mode(self):
         branch = torch.randn(8, 3, 5)
-        assert torch.equal(IBotDropPath(0.9).eval()(torch.zeros(8, 3, 5), lambda x: branch), branch)
+        assert torch.equal(DropPathResidual(0.9).eval()(torch.zeros(8, 3, 5), lambda x: branch), branch)
 
 
 def test_outputs_hold_no_empty_tensors():

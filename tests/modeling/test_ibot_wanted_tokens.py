@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from hf_mim import IBotModel
-from hf_mim.modeling.drop_path_ibot import IBotDropPath
-from hf_mim.modeling.head_ibot import wanted_tokens
+from hf_mim.modeling.layers import DropPathResidual, wanted_tokens
 
 from . import test_ibot_common as ibot
 from .common import assert_same
@@ -70,7 +69,7 @@ def test_recorded_states_and_attentions_are_those_of_all_tokens(recorded):
 @pytest.mark.parametrize("rate", [0.01, 0.5, 0.999])
 def test_skipping_the_tokens_of_dropped_samples_equals_multiplying_them_by_zero(rate):
     linear = torch.nn.Linear(5, 5)
-    drop_path = IBotDropPath(rate).train()
+    drop_path = DropPathResidual(rate).train()
     tokens = torch.randn(6, 3, 5, requires_grad=True)
     indices = torch.tensor([0, 4, 5, 17, 9, 3])
 
@@ -90,7 +89,7 @@ def test_skipping_the_tokens_of_dropped_samples_equals_multiplying_them_by_zero(
 def test_no_wanted_token():
     tokens = torch.randn(6, 3, 5)
     nothing = torch.tensor([], dtype=torch.int64)
-    assert IBotDropPath(0.5).train()(tokens, torch.tanh, nothing).shape == (0, 1, 5)
+    assert DropPathResidual(0.5).train()(tokens, torch.tanh, nothing).shape == (0, 1, 5)
 
 
 def test_positions_of_wanted_tokens():

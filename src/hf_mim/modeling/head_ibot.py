@@ -7,23 +7,6 @@ from transformers.activations import ACT2FN
 from .configuration_ibot import IBotConfig
 
 
-def wanted_tokens(num_views: int, num_patches: int, mask_indices: torch.Tensor) -> torch.Tensor:
-    """
-    Tokens whose logits are wanted: the CLS token of every view, then the masked patches.
-
-    Args:
-        num_views (`int`): Sequences R of one CLS token and N patches.
-        num_patches (`int`): N.
-        mask_indices (`int64 [M]`): Positions of the masked patches in the flattened `[R, N]` grid.
-
-    Returns:
-        `int64 [R+M]`: Positions in the flattened `[R, 1+N]` sequences.
-    """
-    cls = torch.arange(num_views, device=mask_indices.device) * (1 + num_patches)
-    patches = mask_indices + torch.div(mask_indices, max(num_patches, 1), rounding_mode="floor") + 1
-    return torch.cat((cls, patches))
-
-
 class IBotWeightNormLinear(nn.Module):
     """
     Bias-free linear layer with weight `magnitude · direction / ‖direction‖` per output row.

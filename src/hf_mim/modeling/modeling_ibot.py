@@ -4,46 +4,27 @@ iBOT with a Vision Transformer backbone ([Zhou et al., 2022](https://arxiv.org/a
 Shapes: B images, G global and L local views, N patches, D channels, K and P prototypes, M masked patches.
 """
 
-import math
-from collections.abc import Callable
-
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_ibot import IBotConfig
-from .drop_path_ibot import IBotDropPath
 from .head_ibot import IBotHead, IBotWeightNormLinear
-
-
-class IBotPatchEmbeddings(nn.Module):
-    """Cuts images into patches and projects each one: `[B, C, H, W]` to `[B, N, D]`."""
-
-    def __init__(self, config: IBotConfig):
-        super().__init__()
-        self.patch_size = config.patch_size
-        self.num_channels = config.num_channels
-        self.projection = nn.Conv2d(
-            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
-        )
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        _, channels, height, width = pixel_values.shape
-        if channels != self.num_channels:
-            raise ValueError(f"pixel_values have {channels} channels, the model was built for {self.num_channels}")
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(f"image size {height}x{width} is not a multiple of the patch size {self.patch_size}")
-        return self.projection(pixel_values).flatten(2).transpose(1, 2)
+from .layers import (
+    PatchEmbeddings,
+    SelfAttention,
+    TransformerLayer,
+    init_like_torch,
+    interpolate_position_table,
+    replace_masked_patches,
+)
 
 
 class IBotEmbeddings(nn.Module):
@@ -55,160 +36,24 @@ class IBotEmbeddings(nn.Module):
         self.grid_size = config.grid_size
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size))
-        self.patch_embeddings = IBotPatchEmbeddings(config)
+        self.patch_embeddings = PatchEmbeddings(config)
         num_patches = self.grid_size[0] * self.grid_size[1]
         self.position_embeddings = nn.Parameter(torch.zeros(1, 1 + num_patches, config.hidden_size))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def interpolate_position_embeddings(self, height: int, width: int) -> torch.Tensor:
-        """
-        Position table `[1, 1+N, D]` for images of `height` x `width` pixels.
-
-        The original code resizes by *scale factors* with 0.1 patches added, and samples with exactly these factors,
-        which gives other numbers than resizing to a size does (`vision_transformer.py`, `interpolate_pos_encoding`).
-        """
+        """Position table `[1, 1+N, D]` for images of `height` x `width` pixels."""
         grid = (height // self.patch_size, width // self.patch_size)
-        if grid == self.grid_size:
-            return self.position_embeddings
-        table = self.position_embeddings[:, 1:].unflatten(1, self.grid_size).permute(0, 3, 1, 2)
-        # Bicubic weights in half precision would be coarser than the table itself.
-        sampled = table.float() if table.dtype in (torch.float16, torch.bfloat16) else table
-        scale = ((grid[0] + 0.1) / self.grid_size[0], (grid[1] + 0.1) / self.grid_size[1])
-        sampled = nn.functional.interpolate(sampled, scale_factor=scale, mode="bicubic", align_corners=False)
-        patches = sampled.to(table.dtype).flatten(2).transpose(1, 2)
-        return torch.cat((self.position_embeddings[:, :1], patches), dim=1)
+        return interpolate_position_table(self.position_embeddings, self.grid_size, grid)
 
     def forward(self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None) -> torch.Tensor:
         height, width = pixel_values.shape[-2:]
         embeddings = self.patch_embeddings(pixel_values)
         if bool_masked_pos is not None:
-            if bool_masked_pos.shape != embeddings.shape[:2]:
-                raise ValueError(
-                    f"bool_masked_pos has shape {tuple(bool_masked_pos.shape)}, "
-                    f"the images give {tuple(embeddings.shape[:2])} (batch, patches)"
-                )
-            embeddings = torch.where(
-                bool_masked_pos.bool().unsqueeze(-1), self.mask_token.to(embeddings.dtype), embeddings
-            )
+            embeddings = replace_masked_patches(embeddings, bool_masked_pos, self.mask_token)
         cls_token = self.cls_token.expand(embeddings.shape[0], -1, -1).to(embeddings.dtype)
         embeddings = torch.cat((cls_token, embeddings), dim=1)
         return self.dropout(embeddings + self.interpolate_position_embeddings(height, width))
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Unpack[TransformersKwargs],
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention written out, the only one that returns its weights: `[B, heads, 1+N, d]` to `[B, 1+N, heads, d]`."""
-    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if attention_mask is not None:
-        weights = weights + attention_mask
-    weights = nn.functional.softmax(weights, dim=-1)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
-
-
-class IBotAttention(nn.Module):
-    """Multi-head self-attention over all tokens."""
-
-    def __init__(self, config: IBotConfig):
-        super().__init__()
-        self.config = config
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.scaling = self.head_dim**-0.5
-        self.attention_dropout = config.attention_probs_dropout_prob
-        # Without this attribute the sdpa interface makes the attention causal.
-        self.is_causal = False
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(
-        self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        input_shape = hidden_states.shape[:-1]
-        query, key, value = (
-            projection(hidden_states).view(*input_shape, -1, self.head_dim).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        output, weights = attention_interface(
-            self,
-            query,
-            key,
-            value,
-            None,
-            dropout=self.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
-        return self.o_proj(output.reshape(*input_shape, -1)), weights
-
-
-class IBotMLP(nn.Module):
-    """The two linear layers of a block."""
-
-    def __init__(self, config: IBotConfig):
-        super().__init__()
-        self.activation_fn = ACT2FN[config.hidden_act]
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.fc1(hidden_states)
-        if not (self.training and torch.is_grad_enabled()):
-            return self._second_layer(hidden_states)
-        # The activation's output is a quarter of what a block would keep for the backward pass, and cheap to compute
-        # again. The recomputation stops where that output is found: fc2 itself runs once.
-        return checkpoint(self._second_layer, hidden_states, use_reentrant=False, preserve_rng_state=False)
-
-    def _second_layer(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.activation_fn(hidden_states))
-
-
-class IBotLayer(GradientCheckpointingLayer):
-    """Pre-norm block: `x += droppath(scale·attention(norm(x)))`, then the same with the MLP."""
-
-    def __init__(self, config: IBotConfig, drop_path_rate: float = 0.0):
-        super().__init__()
-        self.attention = IBotAttention(config)
-        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = IBotMLP(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.drop_path = IBotDropPath(drop_path_rate)
-        if config.layer_scale_init_value > 0:
-            self.lambda_1 = nn.Parameter(torch.zeros(config.hidden_size))
-            self.lambda_2 = nn.Parameter(torch.zeros(config.hidden_size))
-        else:
-            self.lambda_1 = self.lambda_2 = None
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        token_indices: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> torch.Tensor:
-        hidden_states = self.drop_path(hidden_states, self.attention_branch, **kwargs)
-        return self.drop_path(hidden_states, self.mlp_branch, token_indices)
-
-    def attention_branch(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        branch, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
-        branch = self.dropout(branch)
-        return branch if self.lambda_1 is None else self.lambda_1 * branch
-
-    def mlp_branch(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        branch = self.dropout(self.mlp(self.layernorm_after(hidden_states)))
-        return branch if self.lambda_2 is None else self.lambda_2 * branch
 
 
 class IBotPreTrainedModel(PreTrainedModel):
@@ -220,13 +65,13 @@ class IBotPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
-    _no_split_modules = ["IBotEmbeddings", "IBotLayer"]
+    _no_split_modules = ["IBotEmbeddings", "TransformerLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    _can_record_outputs = {"hidden_states": IBotLayer, "attentions": IBotAttention}
+    _can_record_outputs = {"hidden_states": TransformerLayer, "attentions": SelfAttention}
     _input_embed_layer = "patch_embeddings"
     # An encoder or classifier that is loaded from a pre-training checkpoint leaves the projection head behind.
     _keys_to_ignore_on_load_unexpected = [r"^head\."]
@@ -242,7 +87,8 @@ class IBotPreTrainedModel(PreTrainedModel):
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d):
-            self._init_like_torch(module.weight, module.bias)
+            # The original code leaves these, the patch projection and the head's last layers as PyTorch makes them.
+            init_like_torch(module.weight, module.bias)
         elif isinstance(module, (nn.LayerNorm, nn.BatchNorm1d, nn.SyncBatchNorm)):
             init.ones_(module.weight)
             init.zeros_(module.bias)
@@ -254,22 +100,14 @@ class IBotPreTrainedModel(PreTrainedModel):
             init.trunc_normal_(module.cls_token, std=self.config.initializer_range)
             init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
             init.zeros_(module.mask_token)
-        elif isinstance(module, IBotLayer) and module.lambda_1 is not None:
+        elif isinstance(module, TransformerLayer) and module.lambda_1 is not None:
             init.constant_(module.lambda_1, self.config.layer_scale_init_value)
             init.constant_(module.lambda_2, self.config.layer_scale_init_value)
         elif isinstance(module, IBotWeightNormLinear):
-            self._init_like_torch(module.direction, None)
+            init_like_torch(module.direction, None)
             init.ones_(module.magnitude)
         elif isinstance(module, IBotHead) and module.patch_projection is not None:
-            self._init_like_torch(module.patch_projection.weight, module.patch_projection.bias)
-
-    @staticmethod
-    def _init_like_torch(weight: torch.Tensor, bias: torch.Tensor | None):
-        # The original code leaves the patch projection and the head's last layers as PyTorch initialises them.
-        init.kaiming_uniform_(weight, a=math.sqrt(5))
-        if bias is not None:
-            bound = 1 / math.sqrt(weight[0].numel())
-            init.uniform_(bias, -bound, bound)
+            init_like_torch(module.patch_projection.weight, module.patch_projection.bias)
 
 
 class IBotModel(IBotPreTrainedModel):
@@ -284,7 +122,7 @@ class IBotModel(IBotPreTrainedModel):
         self.embeddings = IBotEmbeddings(config)
         steps = max(config.num_hidden_layers - 1, 1)
         self.layers = nn.ModuleList(
-            [IBotLayer(config, config.drop_path_rate * i / steps) for i in range(config.num_hidden_layers)]
+            [TransformerLayer(config, config.drop_path_rate * i / steps) for i in range(config.num_hidden_layers)]
         )
         norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layernorm = nn.Identity() if config.use_mean_pooling else norm
@@ -317,7 +155,7 @@ class IBotModel(IBotPreTrainedModel):
             hidden_states = layer(hidden_states, **kwargs)
         # The mean patch and a recorded last state take all tokens of the last block.
         takes_all = self.fc_norm is not None or kwargs.get("output_hidden_states", self.config.output_hidden_states)
-        hidden_states = self.layers[-1](hidden_states, None if takes_all else token_indices, **kwargs)
+        hidden_states = self.layers[-1](hidden_states, None, None if takes_all else token_indices, **kwargs)
         hidden_states = self.layernorm(hidden_states)
         if self.fc_norm is not None:
             pooled = self.fc_norm(hidden_states[:, 1:].mean(dim=1, keepdim=True))

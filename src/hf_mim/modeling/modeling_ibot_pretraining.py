@@ -13,7 +13,8 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_ibot import IBotConfig
-from .head_ibot import IBotHead, wanted_tokens
+from .head_ibot import IBotHead
+from .layers import wanted_tokens
 from .loss_ibot import cls_loss, patch_loss
 from .modeling_ibot import IBotModel, IBotPreTrainedModel
 

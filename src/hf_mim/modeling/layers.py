@@ -1,0 +1,297 @@
+"""
+Parts of a Vision Transformer that the methods share; parameter names are those of transformers' own ViT and BEiT.
+
+Shapes: B images, N patches, D channels, d channels per head.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+
+
+class PatchEmbeddings(nn.Module):
+    """Cuts images into patches and projects each one: `[B, C, H, W]` to `[B, N, D]`."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.num_channels = config.num_channels
+        self.projection = nn.Conv2d(
+            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+        )
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        _, channels, height, width = pixel_values.shape
+        if channels != self.num_channels:
+            raise ValueError(f"pixel_values have {channels} channels, the model was built for {self.num_channels}")
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(f"image size {height}x{width} is not a multiple of the patch size {self.patch_size}")
+        return self.projection(pixel_values).flatten(2).transpose(1, 2)
+
+
+def replace_masked_patches(
+    embeddings: torch.Tensor, bool_masked_pos: torch.Tensor, mask_token: torch.Tensor
+) -> torch.Tensor:
+    """
+    Patch embeddings `[B, N, D]` with `mask_token` `[1, 1, D]` where `bool_masked_pos` `[B, N]` is true.
+
+    Raises:
+        ValueError: If the mask has another shape than the images give.
+    """
+    if bool_masked_pos.shape != embeddings.shape[:2]:
+        raise ValueError(
+            f"bool_masked_pos has shape {tuple(bool_masked_pos.shape)}, "
+            f"the images give {tuple(embeddings.shape[:2])} (batch, patches)"
+        )
+    return torch.where(bool_masked_pos.bool().unsqueeze(-1), mask_token.to(embeddings.dtype), embeddings)
+
+
+def interpolate_position_table(
+    table: torch.Tensor, table_grid: tuple[int, int], grid: tuple[int, int]
+) -> torch.Tensor:
+    """
+    Position table `[1, 1+N, D]` of `table_grid` for a `grid` of patches, bicubic, the first token's entry kept.
+
+    The original codes of DINO, iBOT and BEiT v2 resize by *scale factors* with 0.1 patches added, and sample with
+    exactly these factors, which gives other numbers than resizing to a size does.
+    """
+    if grid == table_grid:
+        return table
+    patches = table[:, 1:].unflatten(1, table_grid).permute(0, 3, 1, 2)
+    # Bicubic weights in half precision would be coarser than the table itself.
+    sampled = patches.float() if patches.dtype in (torch.float16, torch.bfloat16) else patches
+    scale = ((grid[0] + 0.1) / table_grid[0], (grid[1] + 0.1) / table_grid[1])
+    sampled = nn.functional.interpolate(sampled, scale_factor=scale, mode="bicubic", align_corners=False)
+    return torch.cat((table[:, :1], sampled.to(table.dtype).flatten(2).transpose(1, 2)), dim=1)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Unpack[TransformersKwargs],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out, the only one that returns its weights: `[B, heads, 1+N, d]` to `[B, 1+N, heads, d]`."""
+    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = nn.functional.softmax(weights, dim=-1)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over all tokens; the key projection can go without the bias that the others have."""
+
+    def __init__(self, config: PreTrainedConfig, key_bias: bool):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_probs_dropout_prob
+        # Without this attribute the sdpa interface makes the attention causal.
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias and key_bias)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        input_shape = hidden_states.shape[:-1]
+        query, key, value = (
+            projection(hidden_states).view(*input_shape, -1, self.head_dim).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            # Under autocast the projections have another type than the table that the mask comes from.
+            None if attention_mask is None else attention_mask.to(query.dtype),
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.o_proj(output.reshape(*input_shape, -1)), weights
+
+
+class MLP(nn.Module):
+    """The two linear layers of a block."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.fc1(hidden_states)
+        if not (self.training and torch.is_grad_enabled()):
+            return self._second_layer(hidden_states)
+        # The activation's output is a quarter of what a block would keep for the backward pass, and cheap to compute
+        # again. The recomputation stops where that output is found: fc2 itself runs once.
+        return checkpoint(self._second_layer, hidden_states, use_reentrant=False, preserve_rng_state=False)
+
+    def _second_layer(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.activation_fn(hidden_states))
+
+
+class DropPathResidual(nn.Module):
+    """
+    Residual connection with stochastic depth: `x + branch(x)`, where whole samples drop the branch and the others
+    divide it by the keep probability.
+    """
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        branch: Callable[..., torch.Tensor],
+        token_indices: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """
+        Args:
+            hidden_states (`[B, 1+N, D]`): Tokens of every sample.
+            branch (`Callable`): Maps `[B, 1+N, D]` to the same; gets `kwargs`.
+            token_indices (`int64 [T]`, *optional*): Tokens that go on, as positions in the flattened sequences, with a
+                branch in which no token sees another. The same samples are dropped as without it.
+
+        Returns:
+            `[B, 1+N, D]`, or `[T, 1, D]` with `token_indices`.
+        """
+        batch_size, length, _ = hidden_states.shape
+        if token_indices is not None:
+            hidden_states = hidden_states.flatten(0, 1)[token_indices, None]
+        if self.rate == 0.0 or not self.training:
+            return hidden_states + branch(hidden_states, **kwargs)
+        keep = 1.0 - self.rate
+        # Drawn in float32 whatever the branch's type, so that the same seed drops the same samples under autocast.
+        kept = torch.rand((batch_size, 1, 1), device=hidden_states.device) < keep
+        if token_indices is not None:
+            kept = kept[token_indices // length]
+        if hidden_states.device.type != "cpu" or torch.compiler.is_compiling() or kwargs.get("output_attentions"):
+            output = branch(hidden_states, **kwargs)
+            return hidden_states + output * (kept / keep).to(output.dtype)
+        # On the CPU a dropped sample costs nothing; elsewhere the host would have to wait for the number of kept ones.
+        rows = kept.flatten().nonzero().squeeze(1)
+        if len(rows) in (0, len(kept)):
+            # An attention over no sample has no shape, and its weights need a gradient all the same.
+            return hidden_states.add(branch(hidden_states, **kwargs), alpha=(len(rows) > 0) / keep)
+        output = branch(hidden_states.index_select(0, rows), **kwargs).to(hidden_states.dtype)
+        return hidden_states.index_add(0, rows, output, alpha=1 / keep)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate}"
+
+
+class TransformerLayer(GradientCheckpointingLayer):
+    """Pre-norm block: `x += droppath(scale·attention(norm(x)))`, then the same with the MLP."""
+
+    def __init__(self, config: PreTrainedConfig, drop_path_rate: float = 0.0, key_bias: bool = True):
+        super().__init__()
+        self.attention = SelfAttention(config, key_bias)
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.drop_path = DropPathResidual(drop_path_rate)
+        if config.layer_scale_init_value > 0:
+            self.lambda_1 = nn.Parameter(torch.zeros(config.hidden_size))
+            self.lambda_2 = nn.Parameter(torch.zeros(config.hidden_size))
+        else:
+            self.lambda_1 = self.lambda_2 = None
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_indices: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """
+        Args:
+            hidden_states (`[B, 1+N, D]`): Tokens.
+            attention_mask (`[1, heads, 1+N, 1+N]`, *optional*): Added to the attention logits.
+            token_indices (`int64 [T]`, *optional*): Tokens that go through the MLP and on, as positions in the
+                flattened `[B, 1+N]` sequences.
+
+        Returns:
+            `[B, 1+N, D]`, or `[T, 1, D]` with `token_indices`.
+        """
+        hidden_states = self.drop_path(hidden_states, self.attention_branch, attention_mask=attention_mask, **kwargs)
+        return self.drop_path(hidden_states, self.mlp_branch, token_indices)
+
+    def attention_branch(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        branch, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
+        branch = self.dropout(branch)
+        return branch if self.lambda_1 is None else self.lambda_1 * branch
+
+    def mlp_branch(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        branch = self.dropout(self.mlp(self.layernorm_after(hidden_states)))
+        return branch if self.lambda_2 is None else self.lambda_2 * branch
+
+
+def wanted_tokens(num_sequences: int, num_patches: int, mask_indices: torch.Tensor) -> torch.Tensor:
+    """
+    Tokens of which something is computed: the CLS token of every sequence, then the masked patches.
+
+    Args:
+        num_sequences (`int`): Sequences R of one CLS token and N patches.
+        num_patches (`int`): N.
+        mask_indices (`int64 [M]`): Positions of the masked patches in the flattened `[R, N]` grid.
+
+    Returns:
+        `int64 [R+M]`: Positions in the flattened `[R, 1+N]` sequences.
+    """
+    cls = torch.arange(num_sequences, device=mask_indices.device) * (1 + num_patches)
+    patches = mask_indices + torch.div(mask_indices, max(num_patches, 1), rounding_mode="floor") + 1
+    return torch.cat((cls, patches))
+
+
+def init_like_torch(weight: torch.Tensor, bias: torch.Tensor | None, scale: float = 1.0):
+    """The initialisation that PyTorch gives a linear or convolutional layer; the weight times `scale`."""
+    bound = 1 / math.sqrt(weight[0].numel())
+    init.uniform_(weight, -bound * scale, bound * scale)
+    if bias is not None:
+        init.uniform_(bias, -bound, bound)
+
+
+__all__ = [
+    "DropPathResidual",
+    "MLP",
+    "PatchEmbeddings",
+    "SelfAttention",
+    "TransformerLayer",
+    "eager_attention_forward",
+    "init_like_torch",
+    "interpolate_position_table",
+    "replace_masked_patches",
+    "wanted_tokens",
+]
