@@ -1,5 +1,5 @@
 """
-Masked image modelling for the Hugging Face stack: iBOT with Vision Transformers.
+Masked image modelling for the Hugging Face stack: iBOT and BEiT v2 with Vision Transformers.
 
 Importing the package registers its models with the Auto classes of transformers.
 """
@@ -14,12 +14,17 @@ try:
         AutoImageProcessor,
         AutoModel,
         AutoModelForImageClassification,
+        AutoModelForMaskedImageModeling,
         AutoModelForPreTraining,
     )
     from transformers.utils import is_torchvision_available
 
+    from .modeling.configuration_beitv2 import Beitv2Config
     from .modeling.configuration_ibot import IBotConfig
+    from .modeling.image_processing_pil_beitv2 import Beitv2ImageProcessorPil
     from .modeling.image_processing_pil_ibot import IBotImageProcessorPil
+    from .modeling.modeling_beitv2 import Beitv2Backbone, Beitv2ForImageClassification, Beitv2Model
+    from .modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
     from .modeling.modeling_ibot import IBotBackbone, IBotForImageClassification, IBotModel
     from .modeling.modeling_ibot_pretraining import IBotForPreTraining
 except (ImportError, RuntimeError) as error:
@@ -39,12 +44,23 @@ AutoModelForPreTraining.register(IBotConfig, IBotForPreTraining)
 AutoModelForImageClassification.register(IBotConfig, IBotForImageClassification)
 AutoBackbone.register(IBotConfig, IBotBackbone)
 
-_processors = {"pil": IBotImageProcessorPil}
+AutoConfig.register("beitv2", Beitv2Config)
+AutoModel.register(Beitv2Config, Beitv2Model)
+AutoModelForPreTraining.register(Beitv2Config, Beitv2ForPreTraining)
+AutoModelForMaskedImageModeling.register(Beitv2Config, Beitv2ForPreTraining)
+AutoModelForImageClassification.register(Beitv2Config, Beitv2ForImageClassification)
+AutoBackbone.register(Beitv2Config, Beitv2Backbone)
+
+_ibot_processors = {"pil": IBotImageProcessorPil}
+_beitv2_processors = {"pil": Beitv2ImageProcessorPil}
 if is_torchvision_available():
+    from .modeling.image_processing_beitv2 import Beitv2ImageProcessor
     from .modeling.image_processing_ibot import IBotImageProcessor
 
-    _processors["torchvision"] = IBotImageProcessor
-AutoImageProcessor.register(IBotConfig, image_processor_classes=_processors)
+    _ibot_processors["torchvision"] = IBotImageProcessor
+    _beitv2_processors["torchvision"] = Beitv2ImageProcessor
+AutoImageProcessor.register(IBotConfig, image_processor_classes=_ibot_processors)
+AutoImageProcessor.register(Beitv2Config, image_processor_classes=_beitv2_processors)
 
 # Training and export pull in matplotlib, datasets and accelerate: they are imported when they are first used.
 _LAZY = {
@@ -59,6 +75,12 @@ _LAZY = {
 }
 
 __all__ = [
+    "Beitv2Backbone",
+    "Beitv2Config",
+    "Beitv2ForImageClassification",
+    "Beitv2ForPreTraining",
+    "Beitv2ImageProcessorPil",
+    "Beitv2Model",
     "IBotBackbone",
     "IBotConfig",
     "IBotForImageClassification",
@@ -67,8 +89,8 @@ __all__ = [
     "IBotModel",
     *_LAZY,
 ]
-if "torchvision" in _processors:
-    __all__.append("IBotImageProcessor")
+if "torchvision" in _ibot_processors:
+    __all__ += ["Beitv2ImageProcessor", "IBotImageProcessor"]
 
 
 def __getattr__(name: str):

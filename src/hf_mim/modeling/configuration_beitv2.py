@@ -1,0 +1,148 @@
+"""Configuration of the BEiT v2 models."""
+
+from huggingface_hub.dataclasses import strict
+from transformers.backbone_utils import BackboneConfigMixin
+from transformers.configuration_utils import PreTrainedConfig
+
+
+@strict
+class Beitv2Config(BackboneConfigMixin, PreTrainedConfig):
+    r"""
+    Sizes, positions and pre-training heads of a BEiT v2 model ([Peng et al., 2022](https://arxiv.org/abs/2208.06366)).
+
+    The defaults are ViT-B/16 as it is pre-trained: one table of relative positions for all blocks, layer scale, and
+    patch aggregation from block 9. ViT-L/16 is `Beitv2Config(hidden_size=1024, num_hidden_layers=24,
+    num_attention_heads=16, early_layers=21, layer_scale_init_value=1e-5)`.
+
+    > Parameters of the encoder (`modeling_pretrain.py`, `modeling_finetune.py`)
+
+    Args:
+        hidden_size (`int`, defaults to 768): Width of the tokens.
+        num_hidden_layers (`int`, defaults to 12): Number of blocks.
+        num_attention_heads (`int`, defaults to 12): Attention heads per block; must divide `hidden_size`.
+        intermediate_size (`int`, *optional*): Width of the blocks' MLP; four times `hidden_size` when not given.
+        hidden_act (`str`, defaults to `"gelu"`): Activation of the MLP (the exact, erf form of GELU).
+        hidden_dropout_prob (`float`, defaults to 0.0): Dropout after the embeddings and after each branch, in [0, 1).
+        attention_probs_dropout_prob (`float`, defaults to 0.0): Dropout on the attention weights, in [0, 1).
+        initializer_range (`float`, defaults to 0.02): Standard deviation of the truncated normal initialisation,
+            which the pre-training model cuts at one standard deviation.
+        layer_norm_eps (`float`, defaults to 1e-6): Epsilon of every LayerNorm.
+        image_size (`int` or `(height, width)`, defaults to 224): Size in pixels for which the position tables are
+            made. Other sizes work as well; the tables are then resized.
+        patch_size (`int`, defaults to 16): Side of a patch in pixels; must divide the image size.
+        num_channels (`int`, defaults to 3): Channels of the images.
+        qkv_bias (`bool`, defaults to `True`): Bias of the query and value projections; keys never have one.
+        use_absolute_position_embeddings (`bool`, defaults to `False`): Add a table of positions to the tokens.
+        use_relative_position_bias (`bool`, defaults to `False`): Every block adds its own table of relative positions
+            to its attention logits, as in fine-tuning.
+        use_shared_relative_position_bias (`bool`, defaults to `True`): All blocks add one common table, as in
+            pre-training.
+        layer_scale_init_value (`float`, defaults to 0.1): Initial value of a learned scale per channel on each
+            branch; 0 means that there is none.
+        drop_path_rate (`float`, defaults to 0.0): Stochastic depth of the last block, in [0, 1); it grows linearly
+            from 0 at the first block. Only active in training mode.
+        use_mean_pooling (`bool`, defaults to `False`): `pooler_output` is the LayerNorm of the mean patch token, as in
+            fine-tuning, and the tokens themselves stay un-normalised; otherwise it is the normalised CLS token.
+
+    > Parameters of pre-training (`modeling_pretrain.py`)
+
+        vocab_size (`int`, defaults to 8192): Number K of codes of the tokenizer.
+        early_layers (`int`, defaults to 9): Block after which the patches go to the head branch, counted from 1; at
+            most `num_hidden_layers`.
+        head_layers (`int`, defaults to 2): Blocks of the head branch, which sees these early patches and the CLS token
+            of the last block (patch aggregation). 0 means that there is no such branch.
+        shared_lm_head (`bool`, defaults to `True`): The head branch uses norm and classifier of the encoder's output.
+
+    > Parameters of the backbone API
+
+        apply_layernorm (`bool`, defaults to `True`): Apply the final norm to the feature maps of `Beitv2Backbone`.
+        reshape_hidden_states (`bool`, defaults to `True`): Give feature maps as `[B, D, h, w]`, not `[B, 1+N, D]`.
+        out_features, out_indices (*optional*): Stages that `Beitv2Backbone` returns, out of `stem, stage1, …`.
+
+    Raises:
+        ValueError: If sizes do not fit together, or a value lies outside its range.
+    """
+
+    model_type = "beitv2"
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int | None = None
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    initializer_range: float | int = 0.02
+    layer_norm_eps: float = 1e-6
+    image_size: int | list[int] | tuple[int, int] = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    qkv_bias: bool = True
+    use_absolute_position_embeddings: bool = False
+    use_relative_position_bias: bool = False
+    use_shared_relative_position_bias: bool = True
+    layer_scale_init_value: float | int = 0.1
+    drop_path_rate: float | int = 0.0
+    use_mean_pooling: bool = False
+
+    vocab_size: int = 8192
+    early_layers: int = 9
+    head_layers: int = 2
+    shared_lm_head: bool = True
+
+    apply_layernorm: bool = True
+    reshape_hidden_states: bool = True
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+        self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        super().__post_init__(**kwargs)
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of patches for which the position tables are made."""
+        size = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+        return size[0] // self.patch_size, size[1] // self.patch_size
+
+    def validate_architecture(self):
+        """Called by `@strict` after every construction; raises `ValueError` for sizes that do not fit together."""
+        for name in (
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "patch_size",
+            "num_channels",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
+                f"({self.num_attention_heads})"
+            )
+        size = [self.image_size] if isinstance(self.image_size, int) else list(self.image_size)
+        if not isinstance(self.image_size, int) and len(size) != 2:
+            raise ValueError(f"image_size must be one number or (height, width), got {size}")
+        if any(side < self.patch_size or side % self.patch_size for side in size):
+            raise ValueError(f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size})")
+        for name in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if self.layer_scale_init_value < 0:
+            raise ValueError(f"layer_scale_init_value must be 0 (none) or positive, got {self.layer_scale_init_value}")
+        if self.vocab_size < 2:
+            raise ValueError(f"vocab_size must be at least 2, got {self.vocab_size}")
+        if self.head_layers < 0:
+            raise ValueError(f"head_layers must be 0 (no patch aggregation) or positive, got {self.head_layers}")
+        if self.early_layers < 1:
+            raise ValueError(f"early_layers must be at least 1, got {self.early_layers}")
+
+
+__all__ = ["Beitv2Config"]

@@ -1,0 +1,189 @@
+"""
+Pre-training of BEiT v2 ([Peng et al., 2022](https://arxiv.org/abs/2208.06366)): masked patches are told by the codes
+that a visual tokenizer gives them, once from the encoder's output and once through the CLS token (patch aggregation).
+
+Shapes: B images, N patches, D channels, K codes, M masked patches.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_beitv2 import Beitv2Config
+from .layers import init_like_torch, wanted_tokens
+from .modeling_beitv2 import Beitv2Layer, Beitv2Model, Beitv2PreTrainedModel
+
+
+@dataclass
+class Beitv2ForPreTrainingOutput(ModelOutput):
+    """
+    Output of [`Beitv2ForPreTraining`]. Masked patches stand in the row-major order of `bool_masked_pos`.
+
+    Args:
+        loss (`[]`, when labels are given): `loss_mim + loss_mim_cls`, or `loss_mim` alone without a head branch.
+        loss_mim (`[]`, when labels are given): Mean cross-entropy of `logits`.
+        loss_mim_cls (`[]`, when labels are given and there is a head branch): Mean cross-entropy of `logits_cls`.
+        accuracy_mim, accuracy_mim_cls (`[]`, likewise): Share of masked patches whose likeliest code is the label.
+        logits (`[M, K]`): Codes of the masked patches, from the encoder's output.
+        logits_cls (`[M, K]`, when there is a head branch): The same from the head branch.
+        hidden_states, attentions: Of the encoder, one per layer, when asked for.
+    """
+
+    loss: torch.FloatTensor | None = None
+    loss_mim: torch.FloatTensor | None = None
+    loss_mim_cls: torch.FloatTensor | None = None
+    accuracy_mim: torch.FloatTensor | None = None
+    accuracy_mim_cls: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    logits_cls: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+class Beitv2ForPreTraining(Beitv2PreTrainedModel):
+    """
+    Encoder, head branch and classifier of codes; computes the loss when it is given the tokenizer's codes.
+
+    Raises:
+        ValueError: If `config.early_layers` is not one of the encoder's blocks, or the configuration is one for
+            fine-tuning (`use_mean_pooling`).
+    """
+
+    pretraining_init = True
+
+    def __init__(self, config: Beitv2Config):
+        super().__init__(config)
+        early, depth = config.early_layers, config.num_hidden_layers
+        if config.head_layers > 0 and early > depth:
+            raise ValueError(f"early_layers ({early}) must be at most num_hidden_layers ({depth})")
+        if config.use_mean_pooling:
+            raise ValueError("use_mean_pooling is for fine-tuning: pre-training needs the final norm of every token")
+        self.beitv2 = Beitv2Model(config, pretraining_init=True)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        # The blocks of the head branch go on where the early ones stop (`modeling_pretrain.py`).
+        steps = max(depth, early + config.head_layers) - 1
+        numbers = range(early + 1, early + config.head_layers + 1)
+        self.head_layers = nn.ModuleList(
+            [Beitv2Layer(config, config.drop_path_rate * (number - 1) / max(steps, 1), number) for number in numbers]
+        )
+        self.head_layernorm = self.head_lm_head = None
+        if config.head_layers > 0 and not config.shared_lm_head:
+            self.head_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+            self.head_lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        # The encoder initialises its own blocks; the original leaves those of the head branch as PyTorch makes them,
+        # but for the smaller weights of the output layers.
+        if isinstance(module, Beitv2Layer):
+            attention, mlp, scale = module.attention, module.mlp, (2 * module.number) ** -0.5
+            for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+                init_like_torch(projection.weight, None)
+            init_like_torch(attention.o_proj.weight, attention.o_proj.bias, scale)
+            init_like_torch(mlp.fc1.weight, mlp.fc1.bias)
+            init_like_torch(mlp.fc2.weight, mlp.fc2.bias, scale)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        mask_indices: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> Beitv2ForPreTrainingOutput:
+        r"""
+        Args:
+            pixel_values (`[B, C, H, W]`): Normalised images.
+            bool_masked_pos (`bool [B, N]`, *optional*): Masked patches, which are the ones that are predicted; without
+                it there are none.
+            labels (`int64 [B, N]`, *optional*): Code of every patch, in [0, K); only the masked ones count.
+            mask_indices (`int64 [M]`, *optional*): Positions of the true entries in the flattened `bool_masked_pos`;
+                found here when not given, which makes a GPU wait for the host.
+
+        Raises:
+            ValueError: If there are labels but no mask, or the shape of mask or labels does not fit.
+        """
+        batch_size, num_patches = pixel_values.shape[0], self._num_patches(pixel_values)
+        if labels is not None:
+            if bool_masked_pos is None:
+                raise ValueError("labels need bool_masked_pos: only masked patches are predicted")
+            if labels.shape != (batch_size, num_patches):
+                raise ValueError(
+                    f"labels have shape {tuple(labels.shape)}, "
+                    f"the images give {(batch_size, num_patches)} (batch, patches)"
+                )
+        if mask_indices is None:
+            if bool_masked_pos is None:
+                mask_indices = torch.zeros(0, dtype=torch.int64, device=pixel_values.device)
+            else:
+                mask_indices = bool_masked_pos.flatten().nonzero().squeeze(1)
+
+        wanted = wanted_tokens(batch_size, num_patches, mask_indices)
+        outputs = self.beitv2(
+            pixel_values,
+            bool_masked_pos=bool_masked_pos,
+            token_indices=wanted,
+            patch_aggregation=len(self.head_layers) > 0,
+            **kwargs,
+        )
+        logits, logits_cls = self.lm_head(outputs.last_hidden_state[batch_size:]), None
+        if len(self.head_layers) > 0:
+            logits_cls = self._head_branch(pixel_values, wanted[batch_size:], outputs, **kwargs)
+
+        loss = loss_mim = loss_mim_cls = accuracy_mim = accuracy_mim_cls = None
+        if labels is not None:
+            codes = labels.flatten()[mask_indices]
+            loss_mim, accuracy_mim = code_loss(logits, codes)
+            loss = loss_mim
+            if logits_cls is not None:
+                loss_mim_cls, accuracy_mim_cls = code_loss(logits_cls, codes)
+                loss = loss_mim + loss_mim_cls
+        return Beitv2ForPreTrainingOutput(
+            loss=loss,
+            loss_mim=loss_mim,
+            loss_mim_cls=loss_mim_cls,
+            accuracy_mim=accuracy_mim,
+            accuracy_mim_cls=accuracy_mim_cls,
+            logits=logits,
+            logits_cls=logits_cls,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _num_patches(self, pixel_values: torch.Tensor) -> int:
+        height, width = (side // self.config.patch_size for side in pixel_values.shape[-2:])
+        return height * width
+
+    def _head_branch(self, pixel_values, masked: torch.Tensor, outputs, **kwargs) -> torch.Tensor:
+        """Logits `[M, K]` of the tokens at `masked`, from the early patches and the last CLS token."""
+        grid = tuple(side // self.config.patch_size for side in pixel_values.shape[-2:])
+        hidden_states = outputs.aggregation_hidden_states
+        for layer in self.head_layers[:-1]:
+            hidden_states = layer(hidden_states, outputs.position_bias, grid=grid, **kwargs)
+        hidden_states = self.head_layers[-1](hidden_states, outputs.position_bias, masked, grid=grid, **kwargs)
+        norm = self.beitv2.layernorm if self.head_layernorm is None else self.head_layernorm
+        lm_head = self.lm_head if self.head_lm_head is None else self.head_lm_head
+        return lm_head(norm(hidden_states.squeeze(1)))
+
+
+def code_loss(logits: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Mean cross-entropy of `logits` `[M, K]` and share of right guesses; both 0 where no patch is masked.
+
+    Args:
+        logits (`[M, K]`): One row per masked patch.
+        codes (`int64 [M]`): Its code.
+    """
+    count = max(codes.shape[0], 1)
+    loss = nn.functional.cross_entropy(logits.float(), codes, reduction="sum") / count
+    return loss, (logits.detach().argmax(dim=-1) == codes).sum() / count
+
+
+__all__ = ["Beitv2ForPreTraining", "Beitv2ForPreTrainingOutput"]

@@ -1,0 +1,110 @@
+"""
+Relative position bias of BEiT v2 (`modeling_finetune.py`) and its resizing (`run_class_finetuning.py`).
+
+Shapes: a window of H x W patches, N = H·W, h attention heads.
+"""
+
+import functools
+
+import numpy as np
+import torch
+from scipy.interpolate import make_interp_spline
+from torch import nn
+
+from .configuration_beitv2 import Beitv2Config
+
+
+class Beitv2RelativePositionBias(nn.Module):
+    """
+    A learned number per head and per offset between two patches, added to the attention logits.
+
+    The table `[(2H-1)(2W-1) + 3, h]` holds the offsets (query row - key row, query column - key column) in row-major
+    order from (1-H, 1-W) on, then CLS token to patch, patch to CLS token, and CLS token to itself.
+    """
+
+    def __init__(self, config: Beitv2Config):
+        super().__init__()
+        self.grid_size = config.grid_size
+        height, width = self.grid_size
+        self.relative_position_bias_table = nn.Parameter(
+            torch.zeros((2 * height - 1) * (2 * width - 1) + 3, config.num_attention_heads)
+        )
+
+    def forward(self, grid: tuple[int, int]) -> torch.Tensor:
+        """Bias `[1, h, 1+N, 1+N]` for a `grid` of H x W patches, query first, CLS token before the patches."""
+        (height, width), table = grid, self.resized_table(grid)
+        offsets = table[:-3].unflatten(0, (2 * height - 1, 2 * width - 1))
+        # Window s of `unfold` holds the offsets s, s+1, …: it belongs to query row s, the key rows count backwards.
+        patches = offsets.unfold(0, height, 1).unfold(1, width, 1).flip(-2, -1)
+        patches = patches.permute(2, 0, 1, 3, 4).flatten(3, 4).flatten(1, 2)
+        num_patches = height * width
+        cls_to_patch, patch_to_cls, cls_to_cls = table[-3:, :, None, None].unbind()
+        first_row = torch.cat((cls_to_cls, cls_to_patch.expand(-1, -1, num_patches)), dim=2)
+        other_rows = torch.cat((patch_to_cls.expand(-1, num_patches, -1), patches), dim=2)
+        return torch.cat((first_row, other_rows), dim=1).unsqueeze(0)
+
+    def resized_table(self, grid: tuple[int, int]) -> torch.Tensor:
+        """
+        The table for another `grid`: a cubic spline per axis through the known offsets, which lie on a geometric
+        sequence, so that near offsets keep their meaning; the three entries of the CLS token are kept.
+
+        The original loader does this for square windows; here each axis has its own sequence.
+        """
+        table = self.relative_position_bias_table
+        if grid == self.grid_size:
+            return table
+        sides, known = [2 * side - 1 for side in grid], [2 * side - 1 for side in self.grid_size]
+        rows, columns = (spline_matrix(*pair).to(table.device) for pair in zip(known, sides, strict=True))
+        # The matrices are in double precision: a table costs nothing, and rounds only once.
+        offsets = table[:-3].double().unflatten(0, known)
+        offsets = torch.einsum("ai,bj,ijh->abh", rows, columns, offsets)
+        return torch.cat((offsets.flatten(0, 1).to(table.dtype), table[-3:]))
+
+    @torch.no_grad()
+    def resize(self, grid: tuple[int, int]):
+        """Replaces the table by the one for `grid`."""
+        requires_grad = self.relative_position_bias_table.requires_grad
+        self.relative_position_bias_table = nn.Parameter(self.resized_table(grid).clone(), requires_grad)
+        self.grid_size = grid
+
+
+@torch.compiler.assume_constant_result
+def spline_matrix(known: int, wanted: int) -> torch.Tensor:
+    """
+    The matrix `[wanted, known]` in double precision that takes a table of offsets along one axis to another length.
+
+    Args:
+        known (`int`): Number of offsets that there are, odd; the middle one is 0.
+        wanted (`int`): Number of offsets to have.
+    """
+    # The tensor is new at every call: one that was made in inference mode would be of no use for training.
+    return torch.tensor(_spline_matrix(known, wanted))
+
+
+@functools.lru_cache(maxsize=64)
+def _spline_matrix(known: int, wanted: int) -> np.ndarray:
+    if known == wanted:
+        return np.eye(known)
+    if known == 1:
+        return np.ones((wanted, 1))
+    half, reach = known // 2, wanted // 2
+    ratio = _geometric_ratio(half, reach)
+    positive = np.cumsum(ratio ** np.arange(half))
+    positions = np.concatenate((-positive[::-1], [0.0], positive))
+    targets = np.arange(-reach, reach + 1).clip(positions[0], positions[-1])
+    return make_interp_spline(positions, np.eye(known), k=min(3, known - 1))(targets)
+
+
+def _geometric_ratio(terms: int, total: int) -> float:
+    """The ratio in [1.01, 1.5] for which 1 + q + q² + … of so many `terms` is nearest `total`, by bisection."""
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        if (1 - ratio**terms) / (1 - ratio) > total:
+            high = ratio
+        else:
+            low = ratio
+    return ratio
+
+
+__all__ = ["Beitv2RelativePositionBias", "spline_matrix"]
