@@ -99,6 +99,11 @@ def color_views(views: Tensor, parameters: np.ndarray, mean: Sequence[float], st
     return colored
 
 
+def normalize_views(views: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """`(x / 255 - mean) / std` of uint8 views `[M, C, H, W]` in float32; arguments and errors as for `color_views`."""
+    return color_views(views, np.tile(NEUTRAL, (len(views), 1)), mean, std)
+
+
 def _augment(x: Tensor, parameters: np.ndarray) -> None:
     """Apply all operations in place. `x` [M, C, H, W]: float32 holding integers from 0 to 255, as everywhere below."""
     colors = x[:, :3]

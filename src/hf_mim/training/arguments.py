@@ -138,18 +138,17 @@ class MIMTrainingArguments(TrainingArguments):
         if self.save_only_model or self.ignore_data_skip:
             name = "save_only_model" if self.save_only_model else "ignore_data_skip"
             raise ValueError(f"{name} must stay False: a run is resumed exactly or not at all")
-        accuracies = [f"{prefix}knn_{k}_top{n}" for prefix in ("", "eval_") for k in self.knn_k for n in (1, 5)]
-        if self.metric_for_best_model is not None and self.metric_for_best_model not in accuracies:
+        names = self.evaluation_metrics
+        if self.metric_for_best_model is not None and self.metric_for_best_model.removeprefix("eval_") not in names:
             raise ValueError(
-                f"metric_for_best_model must be one of {', '.join(accuracies[: len(accuracies) // 2])}, got "
-                f"{self.metric_for_best_model!r}"
+                f"metric_for_best_model must be one of {', '.join(names)}, got {self.metric_for_best_model!r}"
             )
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must stay False: the collator needs what it would remove")
         if self.load_best_model_at_end:
             raise ValueError(
                 "load_best_model_at_end would join the best student with the last teacher: use --save_strategy best "
-                "--metric_for_best_model knn_20_top1, and go on from that checkpoint with --model_name_or_path"
+                f"--metric_for_best_model {names[-1]}, and go on from that checkpoint with --model_name_or_path"
             )
         if self.push_to_hub:
             raise ValueError(
@@ -161,3 +160,8 @@ class MIMTrainingArguments(TrainingArguments):
                 f"one process sees {self.n_gpu} GPUs: start one process per GPU with `accelerate launch` or torchrun, "
                 "or hide the others with CUDA_VISIBLE_DEVICES=0"
             )
+
+    @property
+    def evaluation_metrics(self) -> list[str]:
+        """Names of what an evaluation measures, by which the best checkpoint can be chosen."""
+        return [f"knn_{k}_top{n}" for k in self.knn_k for n in (1, 5)]

@@ -5,6 +5,7 @@ The trainer that all methods share: a target network beside the student, and one
                 └──► model(**inputs, **targets) ────► loss
 """
 
+import copy
 import logging
 import math
 import os
@@ -30,7 +31,7 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import cached_file
 
-from ..data.color import color_batch
+from ..data.color import color_batch, normalize_views
 from ..data.datasets import StreamedViewsDataset
 from ..data.workers import ignore_stop_signals
 from .arguments import MIMTrainingArguments
@@ -51,7 +52,7 @@ from .interruption import EXIT_INTERRUPTED, StopSignals
 from .knn_evaluation import knn_of_processes
 from .profiling import ProfileCallback
 from .schedules import cosine_schedule
-from .sharding import ShardedTarget, as_whole, complete_optimizer_state, local_part
+from .sharding import ShardedTarget, as_whole, complete_optimizer_state, local_part, whole_state_dict
 from .step_logs import StepLogs
 from .throughput import Throughput
 from .unreadable import UnreadableImages
@@ -73,7 +74,8 @@ class MIMTrainer(Trainer, ABC):
     Args:
         model (`PreTrainedModel`): The student; its `forward` returns the loss first, and its parts as `loss_*`.
         args (`MIMTrainingArguments`): All options.
-        eval_dataset (`datasets.Dataset`, *optional*): Images with labels that the k-NN evaluation classifies.
+        eval_dataset (`datasets.Dataset`, *optional*): Images to evaluate on: those, with labels, that the k-NN
+            evaluation classifies.
         bank_dataset (`datasets.Dataset`, *optional*): Images with labels among which it looks for neighbours.
         **kwargs: As for `Trainer`. `processing_class`, the image processor, is needed for raw (uint8) views, whose
             mean and standard deviation it knows, and for the k-NN evaluation.
@@ -84,6 +86,8 @@ class MIMTrainer(Trainer, ABC):
 
     # The student's loss is a mean over its batch: it has to be divided by the number of accumulation steps.
     loss_is_scaled_for_ga = False
+    # Whether `measure` is k-NN, which needs a bank of labelled images.
+    needs_bank = True
 
     def __init__(self, model: PreTrainedModel, args: MIMTrainingArguments, bank_dataset=None, **kwargs):
         super().__init__(model=model, args=args, **kwargs)
@@ -92,7 +96,7 @@ class MIMTrainer(Trainer, ABC):
             raise ValueError("the target network cannot be sharded by DeepSpeed or FSDP 1: use FSDP 2 or DDP")
         if self.is_fsdp_enabled and "SHARDED" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
             raise ValueError("FSDP checkpoints must be sharded: set fsdp_state_dict_type to SHARDED_STATE_DICT")
-        if args.eval_strategy != "no" and bank_dataset is None:
+        if args.eval_strategy != "no" and self.needs_bank and bank_dataset is None:
             raise ValueError("an evaluation while training is k-NN: it needs bank_dataset beside eval_dataset")
         if self.is_fsdp_enabled:
             # Autocast brings half precision, as it does without FSDP: targets, losses and gradients stay in float32.
@@ -106,6 +110,8 @@ class MIMTrainer(Trainer, ABC):
         self.stop_signals = StopSignals(timedelta(seconds=args.ddp_timeout))
         self._checkpoint_root: str | None = None
         self._sharded_target: ShardedTarget | None = None
+        # Sharding changes the class of the module.
+        self._skeleton = copy.deepcopy(model).to("meta") if self.is_fsdp_enabled else None
         self._unreadable = UnreadableImages(self._num_images(), args.max_unreadable_fraction, args.world_size)
         self._throughput = Throughput()
         # An average in half precision does not move: 1 + 0.004·0.1 is 1 in bfloat16.
@@ -172,6 +178,15 @@ class MIMTrainer(Trainer, ABC):
         )
         if config is not None:
             self.load_target(source, **hub_options)
+
+    def whole_student(self) -> PreTrainedModel:
+        """The student with all its parameters; if it is sharded a copy, and all processes must call this."""
+        student = self.accelerator.unwrap_model(self.model)
+        if self._skeleton is None:
+            return student
+        whole = copy.deepcopy(self._skeleton)
+        whole.load_state_dict(whole_state_dict(student), assign=True)
+        return whole.to(self.args.device)
 
     @abstractmethod
     def deployable_encoder(self) -> PreTrainedModel:
@@ -287,12 +302,16 @@ class MIMTrainer(Trainer, ABC):
     def _prepare_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
         self._unreadable.note(inputs.pop("unreadable", []), len(inputs["pixel_values"]))
-        parameters = inputs.pop("color_parameters", None)
-        if parameters is not None:
-            if self.processing_class is None:
+        parameters, processor = inputs.pop("color_parameters", None), self.processing_class
+        if inputs["pixel_values"].dtype == torch.uint8:
+            if processor is None:
                 raise ValueError("raw views need processing_class, the image processor, for its mean and deviation")
             # Views arrive as bytes, a quarter of the size, and get their colours where the model is.
-            color_batch(inputs, parameters, self.processing_class.image_mean, self.processing_class.image_std)
+            if parameters is None:
+                views = inputs["pixel_values"]
+                inputs["pixel_values"] = normalize_views(views, processor.image_mean, processor.image_std)
+            else:
+                color_batch(inputs, parameters, processor.image_mean, processor.image_std)
         return inputs
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
@@ -357,15 +376,28 @@ class MIMTrainer(Trainer, ABC):
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """
-        k-NN accuracy in percent of the deployable encoder: `eval_dataset` against `bank_dataset`.
+        Measure on `eval_dataset` what the run is for, and log it.
 
         Raises:
-            ValueError: If one of the two data sets is missing.
+            ValueError: If images, or labelled ones to compare them with, are missing.
         """
         eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if eval_dataset is None or self.bank_dataset is None:
+        if eval_dataset is None:
+            raise ValueError("an evaluation needs eval_dataset")
+        measured = self.measure(eval_dataset)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def measure(self, eval_dataset) -> dict[str, float]:
+        """
+        What an evaluation reports; all processes call this. Here k-NN accuracy in percent of the deployable encoder:
+        `eval_dataset` against `bank_dataset`.
+        """
+        if self.bank_dataset is None:
             raise ValueError("the k-NN evaluation needs both eval_dataset and bank_dataset, with labels")
-        accuracy = knn_of_processes(
+        return knn_of_processes(
             self.deployable_encoder(),
             self.bank_dataset,
             eval_dataset,
@@ -373,10 +405,6 @@ class MIMTrainer(Trainer, ABC):
             self.accelerator,
             self.args,
         )
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in accuracy.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
 
     # Checkpoints
 
