@@ -21,12 +21,14 @@ try:
 
     from .modeling.configuration_beitv2 import Beitv2Config
     from .modeling.configuration_ibot import IBotConfig
+    from .modeling.configuration_vqkd import VQKDConfig
     from .modeling.image_processing_pil_beitv2 import Beitv2ImageProcessorPil
     from .modeling.image_processing_pil_ibot import IBotImageProcessorPil
     from .modeling.modeling_beitv2 import Beitv2Backbone, Beitv2ForImageClassification, Beitv2Model
     from .modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
     from .modeling.modeling_ibot import IBotBackbone, IBotForImageClassification, IBotModel
     from .modeling.modeling_ibot_pretraining import IBotForPreTraining
+    from .modeling.modeling_vqkd import VQKDModel
 except (ImportError, RuntimeError) as error:
     if "torchvision" not in f"{error} {error.__cause__}":
         raise
@@ -51,6 +53,10 @@ AutoModelForMaskedImageModeling.register(Beitv2Config, Beitv2ForPreTraining)
 AutoModelForImageClassification.register(Beitv2Config, Beitv2ForImageClassification)
 AutoBackbone.register(Beitv2Config, Beitv2Backbone)
 
+AutoConfig.register("vqkd", VQKDConfig)
+AutoModel.register(VQKDConfig, VQKDModel)
+AutoModelForPreTraining.register(VQKDConfig, VQKDModel)
+
 _ibot_processors = {"pil": IBotImageProcessorPil}
 _beitv2_processors = {"pil": Beitv2ImageProcessorPil}
 if is_torchvision_available():
@@ -61,6 +67,8 @@ if is_torchvision_available():
     _beitv2_processors["torchvision"] = Beitv2ImageProcessor
 AutoImageProcessor.register(IBotConfig, image_processor_classes=_ibot_processors)
 AutoImageProcessor.register(Beitv2Config, image_processor_classes=_beitv2_processors)
+# With a mean and standard deviation of 0.5, which preprocessor_config.json holds.
+AutoImageProcessor.register(VQKDConfig, image_processor_classes=_beitv2_processors)
 
 # Training and export pull in matplotlib, datasets and accelerate: they are imported when they are first used.
 _LAZY = {
@@ -87,6 +95,8 @@ __all__ = [
     "IBotForPreTraining",
     "IBotImageProcessorPil",
     "IBotModel",
+    "VQKDConfig",
+    "VQKDModel",
     *_LAZY,
 ]
 if "torchvision" in _ibot_processors:

@@ -261,6 +261,7 @@ def one_of_two(rank: int, folder: str):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     mp.spawn(one_of_two, (str(tmp_path),), nprocs=2)
     for revive in (0, 2):
