@@ -73,7 +73,7 @@ def extract_features(
     model.eval()
     features, labels = [], []
     try:
-        for batch in _batches(
+        for batch in image_batches(
             dataset, image_processor, batch_size, num_workers, num_channels, progress, skip_unreadable
         ):
             pixel_values = batch["pixel_values"].to(model.device, model.dtype)
@@ -99,13 +99,15 @@ def raw_pixel_features(
     Arguments and returns as for `extract_features`; `num_channels` is 1, 3 or 4.
     """
     features, labels = [], []
-    for batch in _batches(dataset, image_processor, batch_size, num_workers, num_channels, progress, skip_unreadable):
+    for batch in image_batches(
+        dataset, image_processor, batch_size, num_workers, num_channels, progress, skip_unreadable
+    ):
         features.append(batch["pixel_values"].flatten(1).float())
         labels.append(batch["labels"])
     return _join(features, labels)
 
 
-def _batches(
+def image_batches(
     dataset: ImageDataset,
     image_processor: BaseImageProcessor,
     batch_size: int,

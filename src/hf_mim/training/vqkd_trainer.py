@@ -1,0 +1,120 @@
+"""VQ-KD: a tokenizer learns to say a frozen teacher's features in codes (BEiT v2, paper section 3.1)."""
+
+from typing import Any
+
+import torch
+
+from ..evaluation.code_usage import code_statistics
+from ..evaluation.features import image_batches
+from ..modeling.modeling_vqkd import VQKDModel
+from .frozen_target import FrozenTargetTrainer
+from .teachers import FeatureTeacher
+from .vqkd_arguments import VQKDTrainingArguments
+
+
+class VQKDTrainer(FrozenTargetTrainer):
+    """
+    [`MIMTrainer`] for [`VQKDModel`] (`run_vqkd_training.py`). The targets are the teacher's features of the crop that
+    the student sees. After every step of the optimiser the codebook moves by what all batches of the step, in all
+    processes, have assigned to its codes.
+
+    The logs show of the steps since the last log `codebook_usage`, the share of the codes that were chosen,
+    `perplexity` and `dead_codes` (see [`code_statistics`]), and as `codebook_usage_epoch` the share of the last whole
+    epoch, or of the first as far as it has come. What is counted for this is not in a checkpoint: after a resume it
+    begins anew, and its first epoch is the rest of the one at hand.
+
+    Args: as for [`MIMTrainer`], with `args` a [`VQKDTrainingArguments`], and
+        teacher ([`FeatureTeacher`]): Gives the targets, on the student's grid.
+        processing_class: Needed; its mean and standard deviation normalise the student's pixels.
+        eval_dataset: Images, without labels, of which an evaluation reports the losses and the use of the codes.
+
+    Raises:
+        ValueError: If teacher and student do not fit together, or there is no image processor.
+    """
+
+    needs_bank = False
+
+    def __init__(self, model: VQKDModel, args: VQKDTrainingArguments, teacher: FeatureTeacher, **kwargs):
+        if kwargs.get("processing_class") is None:
+            raise ValueError("VQ-KD needs processing_class, the image processor, for its mean and deviation")
+        if (teacher.grid, teacher.hidden_size) != (model.config.grid_size, model.config.target_dim):
+            raise ValueError(
+                f"the teacher gives features of {teacher.hidden_size} numbers on a grid of {teacher.grid}, the model "
+                f"predicts {model.config.target_dim} (target_dim) on {model.config.grid_size}"
+            )
+        super().__init__(model=model, args=args, target=teacher, target_name=teacher.name, **kwargs)
+        # How often each code was chosen since the last log, and in the present and the last whole epoch.
+        self._counts, self._epoch_counts = self._no_counts(), self._no_counts()
+        self._last_epoch_counts: torch.Tensor | None = None
+
+    def _no_counts(self) -> torch.Tensor:
+        return torch.zeros(self.model.config.codebook_size, dtype=torch.int64, device=self.args.device)
+
+    def get_decay_parameter_names(self, model: VQKDModel) -> list[str]:
+        names = super().get_decay_parameter_names(model)
+        return [name for name in names if not name.endswith((".cls_token", ".position_embeddings"))]
+
+    def compute_targets(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        pixel_values = inputs["pixel_values"]
+        mean, std = (
+            torch.tensor(values, dtype=pixel_values.dtype, device=pixel_values.device).view(-1, 1, 1)
+            for values in (self.processing_class.image_mean, self.processing_class.image_std)
+        )
+        return {"labels": self.teacher((pixel_values * std + mean).clamp(0, 1))}
+
+    def update_target(self):
+        counts = self.accelerator.unwrap_model(self.model).update_codebook()
+        self._counts += counts
+        self._epoch_counts += counts
+        step = self.state.global_step
+        if self.epoch_of(step + 1) > self.epoch_of(step):
+            self._last_epoch_counts, self._epoch_counts = self._epoch_counts, self._no_counts()
+
+    def collected_logs(self) -> dict[str, float]:
+        window = code_statistics(self._counts)
+        epoch = self._epoch_counts if self._last_epoch_counts is None else self._last_epoch_counts
+        self._counts = self._no_counts()
+        return super().collected_logs() | {
+            "codebook_usage": window["codebook_usage"],
+            "codebook_usage_epoch": code_statistics(epoch)["codebook_usage"],
+            "perplexity": window["perplexity"],
+            "dead_codes": window["dead_codes"],
+        }
+
+    @torch.no_grad()
+    def measure(self, eval_dataset) -> dict[str, Any]:
+        """
+        The losses, and how the codes are used, on the images of `eval_dataset`, centrally cropped by the image
+        processor, in full precision. The codebook stays as it is.
+        """
+        model, part = self.whole_student(), eval_dataset
+        if self.accelerator.num_processes > 1:
+            part = part.shard(self.accelerator.num_processes, self.accelerator.process_index)
+        names = ("loss", "loss_feature", "loss_quantizer")
+        sums, counts = torch.zeros(len(names) + 1, device=self.args.device), self._no_counts()
+        training = model.training
+        model.eval()
+        for batch in image_batches(
+            part,
+            self.processing_class,
+            batch_size=self.args.per_device_eval_batch_size,
+            num_workers=self.args.dataloader_num_workers,
+            num_channels=model.config.num_channels,
+            progress=self.accelerator.is_main_process and not self.args.disable_tqdm,
+            skip_unreadable=True,
+        ):
+            inputs = {"pixel_values": batch["pixel_values"].to(self.args.device, model.dtype)}
+            outputs = model(**inputs, **self.compute_targets(inputs))
+            images = len(inputs["pixel_values"])
+            sums[:-1] += images * torch.stack([outputs[name] for name in names]).float()
+            sums[-1] += images
+            counts += outputs["codes"].flatten().bincount(minlength=len(counts))
+        model.train(training)
+        sums, counts = self.accelerator.reduce(sums, "sum"), self.accelerator.reduce(counts, "sum")
+        if not sums[-1]:
+            raise ValueError("eval_dataset has no readable image")
+        losses = (sums[:-1] / sums[-1]).tolist()
+        return dict(zip(names, losses, strict=True)) | code_statistics(counts)
+
+    def deployable_encoder(self) -> VQKDModel:
+        return self.whole_student()
