@@ -351,6 +351,13 @@ class TestIBotForPreTraining(IBotChecks):
         assert_same_weights(model.ibot, encoder)
         assert {key.split(".")[0] for key in report["missing_keys"]} == {"head"}
 
+    def test_a_patch_projection_without_bottleneck_starts_as_in_torch(self):
+        config = self.make_config(head_bottleneck_size=0, shared_head=False)
+        projection = IBotForPreTraining(config).head.patch_projection
+        bound = config.head_hidden_size**-0.5
+        for tensor in (projection.weight, projection.bias):
+            assert 0.8 * bound < tensor.abs().max() <= bound
+
     def test_clear_errors(self):
         model = self.make_model()
         inputs = self.training_inputs(model.config)

@@ -14,7 +14,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
@@ -275,6 +275,24 @@ def wanted_tokens(num_sequences: int, num_patches: int, mask_indices: torch.Tens
     return torch.cat((cls, patches))
 
 
+class VisionPreTrainedModel(PreTrainedModel):
+    """What the models of every method tell transformers about themselves."""
+
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _input_embed_layer = "patch_embeddings"
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
+        # For code outside transformers, modules without a parameter of their own would be passed over: blocks, heads
+        # and whole models, which set the tensors of their parts. Loaded tensors are safe from `initialization` anyway.
+        super()._initialize_weights(module, is_custom_code=False)
+
+
 def init_like_torch(weight: torch.Tensor, bias: torch.Tensor | None, scale: float = 1.0):
     """The initialisation that PyTorch gives a linear or convolutional layer; the weight times `scale`."""
     bound = 1 / math.sqrt(weight[0].numel())
@@ -289,6 +307,7 @@ __all__ = [
     "PatchEmbeddings",
     "SelfAttention",
     "TransformerLayer",
+    "VisionPreTrainedModel",
     "eager_attention_forward",
     "init_like_torch",
     "interpolate_position_table",

@@ -12,7 +12,6 @@ from torch import nn
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
-from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -23,6 +22,7 @@ from .layers import (
     PatchEmbeddings,
     SelfAttention,
     TransformerLayer,
+    VisionPreTrainedModel,
     init_like_torch,
     interpolate_position_table,
     replace_masked_patches,
@@ -117,24 +117,16 @@ class Beitv2Layer(TransformerLayer):
         return super().forward(hidden_states, position_bias, token_indices, **kwargs)
 
 
-class Beitv2PreTrainedModel(PreTrainedModel):
+class Beitv2PreTrainedModel(VisionPreTrainedModel):
     """Initialisation, loading and resizing shared by all BEiT v2 models."""
 
     config: Beitv2Config
     base_model_prefix = "beitv2"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False
     _no_split_modules = ["Beitv2Embeddings", "Beitv2Layer"]
-    _supports_sdpa = True
     # Neither of them can add a bias with a gradient to the logits.
     _supports_flash_attn = False
     _supports_flex_attn = False
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": Beitv2Layer, "attentions": SelfAttention}
-    _input_embed_layer = "patch_embeddings"
     # What an encoder or a classifier leaves behind of a pre-training checkpoint: the heads, the mask token, and with
     # mean pooling the final norm, which fine-tuning replaces by a new one (`run_class_finetuning.py`).
     _keys_to_ignore_on_load_unexpected = [

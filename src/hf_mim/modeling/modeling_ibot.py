@@ -9,7 +9,6 @@ from torch import nn
 from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
 from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
-from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
@@ -21,6 +20,7 @@ from .layers import (
     PatchEmbeddings,
     SelfAttention,
     TransformerLayer,
+    VisionPreTrainedModel,
     init_like_torch,
     interpolate_position_table,
     replace_masked_patches,
@@ -56,23 +56,15 @@ class IBotEmbeddings(nn.Module):
         return self.dropout(embeddings + self.interpolate_position_embeddings(height, width))
 
 
-class IBotPreTrainedModel(PreTrainedModel):
+class IBotPreTrainedModel(VisionPreTrainedModel):
     """Initialisation and loading shared by all iBOT models."""
 
     config: IBotConfig
     base_model_prefix = "ibot"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False
     _no_split_modules = ["IBotEmbeddings", "TransformerLayer"]
-    _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": TransformerLayer, "attentions": SelfAttention}
-    _input_embed_layer = "patch_embeddings"
     # An encoder or classifier that is loaded from a pre-training checkpoint leaves the projection head behind.
     _keys_to_ignore_on_load_unexpected = [r"^head\."]
 
