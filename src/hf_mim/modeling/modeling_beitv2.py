@@ -122,7 +122,7 @@ class Beitv2PreTrainedModel(VisionPreTrainedModel):
 
     config: Beitv2Config
     base_model_prefix = "beitv2"
-    _no_split_modules = ["Beitv2Embeddings", "Beitv2Layer"]
+    _no_split_modules = ["Beitv2Layer"]
     # Neither of them can add a bias with a gradient to the logits.
     _supports_flash_attn = False
     _supports_flex_attn = False

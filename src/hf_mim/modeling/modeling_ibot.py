@@ -61,7 +61,7 @@ class IBotPreTrainedModel(VisionPreTrainedModel):
 
     config: IBotConfig
     base_model_prefix = "ibot"
-    _no_split_modules = ["IBotEmbeddings", "TransformerLayer"]
+    _no_split_modules = ["TransformerLayer"]
     _supports_flash_attn = True
     _supports_flex_attn = True
     _can_record_outputs = {"hidden_states": TransformerLayer, "attentions": SelfAttention}
