@@ -141,11 +141,6 @@ class Beitv2PreTrainedModel(VisionPreTrainedModel):
     # projection too; the fine-tuning class cuts far out and leaves that layer as PyTorch makes it.
     pretraining_init = False
 
-    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
-        # Custom models pass over modules without tensors of their own, as a block without layer scale is one. Here
-        # every tensor is written through `transformers.initialization`, which spares those that were loaded.
-        super()._initialize_weights(module)
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """Initialisation of the original code (`modeling_pretrain.py` and `modeling_finetune.py`)."""

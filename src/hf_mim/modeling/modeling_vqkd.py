@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_beitv2 import Beitv2Config
 from .configuration_vqkd import VQKDConfig
+from .layers import VisionPreTrainedModel
 from .modeling_beitv2 import Beitv2Model
 from .quantizer_vqkd import VQKDQuantizer
 
@@ -60,7 +60,7 @@ def _transformer_config(config: VQKDConfig, **sizes) -> Beitv2Config:
     )
 
 
-class VQKDModel(PreTrainedModel):
+class VQKDModel(VisionPreTrainedModel):
     """
     Encoder, codebook and decoder. The encoder sees an image whose values lie in -1..1 and gives every patch a code;
     the decoder predicts a teacher's features of all patches from the codes alone (`modeling_vqkd.py`).
@@ -71,17 +71,9 @@ class VQKDModel(PreTrainedModel):
 
     config: VQKDConfig
     base_model_prefix = "vqkd"
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False
-    _no_split_modules = ["Beitv2Embeddings", "Beitv2Layer"]
+    _no_split_modules = ["Beitv2Layer"]
     # The nearest code of 8,192 wants all digits, and in bfloat16 a moving average stands still.
     _keep_in_fp32_modules_strict = ["encode_task_layer", "quantizer"]
-    _supports_sdpa = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True
-    _input_embed_layer = "patch_embeddings"
 
     def __init__(self, config: VQKDConfig):
         super().__init__(config)
