@@ -78,6 +78,8 @@ _LAZY = {
     "IBotTrainingArguments": "training.ibot_arguments",
     "IBotCollator": "data.collator_ibot",
     "Beitv2Collator": "data.collator_beitv2",
+    "Beitv2Trainer": "training.beitv2_trainer",
+    "Beitv2TrainingArguments": "training.beitv2_arguments",
     "VQKDCollator": "data.collator_vqkd",
     "export_native": "hub.export",
 }

@@ -302,6 +302,11 @@ class MIMTrainer(Trainer, ABC):
     def _prepare_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
         self._unreadable.note(inputs.pop("unreadable", []), len(inputs["pixel_values"]))
+        self.normalize_inputs(inputs)
+        return inputs
+
+    def normalize_inputs(self, inputs: dict[str, Any]):
+        """Called with every batch, on the device: raw (uint8) views get their colours there, and are normalised."""
         parameters, processor = inputs.pop("color_parameters", None), self.processing_class
         if inputs["pixel_values"].dtype == torch.uint8:
             if processor is None:
@@ -312,7 +317,6 @@ class MIMTrainer(Trainer, ABC):
                 inputs["pixel_values"] = normalize_views(views, processor.image_mean, processor.image_std)
             else:
                 color_batch(inputs, parameters, processor.image_mean, processor.image_std)
-        return inputs
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
         with self._throughput.waiting(), record_function("wait for data"):
