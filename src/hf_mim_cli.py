@@ -18,6 +18,7 @@ USAGE = """usage: hf-mim VERB [ARGUMENTS ...]
 verbs:
   pretrain [RECIPE] [--option value ...]   pre-train a model; --help lists every option and the packaged recipes
   evaluate knn ...                         what frozen features are worth to a k-nearest-neighbour classifier
+  analyze codes TOKENIZER IMAGES ...       pictures of which patches share a code, and how often each is used
   check-data SOURCE                        reads every image once; names the unreadable ones and the duplicates
   env                                      versions, devices and back ends; belongs into every bug report
 
@@ -26,8 +27,9 @@ verbs:
 
 A mistake in the arguments or the data is reported in one line; HF_MIM_DEBUG=1 shows the traceback as well.
 """
-VERBS = ("pretrain", "evaluate", "check-data", "env")
+VERBS = ("pretrain", "evaluate", "analyze", "check-data", "env")
 EVALUATIONS = ("knn",)
+ANALYSES = ("codes",)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,7 +71,15 @@ def _run(arguments: list[str]) -> int:
 
         run_pretrain.main(rest)
     elif verb == "evaluate":
-        _evaluate(rest)
+        if _second_word(verb, "evaluation", EVALUATIONS, "MODEL DATASET ...", rest) == "knn":
+            from hf_mim.evaluation import evaluate_knn
+
+            evaluate_knn.main(rest[1:])
+    elif verb == "analyze":
+        if _second_word(verb, "analysis", ANALYSES, "MODEL IMAGES ...", rest) == "codes":
+            from hf_mim.analysis import analyze_codes
+
+            analyze_codes.main(rest[1:])
     elif verb == "check-data":
         from hf_mim.data import check_data
 
@@ -83,19 +93,18 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
-def _evaluate(arguments: list[str]) -> None:
-    choices = ", ".join(EVALUATIONS)
+def _second_word(verb: str, kind: str, names: Sequence[str], operands: str, arguments: list[str]) -> str | None:
+    """The word after the verb, one of the names; None after `--help`, which is answered here."""
+    choices = ", ".join(names)
     if not arguments:
-        raise ValueError(f"evaluate what? {choices} (hf-mim evaluate {EVALUATIONS[0]} --help tells more)")
+        raise ValueError(f"{verb} what? {choices} (hf-mim {verb} {names[0]} --help tells more)")
     if arguments[0] in ("-h", "--help"):
-        print(f"usage: hf-mim evaluate {{{choices}}} MODEL DATASET ...")
-    elif arguments[0] == "knn":
-        from hf_mim.evaluation import evaluate_knn
-
-        evaluate_knn.main(arguments[1:])
-    else:
-        nearest = _nearest(arguments[0], EVALUATIONS)
-        raise ValueError(f"unknown evaluation '{arguments[0]}', did you mean '{nearest}'?")
+        print(f"usage: hf-mim {verb} {{{choices}}} {operands}")
+        return None
+    if arguments[0] not in names:
+        nearest = _nearest(arguments[0], names)
+        raise ValueError(f"unknown {kind} '{arguments[0]}', did you mean '{nearest}'?")
+    return arguments[0]
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:

@@ -33,6 +33,7 @@ def verb(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(sys.modules[parent], name, fake, raising=False)
 
     monkeypatch.delenv("HF_MIM_DEBUG", raising=False)
+    import hf_mim.analysis
     import hf_mim.evaluation
     import hf_mim.training  # noqa: F401
 
@@ -44,6 +45,7 @@ def verb(monkeypatch: pytest.MonkeyPatch):
     [
         (["pretrain", "quickstart", "--seed", "3"], "hf_mim.training.run_pretrain"),
         (["evaluate", "knn", "runs/x", "--k", "20"], "hf_mim.evaluation.evaluate_knn"),
+        (["analyze", "codes", "runs/x", "photos", "a.png"], "hf_mim.analysis.analyze_codes"),
     ],
 )
 def test_a_verb_gets_the_arguments_after_it(verb, argv, module):
@@ -60,18 +62,30 @@ def test_help_and_version(capsys):
     assert capsys.readouterr().out == f"hf_mim {hf_mim.__version__}\n"
 
 
+@pytest.mark.parametrize(
+    ("verb", "usage"),
+    [("evaluate", "usage: hf-mim evaluate {knn} MODEL"), ("analyze", "usage: hf-mim analyze {codes} MODEL IMAGES")],
+)
+def test_help_of_a_verb_with_a_second_word(capsys, verb, usage):
+    assert cli.main([verb, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(usage)
+
+
 def test_usage_names_every_verb():
-    for name in (*cli.VERBS, *(f"evaluate {evaluation}" for evaluation in cli.EVALUATIONS)):
+    evaluations = [f"evaluate {evaluation}" for evaluation in cli.EVALUATIONS]
+    for name in (*cli.VERBS, *evaluations, *(f"analyze {analysis}" for analysis in cli.ANALYSES)):
         assert f"\n  {name} " in cli.USAGE
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "which verb? pretrain, evaluate, check-data, env (hf-mim --help tells more)"),
+        ([], "which verb? pretrain, evaluate, analyze, check-data, env (hf-mim --help tells more)"),
         (["pretrian"], "unknown verb 'pretrian', did you mean 'pretrain'?"),
         (["evaluate"], "evaluate what? knn (hf-mim evaluate knn --help tells more)"),
         (["evaluate", "nkn"], "unknown evaluation 'nkn', did you mean 'knn'?"),
+        (["analyze"], "analyze what? codes (hf-mim analyze codes --help tells more)"),
+        (["analyze", "code"], "unknown analysis 'code', did you mean 'codes'?"),
         (["env", "cuda"], "env takes no arguments, got 'cuda'"),
     ],
 )

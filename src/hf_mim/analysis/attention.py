@@ -3,13 +3,13 @@
 import inspect
 from pathlib import Path
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from .curves import save_figure
+from .pictures import undo_normalisation
 
 
 @torch.no_grad()
@@ -93,7 +93,7 @@ def plot_attention(
         raise ValueError(f"attention needs at least one image and one head, not {len(images)} and {max_heads}")
     pixel_values = image_processor(images, return_tensors="pt")["pixel_values"]
     maps = cls_attention(model, pixel_values)[:, :max_heads].cpu().numpy()
-    pictures = _pictures(pixel_values, image_processor)
+    pictures = undo_normalisation(pixel_values, image_processor)
 
     rows, columns = len(images), 1 + maps.shape[1]
     figure = Figure(figsize=(1.9 * columns, 2.15 * rows), layout="constrained")
@@ -112,14 +112,3 @@ def plot_attention(
             plot.set_title(f"head {number}, max {head.max() * head.size:.1f}x", fontsize=9)
     save_figure(figure, path)
     return figure
-
-
-def _pictures(pixel_values: torch.Tensor, image_processor: BaseImageProcessor) -> np.ndarray:
-    """Undo the normalisation: `[B, C, H, W]` to `[B, H, W, 3]` (`[B, H, W]` for one channel) in [0, 1]."""
-    if image_processor.do_normalize:
-        channels = pixel_values.shape[1]
-        mean = torch.tensor(image_processor.image_mean).expand(channels)[:, None, None]
-        std = torch.tensor(image_processor.image_std).expand(channels)[:, None, None]
-        pixel_values = pixel_values * std + mean
-    pictures = pixel_values.clamp(0, 1).permute(0, 2, 3, 1).numpy()
-    return pictures[..., 0] if pictures.shape[-1] == 1 else pictures[..., :3]

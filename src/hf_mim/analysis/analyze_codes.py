@@ -1,0 +1,151 @@
+"""`hf-mim analyze codes TOKENIZER IMAGES...`: which patches share a code of a visual tokenizer, and how often each is
+used."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor
+
+from ..data.files import replaced_file
+from ..data.images import IMAGE_EXTENSIONS
+from ..data.sources import load_image_dataset, random_subset
+from ..evaluation.code_usage import code_statistics
+from ..modeling.modeling_vqkd import VQKDModel
+from .codes import encode_images, plot_codes, plot_usage
+
+
+def analyze_codes(
+    tokenizer: str | Path,
+    images: Sequence[str | Path],
+    output_dir: str | Path,
+    *,
+    split: str = "train",
+    dataset_config_name: str | None = None,
+    image_column_name: str | None = None,
+    max_images: int | None = 1000,
+    num_codes: int = 32,
+    patches_per_code: int = 12,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> dict:
+    """Pictures and figures of how a VQ-KD tokenizer describes images.
+
+    Args:
+        tokenizer: folder or Hub id of a `VQKDModel` with its image processor.
+        images: files, folders, or names of data sets ("photo-tiles", the id of a Hub data set), in any mixture, as
+            `hf_mim.data.sources.load_image_dataset` reads them.
+        output_dir: folder for three files, each written whole or not at all. `codes.png`: a row of patches for each
+            of some codes. `usage.png`: how often each code is used. `codes.json`: what is returned.
+        split: of folders and data sets that have splits.
+        dataset_config_name, image_column_name: for data sets that need them.
+        max_images: use a random subset of this size, always the same one; None uses all.
+        num_codes: number of codes in `codes.png`; three quarters are the most used, the others rare.
+        patches_per_code: number of patches in a row.
+        device: by default the GPU if there is one.
+
+    Returns:
+        `codebook_size`, `images`, `patches`, all of `code_statistics`, `tokenizer`, `sources`, and `counts`: for each
+        code the number of patches that have it.
+
+    Raises:
+        ValueError: for what is no tokenizer, a tokenizer without a codebook, an unreadable image, or no images.
+    """
+    if max_images is not None and max_images < 1:
+        raise ValueError(f"max_images must be at least 1, not {max_images}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    model, image_processor = _load_tokenizer(tokenizer)
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dataset = _load_images(images, split, dataset_config_name, image_column_name)
+    dataset = random_subset(dataset, max_images)
+
+    codes = encode_images(model, dataset, image_processor, batch_size, progress)
+    counts = np.bincount(codes.ravel(), minlength=model.config.codebook_size)
+    result = {
+        "codebook_size": len(counts),
+        "images": len(codes),
+        "patches": codes.size,
+        **code_statistics(torch.from_numpy(counts)),
+        "tokenizer": str(tokenizer),
+        "sources": [str(source) for source in images],
+        "counts": counts.tolist(),
+    }
+    output_dir = Path(output_dir)
+    plot_codes(model, dataset, image_processor, codes, output_dir / "codes.png", num_codes, patches_per_code)
+    plot_usage(counts, output_dir / "usage.png")
+    with replaced_file(output_dir / "codes.json") as file:
+        file.write_text(json.dumps(result) + "\n")
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `analyze_codes` with the arguments of a command line and print the figures."""
+    arguments = vars(_parser().parse_args(argv))
+    result = analyze_codes(arguments.pop("tokenizer"), arguments.pop("images"), **arguments)
+    used = result["codebook_size"] - result["dead_codes"]
+    print(
+        f"{used} of {result['codebook_size']} codes ({100 * result['codebook_usage']:.1f} %) are used by "
+        f"{result['patches']} patches of {result['images']} images; perplexity {result['perplexity']:.1f}, "
+        f"the most frequent code has {100 * result['majority_code']:.1f} %"
+    )
+    if result["patches"] < 10 * result["codebook_size"]:
+        print("so few patches leave codes unused that more images would use (--max_images)")
+    print(f"codes.png, usage.png and codes.json are in {arguments['output_dir']}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hf-mim analyze codes", description=__doc__, allow_abbrev=False)
+    parser.add_argument("tokenizer", metavar="TOKENIZER", help="folder or Hub id of a VQ-KD tokenizer")
+    parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders, Hub ids, or photo-tiles")
+    parser.add_argument("--output_dir", required=True, help="folder for codes.png, usage.png and codes.json")
+    parser.add_argument("--split", default="train", help="of folders and data sets with splits (default: %(default)s)")
+    parser.add_argument("--dataset_config_name", help="configuration of a Hub data set")
+    parser.add_argument("--image_column_name", help="column of the images, where it has to be told")
+    parser.add_argument(
+        "--max_images", type=int, default=1000, help="use a random subset of this size (default: %(default)s)"
+    )
+    parser.add_argument("--num_codes", type=int, default=32, help="codes to draw (default: %(default)s)")
+    parser.add_argument("--patches_per_code", type=int, default=12, help="patches of each (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=64, help="images per forward pass (default: %(default)s)")
+    parser.add_argument("--device", help="cpu, cuda, mps, ... (default: cuda if there is one)")
+    return parser
+
+
+def _load_tokenizer(source: str | Path) -> tuple[VQKDModel, BaseImageProcessor]:
+    if str(source).startswith(("/", ".", "~")) and not Path(source).is_dir():
+        raise ValueError(f"{source}: there is no such folder; TOKENIZER is a folder or a model id of the Hub")
+    try:
+        model_type = AutoConfig.from_pretrained(source).model_type
+        if model_type != "vqkd":
+            raise ValueError(f"a model of type {model_type} has no codes; give a VQ-KD tokenizer")
+        model, report = VQKDModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        image_processor = AutoImageProcessor.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{source}: no tokenizer can be loaded ({str(error).strip().splitlines()[0]})") from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise ValueError(f"{source}: the checkpoint lacks {len(missing)} weights, such as {missing[0]}")
+    return model, image_processor
+
+
+def _load_images(
+    sources: Sequence[str | Path], split: str, config_name: str | None, column: str | None
+) -> datasets.Dataset:
+    parts = []
+    for source in map(str, sources):
+        if config_name is None and Path(source).expanduser().exists():
+            part = load_image_dataset(data_dir=source, split=split, image_column_name=column)
+        elif Path(source).suffix.lower() in IMAGE_EXTENSIONS:
+            raise FileNotFoundError(f"{source} does not exist")
+        else:
+            part = load_image_dataset(
+                dataset_name=source, dataset_config_name=config_name, split=split, image_column_name=column
+            )
+        parts.append(part.select_columns("image"))
+    return datasets.concatenate_datasets(parts)
