@@ -130,7 +130,7 @@ def plot_codes(
         _draw_row(axes, pictures, model.config.patch_size, patches_per_code)
         label = f"code {code}\n{counts[code]} x" + ("\n(rare)" if code in rare else "")
         axes.text(-0.02, 0.5, label, ha="right", va="center", fontsize=7, transform=axes.transAxes)
-    title = f"the {len(frequent)} most used codes" + (f" and {len(rare)} rare ones" if rare else "")
+    title = f"the {len(frequent)} most used codes" + (f" and {len(rare)} rare" if rare else "")
     figure.suptitle(f"{title}: patches of {len(codes)} images that share one, with what surrounds them", fontsize=10)
     save_figure(figure, path)
     return figure
@@ -158,7 +158,7 @@ def plot_usage(counts: np.ndarray, path: str | Path) -> Figure:
     axes.set(xlim=(0, len(counts)), ylim=(0.5, None), xlabel="codes, most used first", ylabel="patches with this code")
     axes.set_title(
         f"{used} of {len(counts)} codes used ({100 * statistics['codebook_usage']:.1f} %) by {total} patches, "
-        f"perplexity {statistics['perplexity']:.0f}",
+        f"perplexity {statistics['perplexity']:.1f}",
         fontsize=10,
     )
     axes.legend(fontsize=8, loc="upper right")
