@@ -50,6 +50,30 @@ def test_panels_hold_the_logged_values(tmp_path: Path):
     assert list(lines(figure)["k-NN top-1 (%)"]) == ["eval_knn_20_top1", "eval_knn_100_top1"]
 
 
+def test_panels_of_tokenizers_and_of_training_on_their_codes(tmp_path: Path):
+    history = [
+        {"loss": 2.0, "loss_feature": 1.5, "loss_quantizer": 0.5, "dead_codes": 3, "step": 5},
+        {"codebook_usage": 0.5, "codebook_usage_epoch": 0.75, "perplexity": 20.0, "step": 5},
+        {"eval_loss": 2.5, "eval_loss_feature": 2.0, "eval_codebook_usage": 0.6, "eval_perplexity": 30.0, "step": 6},
+        {"accuracy_mim": 0.2, "accuracy_mim_cls": 0.1, "majority_code": 0.05, "eval_majority_code": 0.1, "step": 7},
+    ]
+    assert lines(plot_curves(history, tmp_path / "curves.png")) == {
+        "loss": {"loss": [(5, 2.0)], "loss_feature": [(5, 1.5)], "loss_quantizer": [(5, 0.5)]},
+        "loss on held-out images": {"eval_loss": [(6, 2.5)], "eval_loss_feature": [(6, 2.0)]},
+        "accuracy, and share of the most frequent code": {
+            "accuracy_mim": [(7, 0.2)],
+            "accuracy_mim_cls": [(7, 0.1)],
+            "majority_code": [(7, 0.05)],
+        },
+        "share of the codes in use": {
+            "codebook_usage": [(5, 0.5)],
+            "codebook_usage_epoch": [(5, 0.75)],
+            "eval_codebook_usage": [(6, 0.6)],
+        },
+        "perplexity of the codes": {"perplexity": [(5, 20.0)], "eval_perplexity": [(6, 30.0)]},
+    }
+
+
 def test_panels_without_data_are_left_out(tmp_path: Path):
     figure = plot_curves([{"loss": 1.0, "step": 1}, {"loss": math.nan, "step": 2}], tmp_path / "curves.png")
     assert list(lines(figure)) == ["loss"]

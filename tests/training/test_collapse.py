@@ -57,21 +57,34 @@ def test_healthy_runs_are_left_in_peace(tmp_path, caplog, target, linear_init):
     assert warnings_of(caplog) == []
 
 
-K = 128
-HEALTHY = {"loss": 4.0, "feature_std": 0.5, "rankme": 9.0, "target_entropy": 0.5 * math.log(K), "prototypes_used": 0.5}
+K, CODES = 128, 512
+HEALTHY = {
+    "loss": 4.0,
+    "feature_std": 0.5,
+    "rankme": 9.0,
+    "target_entropy": 0.5 * math.log(K),
+    "prototypes_used": 0.5,
+    "codebook_usage": 0.5,
+    "perplexity": 100.0,
+    "majority_code": 0.2,
+}
 SIGNS = {
     "features": {"feature_std": 0.01},
     "uniform targets": {"target_entropy": 0.99999 * math.log(K)},
     "few prototypes": {"target_entropy": 0.01, "prototypes_used": 3 / K},
+    "codebook": {"codebook_usage": 20 / CODES},
+    "target codes": {"majority_code": 0.95},
 }
 
 
-def feed(logs: list[dict], every: int = 10, max_steps: int = 1000, batch: int = 32) -> None:
+def feed(
+    logs: list[dict], every: int = 10, max_steps: int = 1000, batch: int = 32, codebook_size: int = CODES
+) -> None:
     """Gives the callback one log every so many steps."""
     callback = CollapseCallback()
     state = SimpleNamespace(is_world_process_zero=True, global_step=0, max_steps=max_steps)
     args = SimpleNamespace(train_batch_size=batch, gradient_accumulation_steps=1, world_size=1)
-    model = SimpleNamespace(config=SimpleNamespace(out_dim=K))
+    model = SimpleNamespace(config=SimpleNamespace(out_dim=K, codebook_size=codebook_size, grid_size=(4, 4)))
     callback.on_train_begin(args, state, None)
     for log in logs:
         state.global_step += every
@@ -105,6 +118,33 @@ def test_patience_has_bounds(caplog):
     feed([SIGNS["features"]] * 12, every=100, max_steps=1_000_000)
     [warning] = warnings_of(caplog)
     assert warning.startswith("step 1100:")
+
+
+@pytest.mark.parametrize(
+    ("log", "seen"),
+    [
+        ({"codebook_usage": 20 / CODES}, "20 of 512 codes used by 5120 patches, perplexity 100.0"),
+        ({"perplexity": 9.5}, "256 of 512 codes used by 5120 patches, perplexity 9.5"),
+        ({"majority_code": 0.957}, "95.7 % of the masked patches have the same code"),
+    ],
+)
+def test_what_is_seen_of_codes(caplog, log, seen):
+    feed([log] * 30)
+    [warning] = warnings_of(caplog)
+    assert f"? {seen}, since step 10: " in warning
+
+
+def test_few_codes_are_enough_for_few_patches_and_small_codebooks(caplog):
+    used = {"codebook_usage": 40 / CODES, "perplexity": 6.0}
+    feed([used] * 50, batch=2, every=8)  # 256 patches in a log
+    assert warnings_of(caplog) == []
+    feed([used] * 50)
+    assert "40 of 512 codes used by 5120 patches, perplexity 6.0" in warnings_of(caplog)[0]
+    caplog.clear()
+    feed([{"codebook_usage": 2 / 8, "perplexity": 1.2}] * 50, codebook_size=8)
+    assert warnings_of(caplog) == []
+    feed([{"codebook_usage": 1 / 8, "perplexity": 1.0}] * 50, codebook_size=8)
+    assert "1 of 8 codes used by 5120 patches, perplexity 1.0" in warnings_of(caplog)[0]
 
 
 def test_what_is_no_collapse(caplog):

@@ -12,12 +12,16 @@ from ..data.files import replaced_file
 # title of the panel, and which keys of the log belong to it
 _PANELS: list[tuple[str, Callable[[str], bool]]] = [
     ("loss", lambda key: key.startswith("loss")),
+    ("loss on held-out images", lambda key: key.startswith("eval_loss")),
+    ("accuracy, and share of the most frequent code", lambda key: key.startswith(("accuracy", "majority_code"))),
     ("k-NN top-1 (%)", lambda key: key.startswith("eval_knn_") and key.endswith("_top1")),
     ("learning rate", lambda key: key == "learning_rate"),
     ("target entropy", lambda key: key == "target_entropy"),
     ("feature spread (0 = collapsed, 1 = isotropic)", lambda key: key == "feature_std"),
     ("effective rank of the features (RankMe)", lambda key: key == "rankme"),
     ("prototypes used", lambda key: key == "prototypes_used"),
+    ("share of the codes in use", lambda key: key.removeprefix("eval_").startswith("codebook_usage")),
+    ("perplexity of the codes", lambda key: key.removeprefix("eval_") == "perplexity"),
 ]
 _COLUMNS = 3
 
@@ -25,9 +29,11 @@ _COLUMNS = 3
 def plot_curves(log_history: list[dict], path: str | Path) -> Figure:
     """Draw one panel per kind of figure in the log over the optimisation step, and write the picture.
 
-    Panels, each only if the log has its keys: the loss and its parts (every key that starts with `loss`), k-NN
-    accuracy (`eval_knn_*_top1`), `learning_rate`, and the health figures `target_entropy`, `feature_std`, `rankme`
-    and `prototypes_used`.
+    Panels, each only if the log has its keys: the loss and its parts (every key that starts with `loss`), the same of
+    an evaluation (`eval_loss*`), the accuracies of BEiT v2's heads beside what a constant guess would reach
+    (`accuracy_*`, `majority_code`), k-NN accuracy (`eval_knn_*_top1`), `learning_rate`, and the health figures
+    `target_entropy`, `feature_std`, `rankme`, `prototypes_used` and, in training and evaluation, `codebook_usage` and
+    `perplexity`.
 
     Args:
         log_history: `trainer.state.log_history`; entries without `step` are passed over.

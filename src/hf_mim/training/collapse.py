@@ -3,7 +3,7 @@
 import logging
 import math
 
-from transformers import TrainerCallback
+from transformers import PreTrainedConfig, TrainerCallback
 
 
 logger = logging.getLogger(__name__)
@@ -12,13 +12,15 @@ logger = logging.getLogger(__name__)
 MIN_IMAGES = 16
 MIN_LOGS = 3
 # Share of the run, of which no more than so many steps count, that a sign has to last.
-PATIENCE = {"features": 0.1, "uniform targets": 0.25, "few prototypes": 0.1}
+PATIENCE = {"features": 0.1, "uniform targets": 0.25, "few prototypes": 0.1, "codebook": 0.1, "target codes": 0.1}
 LONG_RUN = 10_000
 MIN_FEATURE_STD = 0.05
 MIN_RANKME = 1.5
 UNIFORM = 0.9999
 SHARP = 0.05
 FEW = 0.05
+MIN_CODES_USED, MIN_PERPLEXITY = 0.1, 0.02
+MAX_MAJORITY = 0.9
 
 ADVICE = {
     "features": (
@@ -33,20 +35,32 @@ ADVICE = {
         "most images have one of a few prototypes as their target. Let the centres follow (--center_momentum and "
         "--patch_center_momentum 0.9), raise --teacher_temp and --teacher_patch_temp, or use --target sinkhorn"
     ),
+    "codebook": (
+        "most codes stand idle. Give them new patches (--config_overrides revive_after_steps=100), take fewer "
+        "(codebook_size) or a shallower decoder (decoder_num_hidden_layers=1), begin with larger batches, from which "
+        "k-means makes the first codebook, or lower the learning rate; check that the images differ"
+    ),
+    "target codes": (
+        "the tokenizer gives nearly all patches the same code, and there is nothing to learn. Check with hf-mim "
+        "analyze codes that its codes tell these images apart, and that the images differ; else train a tokenizer on "
+        "them"
+    ),
 }
 
 
 class CollapseCallback(TrainerCallback):
     """
-    Warns of three kinds of collapse, from what the logs show; nothing is stopped or changed.
+    Warns of collapse, from what the logs show; nothing is stopped or changed.
 
     - *features*: `feature_std` < 0.05, or `rankme` < 1.5.
-    - *uniform targets*: `target_entropy` > 0.9999 log K.
-    - *few prototypes*: `target_entropy` < 0.05 log K, and the prototypes used (`prototypes_used` times K) are one, or
-      fewer than 5 % of K and of the images.
-
-    K is the number of prototypes, `out_dim` of the model's configuration, and log K the largest entropy there is. The
-    last two kinds are those of methods that log a `target_entropy`.
+    - *uniform targets*, of methods that log `target_entropy` (iBOT): it is above 0.9999 log K.
+    - *few prototypes*, of the same: `target_entropy` < 0.05 log K, and the prototypes used (`prototypes_used` times K)
+      are one, or fewer than 5 % of K and of the images. K is the number of prototypes, `out_dim` of the model's
+      configuration, and log K the largest entropy there is.
+    - *codebook*, of methods that log `codebook_usage` (VQ-KD): one code was used, or not more than 10 % of those that
+      there are (or of as many as the log has patches), or `perplexity` is below 2 % of them.
+    - *target codes*, of methods that log `majority_code` (BEiT v2): more than 90 % of the masked patches have the same
+      code.
 
     A warning needs its sign in every log for a tenth of the run, or a quarter for uniform targets, with which a
     healthy run may begin; of a long run 10,000 steps count. It needs three logs; logs of fewer than 16 images are
@@ -83,7 +97,7 @@ class CollapseCallback(TrainerCallback):
         self._last_step = step
         if images < MIN_IMAGES:
             return
-        signs = _signs(logs, images, model.config.out_dim if "target_entropy" in logs else None)
+        signs = _signs(logs, images, model.config)
         self._warned &= signs.keys()
         self._rows = {kind: self._rows.get(kind, (step, 0)) for kind in signs}
         for kind, seen in signs.items():
@@ -95,20 +109,34 @@ class CollapseCallback(TrainerCallback):
                 logger.warning(f"step {step}: collapse of the {kind}? {seen}, since step {first}: {ADVICE[kind]}")
 
 
-def _signs(logs: dict[str, float], images: int, num_prototypes: int | None) -> dict[str, str]:
+def _signs(logs: dict[str, float], images: int, config: PreTrainedConfig) -> dict[str, str]:
     """The kinds of collapse that one log shows, each with what was seen."""
     signs = {}
     spread, rank = logs.get("feature_std", 1.0), logs.get("rankme", math.inf)
     if spread < MIN_FEATURE_STD or rank < MIN_RANKME:
         signs["features"] = f"feature_std {spread:.2g} (1 is healthy, 0 collapsed), rankme {rank:.1f}"
-    if num_prototypes is None:
-        return signs
-    entropy, largest = logs["target_entropy"], math.log(num_prototypes)
-    used = round(logs["prototypes_used"] * num_prototypes)
-    if entropy > UNIFORM * largest:
-        signs["uniform targets"] = f"target_entropy {entropy:.5f} of at most {largest:.5f}"
-    elif entropy < SHARP * largest and used <= max(1, FEW * min(num_prototypes, images)):
-        signs["few prototypes"] = (
-            f"{used} of {num_prototypes} prototypes used by {images} images, target_entropy {entropy:.2g}"
-        )
+    if "target_entropy" in logs:
+        signs |= _prototype_signs(logs["target_entropy"], logs["prototypes_used"], config.out_dim, images)
+    if "codebook_usage" in logs:
+        patches = images * math.prod(config.grid_size)
+        signs |= _codebook_signs(logs["codebook_usage"], logs["perplexity"], config.codebook_size, patches)
+    if logs.get("majority_code", 0.0) > MAX_MAJORITY:
+        signs["target codes"] = f"{100 * logs['majority_code']:.1f} % of the masked patches have the same code"
     return signs
+
+
+def _prototype_signs(entropy: float, share_used: float, num_prototypes: int, images: int) -> dict[str, str]:
+    largest, used = math.log(num_prototypes), round(share_used * num_prototypes)
+    if entropy > UNIFORM * largest:
+        return {"uniform targets": f"target_entropy {entropy:.5f} of at most {largest:.5f}"}
+    if entropy < SHARP * largest and used <= max(1, FEW * min(num_prototypes, images)):
+        seen = f"{used} of {num_prototypes} prototypes used by {images} images, target_entropy {entropy:.2g}"
+        return {"few prototypes": seen}
+    return {}
+
+
+def _codebook_signs(share_used: float, perplexity: float, num_codes: int, patches: int) -> dict[str, str]:
+    used, possible = round(share_used * num_codes), min(num_codes, patches)
+    if used > max(1, MIN_CODES_USED * possible) and perplexity >= MIN_PERPLEXITY * possible:
+        return {}
+    return {"codebook": f"{used} of {num_codes} codes used by {patches} patches, perplexity {perplexity:.1f}"}
