@@ -81,6 +81,8 @@ _LAZY = {
     "Beitv2Trainer": "training.beitv2_trainer",
     "Beitv2TrainingArguments": "training.beitv2_arguments",
     "VQKDCollator": "data.collator_vqkd",
+    "VQKDTrainer": "training.vqkd_trainer",
+    "VQKDTrainingArguments": "training.vqkd_arguments",
     "export_native": "hub.export",
 }
 

@@ -4,11 +4,15 @@ import json
 from pathlib import Path
 
 import torch
+from transformers import ViTConfig, ViTModel
 
-from hf_mim import IBotConfig, IBotForPreTraining
+from hf_mim import Beitv2ImageProcessorPil, IBotConfig, IBotForPreTraining, VQKDConfig, VQKDModel
 from hf_mim.training import run_pretrain
 from hf_mim.training.ibot_arguments import IBotTrainingArguments
 from hf_mim.training.ibot_trainer import IBotTrainer
+from hf_mim.training.teachers import FeatureTeacher
+from hf_mim.training.vqkd_arguments import VQKDTrainingArguments
+from hf_mim.training.vqkd_trainer import VQKDTrainer
 
 
 # Options of `hf-mim pretrain`.
@@ -87,6 +91,57 @@ def tiny_trainer(
         train_dataset=Noise() if dataset is None else dataset,
         data_collator=collator,
         callbacks=list(callbacks),
+    )
+
+
+class Bytes(torch.utils.data.Dataset):
+    """64 images of 3x8x8 random bytes, in the four patches of which the colours differ."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(index)
+        colors = torch.randint(0, 256, (3, 2, 2), generator=generator)
+        image = colors.repeat_interleave(4, 1).repeat_interleave(4, 2)
+        return (image + torch.randint(-40, 41, (3, 8, 8), generator=generator)).clamp(0, 255).to(torch.uint8)
+
+
+def tiny_teacher(seed: int = 0) -> FeatureTeacher:
+    """A ViT with random weights that gives 12 numbers for each of 2 x 2 patches."""
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    vit = ViTModel(ViTConfig(**sizes, image_size=8, patch_size=4, initializer_range=0.2), add_pooling_layer=False)
+    return FeatureTeacher(vit, (2, 2), [0.5] * 3, [0.5] * 3, name=f"vit-{seed}")
+
+
+def tiny_vqkd_trainer(folder: Path, config: dict | None = None, teacher=None, **options) -> VQKDTrainer:
+    """A [`VQKDTrainer`] on `Bytes`, batches of 8, one log per step; `config` and `options` override the defaults."""
+    kwargs = {name: options.pop(name) for name in ("eval_dataset", "callbacks") if name in options}
+    defaults = {
+        "max_steps": 4,
+        "per_device_train_batch_size": 8,
+        "learning_rate": 1e-3,
+        "warmup_epochs": 0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+    args = VQKDTrainingArguments(output_dir=str(folder), **defaults | options)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+    sizes |= {"decoder_num_hidden_layers": 1, "codebook_size": 16, "codebook_dim": 4, "target_dim": 12}
+    torch.manual_seed(0)
+    return VQKDTrainer(
+        model=VQKDModel(VQKDConfig(**sizes | (config or {}))),
+        args=args,
+        teacher=tiny_teacher() if teacher is None else teacher,
+        processing_class=Beitv2ImageProcessorPil(
+            size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        ),
+        train_dataset=Bytes(),
+        data_collator=lambda images: {"pixel_values": torch.stack(images)},
+        **kwargs,
     )
 
 
