@@ -10,6 +10,7 @@ from ..modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
 from ..modeling.modeling_vqkd import VQKDModel
 from .beitv2_arguments import Beitv2TrainingArguments
 from .frozen_target import FrozenTargetTrainer
+from .teachers import source_name
 
 
 class Beitv2Trainer(FrozenTargetTrainer):
@@ -43,7 +44,7 @@ class Beitv2Trainer(FrozenTargetTrainer):
             )
         if not tokenizer.quantizer.initialized:
             raise ValueError("the tokenizer has no codebook: it was never trained")
-        name = args.tokenizer_name_or_path or tokenizer.name_or_path or "tokenizer"
+        name = source_name(args.tokenizer_name_or_path or tokenizer.name_or_path or "tokenizer")
         super().__init__(model=model, args=args, target=tokenizer, target_name=name, **kwargs)
         self.tokenizer_processor = tokenizer_processor
         # How often each code was a label since the last log.

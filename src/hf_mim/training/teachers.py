@@ -219,16 +219,20 @@ def load_teacher(
     mean, std = processor.get("image_mean"), processor.get("image_std")
     if mean is None or std is None:
         raise ValueError(f"the image processor of the teacher {name_or_path} has no image_mean and image_std")
-    is_folder = Path(name_or_path).is_dir()
     return FeatureTeacher(
         model,
         grid,
         mean,
         std,
         feature,
-        name=Path(name_or_path).resolve().name if is_folder else name_or_path,
+        name=source_name(name_or_path),
         license=_license(name_or_path, **hub_options),
     )
+
+
+def source_name(name_or_path: str) -> str:
+    """A Hub id as it is; of a folder the last component, because the way to it means nothing elsewhere."""
+    return Path(name_or_path).resolve().name if Path(name_or_path).is_dir() else name_or_path
 
 
 def _license(name_or_path: str, **hub_options: str | None) -> str | None:
