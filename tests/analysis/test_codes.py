@@ -111,7 +111,7 @@ def test_the_picture_shows_the_patches_of_each_code(tokenizer, tmp_path, monkeyp
     assert counts[2] < 10 < counts[0]
     labels = [axes.texts[0].get_text() for axes in figure.axes]
     assert labels == [f"code 0\n{counts[0]} x", f"code 1\n{counts[1]} x", f"code 2\n{counts[2]} x\n(rare)"]
-    assert figure.get_suptitle().startswith("the 2 most used codes and 1 rare: patches of 6 images")
+    assert figure.get_suptitle() == "the 2 most used codes and 1 rare, in patches of 6 images"
     side, gap, margin = 2 * PATCH, 1, PATCH // 2
     for code, axes in enumerate(figure.axes):
         strip = axes.images[0].get_array()

@@ -56,6 +56,7 @@ def test_panels_of_tokenizers_and_of_training_on_their_codes(tmp_path: Path):
         {"codebook_usage": 0.5, "codebook_usage_epoch": 0.75, "perplexity": 20.0, "step": 5},
         {"eval_loss": 2.5, "eval_loss_feature": 2.0, "eval_codebook_usage": 0.6, "eval_perplexity": 30.0, "step": 6},
         {"accuracy_mim": 0.2, "accuracy_mim_cls": 0.1, "majority_code": 0.05, "eval_majority_code": 0.1, "step": 7},
+        {"codes_used": 0.4, "step": 7},
     ]
     assert lines(plot_curves(history, tmp_path / "curves.png")) == {
         "loss": {"loss": [(5, 2.0)], "loss_feature": [(5, 1.5)], "loss_quantizer": [(5, 0.5)]},
@@ -68,6 +69,7 @@ def test_panels_of_tokenizers_and_of_training_on_their_codes(tmp_path: Path):
         "share of the codes in use": {
             "codebook_usage": [(5, 0.5)],
             "codebook_usage_epoch": [(5, 0.75)],
+            "codes_used": [(7, 0.4)],
             "eval_codebook_usage": [(6, 0.6)],
         },
         "perplexity of the codes": {"perplexity": [(5, 20.0)], "eval_perplexity": [(6, 30.0)]},

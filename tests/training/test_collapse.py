@@ -67,6 +67,7 @@ HEALTHY = {
     "codebook_usage": 0.5,
     "perplexity": 100.0,
     "majority_code": 0.2,
+    "codes_used": 0.5,
 }
 SIGNS = {
     "features": {"feature_std": 0.01},
@@ -84,7 +85,9 @@ def feed(
     callback = CollapseCallback()
     state = SimpleNamespace(is_world_process_zero=True, global_step=0, max_steps=max_steps)
     args = SimpleNamespace(train_batch_size=batch, gradient_accumulation_steps=1, world_size=1)
-    model = SimpleNamespace(config=SimpleNamespace(out_dim=K, codebook_size=codebook_size, grid_size=(4, 4)))
+    model = SimpleNamespace(
+        config=SimpleNamespace(out_dim=K, codebook_size=codebook_size, vocab_size=CODES, grid_size=(4, 4))
+    )
     callback.on_train_begin(args, state, None)
     for log in logs:
         state.global_step += every
@@ -124,8 +127,9 @@ def test_patience_has_bounds(caplog):
     ("log", "seen"),
     [
         ({"codebook_usage": 20 / CODES}, "20 of 512 codes used by 5120 patches, perplexity 100.0"),
-        ({"perplexity": 9.5}, "256 of 512 codes used by 5120 patches, perplexity 9.5"),
-        ({"majority_code": 0.957}, "95.7 % of the masked patches have the same code"),
+        ({"perplexity": 4.5}, "256 of 512 codes used by 5120 patches, perplexity 4.5"),
+        ({"majority_code": 0.957}, "256 of 512 codes are targets, 95.7 % of them the same one"),
+        ({"codes_used": 2 / CODES}, "2 of 512 codes are targets, 20.0 % of them the same one"),
     ],
 )
 def test_what_is_seen_of_codes(caplog, log, seen):

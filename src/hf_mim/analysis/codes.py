@@ -121,7 +121,7 @@ def plot_codes(
 
     columns = 2 if len(places) > 8 else 1
     rows = math.ceil(len(places) / columns)
-    size = columns * (0.6 * patches_per_code + 1.2), 0.62 * rows + 0.5
+    size = max(5, columns * (0.6 * patches_per_code + 1.2)), 0.62 * rows + 0.5
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
@@ -131,7 +131,7 @@ def plot_codes(
         label = f"code {code}\n{counts[code]} x" + ("\n(rare)" if code in rare else "")
         axes.text(-0.02, 0.5, label, ha="right", va="center", fontsize=7, transform=axes.transAxes)
     title = f"the {len(frequent)} most used codes" + (f" and {len(rare)} rare" if rare else "")
-    figure.suptitle(f"{title}: patches of {len(codes)} images that share one, with what surrounds them", fontsize=10)
+    figure.suptitle(f"{title}, in patches of {len(codes)} images", fontsize=10)
     save_figure(figure, path)
     return figure
 

@@ -20,7 +20,7 @@ _PANELS: list[tuple[str, Callable[[str], bool]]] = [
     ("feature spread (0 = collapsed, 1 = isotropic)", lambda key: key == "feature_std"),
     ("effective rank of the features (RankMe)", lambda key: key == "rankme"),
     ("prototypes used", lambda key: key == "prototypes_used"),
-    ("share of the codes in use", lambda key: key.removeprefix("eval_").startswith("codebook_usage")),
+    ("share of the codes in use", lambda key: key.removeprefix("eval_").startswith(("codebook_usage", "codes_used"))),
     ("perplexity of the codes", lambda key: key.removeprefix("eval_") == "perplexity"),
 ]
 _COLUMNS = 3
@@ -32,8 +32,8 @@ def plot_curves(log_history: list[dict], path: str | Path) -> Figure:
     Panels, each only if the log has its keys: the loss and its parts (every key that starts with `loss`), the same of
     an evaluation (`eval_loss*`), the accuracies of BEiT v2's heads beside what a constant guess would reach
     (`accuracy_*`, `majority_code`), k-NN accuracy (`eval_knn_*_top1`), `learning_rate`, and the health figures
-    `target_entropy`, `feature_std`, `rankme`, `prototypes_used` and, in training and evaluation, `codebook_usage` and
-    `perplexity`.
+    `target_entropy`, `feature_std`, `rankme`, `prototypes_used`, `codes_used` and, in training and evaluation,
+    `codebook_usage` and `perplexity`.
 
     Args:
         log_history: `trainer.state.log_history`; entries without `step` are passed over.
