@@ -53,7 +53,7 @@ class Beitv2RelativePositionBias(nn.Module):
         table = self.relative_position_bias_table
         if grid == self.grid_size:
             return table
-        sides, known = [2 * side - 1 for side in grid], [2 * side - 1 for side in self.grid_size]
+        known, sides = [2 * side - 1 for side in self.grid_size], [2 * side - 1 for side in grid]
         rows, columns = (spline_matrix(*pair).to(table.device) for pair in zip(known, sides, strict=True))
         # The matrices are in double precision: a table costs nothing, and rounds only once.
         offsets = table[:-3].double().unflatten(0, known)
@@ -68,17 +68,23 @@ class Beitv2RelativePositionBias(nn.Module):
         self.grid_size = grid
 
 
-@torch.compiler.assume_constant_result
+# An operator of its own, so that programs made by torch.compile and torch.export call it instead of looking inside.
+@torch.library.custom_op("hf_mim::spline_matrix", mutates_args=())
 def spline_matrix(known: int, wanted: int) -> torch.Tensor:
     """
     The matrix `[wanted, known]` in double precision that takes a table of offsets along one axis to another length.
 
     Args:
         known (`int`): Number of offsets that there are, odd; the middle one is 0.
-        wanted (`int`): Number of offsets to have.
+        wanted (`int`): Number of offsets to have, odd.
     """
     # The tensor is new at every call: one that was made in inference mode would be of no use for training.
-    return torch.tensor(_spline_matrix(known, wanted))
+    return torch.tensor(_spline_matrix(known, wanted), dtype=torch.float64)
+
+
+@spline_matrix.register_fake
+def _(known: int, wanted: int) -> torch.Tensor:
+    return torch.empty(wanted, known, dtype=torch.float64)
 
 
 @functools.lru_cache(maxsize=64)
@@ -88,8 +94,7 @@ def _spline_matrix(known: int, wanted: int) -> np.ndarray:
     if known == 1:
         return np.ones((wanted, 1))
     half, reach = known // 2, wanted // 2
-    ratio = _geometric_ratio(half, reach)
-    positive = np.cumsum(ratio ** np.arange(half))
+    positive = np.cumsum(_geometric_ratio(half, reach) ** np.arange(half))
     positions = np.concatenate((-positive[::-1], [0.0], positive))
     targets = np.arange(-reach, reach + 1).clip(positions[0], positions[-1])
     return make_interp_spline(positions, np.eye(known), k=min(3, known - 1))(targets)
