@@ -1,11 +1,17 @@
-"""Schedules against the arrays of the original code (tests/golden/ibot/schedules.safetensors)."""
+"""Schedules against the arrays of the original codes (tests/golden/*/schedules.*)."""
+
+import json
+import re
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hf_mim import Beitv2Config, Beitv2ForPreTraining
 from hf_mim.training.schedules import cosine_schedule, teacher_temperature
+
+from ..conftest import GOLDEN
 
 
 def test_golden_schedules(ibot_golden):
@@ -60,3 +66,38 @@ def test_stays_between_its_ends(base, final, total, share):
     assert all(low <= v <= high for v in values[warmup:])
     steps = [b - a for a, b in zip(values[warmup:], values[warmup + 1 :], strict=False)]
     assert all(s * (final - base) >= -1e-12 for s in steps)
+
+
+BEITV2 = json.loads((GOLDEN / "beitv2" / "schedules.json").read_text())
+
+
+@pytest.mark.parametrize("name", BEITV2["lr_wd_schedules"])
+def test_beitv2_schedules(name):
+    """The same function as iBOT's, with warm-up steps that go before warm-up epochs (`utils.py`)."""
+    entry = BEITV2["lr_wd_schedules"][name]
+    base, final, epochs, steps = entry["args"]
+    warmup = entry["kwargs"].get("warmup_steps") or entry["kwargs"].get("warmup_epochs", 0) * steps
+    ours = [cosine_schedule(i, base, final, epochs * steps, warmup) for i in range(epochs * steps)]
+    if "raises" in entry:
+        # The original stops with an assertion; the schedule itself is the one that its options describe.
+        assert (ours[0], ours[warmup - 1], len(ours)) == (0.0, base, 15)
+    else:
+        assert ours == pytest.approx(entry["values"], rel=1e-12)
+
+
+@pytest.mark.parametrize("name", BEITV2["drop_path"])
+def test_beitv2_stochastic_depth(name):
+    expected = BEITV2["drop_path"][name]
+    depth, rate, early, head = re.fullmatch(r"depth(\d+)_rate([\d.]+)_early(\d+)_head(\d+)", name).groups()
+    config = Beitv2Config(
+        hidden_size=4,
+        num_attention_heads=1,
+        num_hidden_layers=int(depth),
+        drop_path_rate=float(rate),
+        early_layers=int(early),
+        head_layers=int(head),
+        vocab_size=2,
+    )
+    model = Beitv2ForPreTraining(config)
+    assert [layer.drop_path.rate for layer in model.beitv2.layers] == pytest.approx(expected["blocks"], abs=1e-7)
+    assert [layer.drop_path.rate for layer in model.head_layers] == pytest.approx(expected["cls_pt_layers"], abs=1e-7)

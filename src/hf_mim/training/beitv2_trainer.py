@@ -10,6 +10,7 @@ from ..modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
 from ..modeling.modeling_vqkd import VQKDModel
 from .beitv2_arguments import Beitv2TrainingArguments
 from .frozen_target import FrozenTargetTrainer
+from .gradients import BEITV2_WITHOUT_DECAY, decayed_parameter_names
 from .teachers import source_name
 
 
@@ -51,8 +52,7 @@ class Beitv2Trainer(FrozenTargetTrainer):
         self._counts = torch.zeros(model.config.vocab_size, dtype=torch.int64, device=args.device)
 
     def get_decay_parameter_names(self, model: Beitv2ForPreTraining) -> list[str]:
-        names = super().get_decay_parameter_names(model)
-        return [name for name in names if not name.endswith((".cls_token", ".position_embeddings"))]
+        return decayed_parameter_names(model, BEITV2_WITHOUT_DECAY)
 
     def normalize_inputs(self, inputs: dict[str, torch.Tensor]):
         views = inputs.get("tokenizer_pixel_values", inputs["pixel_values"])

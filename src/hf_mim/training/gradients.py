@@ -7,15 +7,20 @@ import torch
 from torch import nn
 
 
-def decayed_parameter_names(model: nn.Module) -> list[str]:
+# BEiT v2 and its tokenizer leave these out beside what iBOT does; mask token and relative positions *are* decayed.
+BEITV2_WITHOUT_DECAY = (".cls_token", ".position_embeddings")
+
+
+def decayed_parameter_names(model: nn.Module, exceptions: tuple[str, ...] = ()) -> list[str]:
     """
-    Names of the trainable parameters with weight decay: all but biases and 1-dimensional tensors (`utils.py`,
-    `get_params_groups`). CLS token, mask token, position table and prototypes *are* decayed.
+    Names of the trainable parameters with weight decay: all but biases and 1-dimensional tensors (iBOT's `utils.py`,
+    `get_params_groups`, where CLS token, mask token, position table and prototypes *are* decayed), and but those whose
+    name ends like one of the `exceptions` (BEiT's `optim_factory.py`).
     """
     return [
         name
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and not (name.endswith(".bias") or parameter.ndim == 1)
+        if parameter.requires_grad and parameter.ndim > 1 and not name.endswith((".bias", *exceptions))
     ]
 
 

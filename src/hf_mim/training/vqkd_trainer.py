@@ -8,6 +8,7 @@ from ..evaluation.code_usage import code_statistics
 from ..evaluation.features import image_batches
 from ..modeling.modeling_vqkd import VQKDModel
 from .frozen_target import FrozenTargetTrainer
+from .gradients import BEITV2_WITHOUT_DECAY, decayed_parameter_names
 from .teachers import FeatureTeacher
 from .vqkd_arguments import VQKDTrainingArguments
 
@@ -51,8 +52,7 @@ class VQKDTrainer(FrozenTargetTrainer):
         return torch.zeros(self.model.config.codebook_size, dtype=torch.int64, device=self.args.device)
 
     def get_decay_parameter_names(self, model: VQKDModel) -> list[str]:
-        names = super().get_decay_parameter_names(model)
-        return [name for name in names if not name.endswith((".cls_token", ".position_embeddings"))]
+        return decayed_parameter_names(model, BEITV2_WITHOUT_DECAY)
 
     def compute_targets(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         pixel_values = inputs["pixel_values"]
