@@ -5,10 +5,12 @@ import re
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from hf_mim.training.collapse import ADVICE, CollapseCallback
 
-from .tiny import Noise, tiny_trainer
+from .test_beitv2_trainer import make_tokenizer, make_trainer
+from .tiny import Noise, tiny_trainer, tiny_vqkd_trainer
 
 
 def warnings_of(caplog) -> list[str]:
@@ -55,6 +57,37 @@ def test_healthy_runs_are_left_in_peace(tmp_path, caplog, target, linear_init):
     trainer = tiny_trainer(tmp_path, config={"linear_init": linear_init}, max_steps=60, logging_steps=2, target=target)
     trainer.train()
     assert warnings_of(caplog) == []
+
+
+VQKD = dict(max_steps=60, logging_steps=4, config={"initializer_range": 0.2, "codebook_size": 64})
+
+
+@pytest.mark.parametrize("provocation", ["learning rate", "constant images", None])
+def test_tokenizers(tmp_path, caplog, provocation):
+    trainer = tiny_vqkd_trainer(tmp_path, **VQKD, learning_rate=3.0 if provocation == "learning rate" else 1e-3)
+    if provocation == "constant images":
+        trainer.train_dataset = [torch.full((3, 8, 8), 128, dtype=torch.uint8)] * 64
+    trainer.train()
+    if provocation is None:
+        assert warnings_of(caplog) == []
+        return
+    [warning] = warnings_of(caplog)
+    assert re.search(r"codebook\? [1-5] of 64 codes used by 128 patches, perplexity .*revive_after_steps", warning)
+
+
+@pytest.mark.parametrize("collapsed", [True, False])
+def test_training_on_codes(tmp_path, caplog, collapsed):
+    tokenizer = make_tokenizer(initializer_range=0.2)
+    if collapsed:
+        tokenizer.quantizer.codebook[1:] = tokenizer.quantizer.codebook[0]
+    make_trainer(tmp_path, tokenizer, max_steps=40, logging_steps=4).train()
+    if not collapsed:
+        assert warnings_of(caplog) == []
+        return
+    [warning] = warnings_of(caplog)
+    assert re.search(
+        r"target codes\? 1 of 12 codes are targets, 100\.0 % of them the same one.*analyze codes", warning
+    )
 
 
 K, CODES = 128, 512

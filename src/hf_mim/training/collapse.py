@@ -79,9 +79,10 @@ class CollapseCallback(TrainerCallback):
     - Centres that do not move and a teacher temperature of 0.01: entropy 0.002 of log K and 3 of 128 prototypes,
       while `feature_std` stays at 0.7.
     - VQ-KD with a random teacher, logs of 20,480 patches. Healthy: at least 62 % of 512 codes, perplexity 55 and
-      rising. In the long warm-up of a learning rate perplexity falls for a while, here to 10 % of 2,048 codes. A first
-      batch with half as many patches as there are codes, 4,096: 14 % of them used, perplexity 2.5 % of them and rising.
-      A learning rate 30 times too high: 2 codes, perplexity 2; 1,000 times, or images without content: 1 code.
+      rising. In the long warm-up of a learning rate perplexity falls for a while, here to 10 % of 2,048 codes. A
+      learning rate 30 times too high: 2 codes, perplexity 2; 1,000 times, or images without content: 1 code. Not
+      warned of: 14 % of 4,096 codes, perplexity 2.5 % of them and rising, where the first batch had half as many
+      patches as there are codes.
     - Targets from these tokenizers: the most frequent code has 4 to 6 %; after 30 times the learning rate, 55 %, at 2
       of 512 codes.
     """
