@@ -64,16 +64,16 @@ def export_native(
     """
     Copies a model into one of transformers that gives the same numbers, and loads without this package.
 
-    - iBOT's encoder becomes a `ViTModel` with the same `last_hidden_state` `[B, 1+N, D]`. Its `pooler_output` `[B, D]` is
-      the CLS token: `AutoModel` always builds a pooler, so this one is the identity. Layer scale is folded into the
-      linear layer before it, and stochastic depth, which a `ViTModel` does not know, stays behind.
+    - iBOT's encoder becomes a `ViTModel` with the same `last_hidden_state` `[B, 1+N, D]`. Its `pooler_output` `[B, D]`
+      is the CLS token: `AutoModel` always builds a pooler, so this one is the identity. Layer scale is folded into
+      the linear layer before it, and stochastic depth, which a `ViTModel` does not know, stays behind.
     - BEiT v2's encoder becomes a `BeitModel` with the same `last_hidden_state` and `pooler_output`, its classifier a
       `BeitForImageClassification` with the same `logits`.
 
     Mask token and pre-training heads stay behind. Other image sizes than `config.image_size` give other numbers than
-    here: `ViTModel` needs `interpolate_pos_encoding=True` for them and differs slightly; `BeitModel` takes all sizes but
-    resizes relative tables bilinearly, and differs more. For another size, call `resize_position_tables` of a BEiT v2
-    model before the export.
+    here: `ViTModel` needs `interpolate_pos_encoding=True` for them and differs slightly; `BeitModel` takes all sizes
+    but resizes relative tables bilinearly, and differs more. For another size, call `resize_position_tables` of a
+    BEiT v2 model before the export.
 
     Returns:
         The native model in eval mode with its own copy of the weights, in their type and on their device.
