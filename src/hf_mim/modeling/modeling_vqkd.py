@@ -110,6 +110,9 @@ class VQKDModel(VisionPreTrainedModel):
         )
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder.get_input_embeddings()
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         """Initialisation of the original code; encoder and decoder initialise themselves."""
