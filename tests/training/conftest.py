@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import ViTConfig, ViTImageProcessorPil, ViTModel, set_seed
 
-from .tiny import pretrain
+from .tiny import pretrain, tiny_beitv2, tiny_vqkd
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +33,31 @@ def finished(pictures, tmp_path_factory):
         output=output,
     )
     return output, metrics
+
+
+@pytest.fixture(scope="session")
+def vision_model(tmp_path_factory):
+    """A random ViT in a folder, for tokenizers to learn from."""
+    folder = tmp_path_factory.mktemp("teacher") / "tiny-vit"
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    set_seed(0)
+    ViTModel(ViTConfig(image_size=32, patch_size=8, **sizes), add_pooling_layer=False).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\nA teacher.\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(pictures, vision_model, tmp_path_factory):
+    """A finished run of VQ-KD with checkpoints after every epoch, and its metrics."""
+    output = tmp_path_factory.mktemp("run") / "tiny-vqkd"
+    options = ("--train_dir", pictures, "--eval_split", "test", "--eval_strategy", "epoch", "--save_strategy", "epoch")
+    return output, pretrain(*options, output=output, method=tiny_vqkd(vision_model))
+
+
+@pytest.fixture(scope="session", params=["vqkd", "beitv2"])
+def method(request, vision_model):
+    """Options of VQ-KD, and then of BEiT v2."""
+    if request.param == "vqkd":
+        return tiny_vqkd(vision_model)
+    return tiny_beitv2(request.getfixturevalue("tokenizer")[0])

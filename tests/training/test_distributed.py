@@ -21,8 +21,12 @@ from .tiny import SIZES, TINY, pretrain
 CONFIGS = Path(hf_mim.__file__).parent / "training" / "accelerate_configs"
 
 
+# Stochastic depth draws from each process' own stream.
+IBOT = (*TINY, "--config_overrides", SIZES + ",drop_path_rate=0.0")
+
+
 def start(
-    processes: int, batch: int, folder, output, *options, sharded: bool = False, launcher: tuple = ()
+    processes: int, batch: int, folder, output, *options, method=IBOT, sharded: bool = False, launcher: tuple = ()
 ) -> subprocess.Popen:
     """A run of several processes with `batch` images each; `sharded` by FSDP 2, or copies of the networks."""
     with socket.socket() as probe:
@@ -34,9 +38,8 @@ def start(
         command += ["--config_file", CONFIGS / "fsdp2.yaml", Path(__file__).with_name("fsdp_on_cpu.py")]
     else:
         command += ["--config_file", CONFIGS / "cpu.yaml", "-m", "hf_mim.training.run_pretrain"]
-    command += [*TINY, "--train_dir", folder, "--output_dir", output, "--per_device_train_batch_size", batch]
-    # Stochastic depth draws from each process' own stream.
-    command += ["--config_overrides", SIZES + ",drop_path_rate=0.0", "--eval_split", "test", *options]
+    command += [*method, "--train_dir", folder, "--output_dir", output, "--per_device_train_batch_size", batch]
+    command += ["--eval_split", "test", *options]
     return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -21,13 +21,39 @@ SIZES = (
     "hidden_size=16,num_hidden_layers=2,num_attention_heads=2,out_dim=16,patch_out_dim=16,"
     "head_hidden_size=16,head_bottleneck_size=8"
 )
-TINY = [
-    *("--image_size", "16", "--patch_size", "4", "--config_overrides", SIZES),
-    *("--local_crops_number", "2", "--local_crop_size", "8", "--resize_size", "16"),
+COMMON = [
+    *("--image_size", "16", "--patch_size", "4", "--resize_size", "16"),
     *("--per_device_train_batch_size", "4", "--num_train_epochs", "2", "--warmup_epochs", "0.5"),
-    *("--warmup_teacher_temp_epochs", "1", "--learning_rate", "0.003", "--use_cpu", "--disable_tqdm", "true"),
+    *("--learning_rate", "0.003", "--use_cpu", "--disable_tqdm", "true"),
     *("--knn_k", "3", "--save_strategy", "no", "--logging_steps", "1"),
 ]
+TINY = [
+    *COMMON,
+    *("--config_overrides", SIZES, "--local_crops_number", "2", "--local_crop_size", "8"),
+    *("--warmup_teacher_temp_epochs", "1"),
+]
+VQKD_SIZES = (
+    "hidden_size=16,num_hidden_layers=2,num_attention_heads=2,decoder_num_hidden_layers=1,codebook_size=16,"
+    "codebook_dim=4"
+)
+BEITV2_SIZES = "hidden_size=16,num_hidden_layers=3,num_attention_heads=2,early_layers=2,head_layers=1"
+
+
+def tiny_vqkd(teacher: Path) -> list[str]:
+    """Options of a tokenizer that learns from `teacher`."""
+    return [
+        *COMMON,
+        *("--model_type", "vqkd", "--teacher_model_name_or_path", str(teacher), "--config_overrides", VQKD_SIZES),
+    ]
+
+
+def tiny_beitv2(tokenizer: Path) -> list[str]:
+    """Options of an encoder that learns from `tokenizer`."""
+    return [
+        *COMMON,
+        *("--model_type", "beitv2", "--tokenizer_name_or_path", str(tokenizer), "--config_overrides", BEITV2_SIZES),
+    ]
+
 
 # The configuration of `tiny_trainer`.
 CONFIG = {
@@ -145,9 +171,9 @@ def tiny_vqkd_trainer(folder: Path, config: dict | None = None, teacher=None, **
     )
 
 
-def pretrain(*options, output):
-    """`hf-mim pretrain` with `TINY`; gives its metrics."""
-    return run_pretrain.main([*TINY, *map(str, options), "--output_dir", str(output)])
+def pretrain(*options, output, method=TINY):
+    """`hf-mim pretrain` with the options of a method; gives its metrics."""
+    return run_pretrain.main([*method, *map(str, options), "--output_dir", str(output)])
 
 
 def logged_losses(folder) -> list[float]:

@@ -33,6 +33,11 @@ TRAINING_OPTIONS = (
     "pred_ratio_var",
     "pred_shape",
     "pred_start_epoch",
+    "crop_scale",
+    "min_crop_scale",
+    "color_jitter",
+    "num_masking_patches",
+    "min_mask_patches_per_block",
     "seed",
 )
 
@@ -76,7 +81,8 @@ def build_card(name: str, facts: dict, args: TrainingArguments, config: PreTrain
         }
         for key, value in top1.items()
     ]
-    options = {option: getattr(args, option) for option in TRAINING_OPTIONS if hasattr(args, option)}
+    options = {option: getattr(args, option, None) for option in TRAINING_OPTIONS}
+    options = {option: value for option, value in options.items() if value is not None}
     parts = {key.removeprefix("final_"): value for key, value in facts.items() if key.startswith("final_loss_")}
     template = TEMPLATES.get_template(f"{config.model_type}.md")
     return template.render(

@@ -24,6 +24,7 @@ class IBotMethod(Method):
     """iBOT: multi-crop views, one mask per global view, a moving average of the student as its teacher."""
 
     arguments_class = IBotTrainingArguments
+    trainer_class = IBotTrainer
 
     def check_epochs(self, epochs: int):
         args = self.args

@@ -25,10 +25,11 @@ class Method(ABC):
     """
 
     arguments_class: type[MIMTrainingArguments]
-    # Whether the evaluation while training is k-NN, which needs labels.
-    evaluates_labels = True
+    trainer_class: type[MIMTrainer]
     # Whether the full model is more than what is deployed, and is kept beside it in `pretraining/`.
     keeps_full_model = True
+    # Images from which the pictures are drawn.
+    num_example_images = 4
 
     def __init__(self, model_args: ModelArguments, data_args: DataArguments, args: MIMTrainingArguments):
         self.model_args, self.data_args, self.args = model_args, data_args, args
@@ -85,8 +86,11 @@ class Method(ABC):
         plot_attention(encoder, images, processor, output / "attention.png")
         return ["attention.png"]
 
-    @staticmethod
-    def headline(facts: dict, output_dir: str) -> list[str]:
+    def facts(self) -> dict:
+        """What card and summary tell beside the figures of every run."""
+        return {}
+
+    def headline(self, facts: dict, output_dir: str) -> list[str]:
         """The lines in which a finished run says what it learned and how to load it, from its `metrics.json`."""
         lines = []
         names = [

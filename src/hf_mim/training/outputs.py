@@ -9,7 +9,6 @@ from PIL import Image
 from ..data.files import replaced_file, replaced_folder
 from ..hub.card import build_card
 from .method import Method
-from .sharding import whole_state_dict
 from .trainer import TEACHER_FOLDER, MIMTrainer
 
 
@@ -39,6 +38,7 @@ def collect_metrics(method: Method, trainer: MIMTrainer, metrics: dict) -> dict:
         "eval_images": None if trainer.eval_dataset is None else len(trainer.eval_dataset),
         "started_from": method.model_args.model_name_or_path,
         "steps": state.global_step,
+        **method.facts(),
         **final,
         **initial,
         **metrics,
@@ -62,8 +62,7 @@ def save_run(method: Method, trainer: MIMTrainer, metrics: dict, example_images:
         example_images (`list[PIL.Image.Image]`): A few images for the pictures.
     """
     # Sharded weights are gathered by all processes together.
-    target, encoder = trainer.whole_target(), trainer.deployable_encoder()
-    student = whole_state_dict(trainer.accelerator.unwrap_model(trainer.model))
+    student, target, encoder = trainer.whole_student(), trainer.whole_target(), trainer.deployable_encoder()
     if not trainer.is_world_process_zero():
         return
     # Only here, because a run should not wait for matplotlib before its first step.
@@ -72,7 +71,7 @@ def save_run(method: Method, trainer: MIMTrainer, metrics: dict, example_images:
     output, processor = Path(trainer.args.output_dir), trainer.processing_class
     if method.keeps_full_model:
         with replaced_folder(output / "pretraining") as folder:
-            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(folder, state_dict=student)
+            student.save_pretrained(folder)
             processor.save_pretrained(folder)
             trainer.save_target(str(folder / TEACHER_FOLDER), target)
     with replaced_folder(output / ".encoder") as folder:

@@ -8,12 +8,12 @@ from pathlib import Path
 class ModelArguments:
     """Which model to train, and from which weights."""
 
-    model_type: str = field(default="ibot", metadata={"help": "Method and architecture: 'ibot'."})
+    model_type: str = field(default="ibot", metadata={"help": "Method: 'ibot', 'vqkd' or 'beitv2'."})
     model_name_or_path: str | None = field(
         default=None,
         metadata={
             "help": "Folder or Hub id to continue from: a full pre-training model (the folder pretraining/ of a run, "
-            "or one of its checkpoints), or an encoder ('ibot' or 'vit'), which gets a new head."
+            "or one of its checkpoints), or an encoder ('ibot' or 'vit'; 'beitv2' or 'beit'), which gets a new head."
         },
     )
     config_overrides: str | None = field(

@@ -33,7 +33,7 @@ from .trainer import MIMTrainer
 
 logger = logging.getLogger(__name__)
 
-MODEL_TYPES = ("ibot",)
+MODEL_TYPES = ("ibot", "vqkd", "beitv2")
 
 
 def load_data(args: DataArguments, model_args: ModelArguments, seed: int, labels: bool = True):
@@ -99,6 +99,14 @@ def method_class(model_type: str) -> type[Method]:
         from .ibot_method import IBotMethod
 
         return IBotMethod
+    if model_type == "vqkd":
+        from .vqkd_method import VQKDMethod
+
+        return VQKDMethod
+    if model_type == "beitv2":
+        from .beitv2_method import Beitv2Method
+
+        return Beitv2Method
     raise ValueError(f"model_type must be one of {', '.join(MODEL_TYPES)}, got {model_type!r}")
 
 
@@ -177,7 +185,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     # What is wrong with sizes and data shows here, before weights are made or fetched.
     views, collator, processor = method.build_views(), method.build_collator(None), method.build_processor()
-    train, bank, queries = load_data(data_args, model_args, args.seed, method.evaluates_labels)
+    train, bank, queries = load_data(data_args, model_args, args.seed, method.trainer_class.needs_bank)
     if queries is None and not args.do_train:
         raise ValueError("an evaluation needs held-out images: --eval_split, --validation_dir or --train_val_split")
     if queries is None and (args.eval_strategy != "no" or args.eval_on_start):
@@ -225,7 +233,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         ]
         accuracy = knn_accuracy(*pixels[0], *pixels[1], k=args.knn_k, temperature=args.knn_temperature)
         metrics |= {f"raw_pixels_{name}": value for name, value in accuracy.items()}
-    save_run(method, trainer, metrics, _first_images(examples, channels))
+    save_run(method, trainer, metrics, _first_images(examples, channels, method.num_example_images))
     if trainer.is_world_process_zero():
         print(summary(method, args.output_dir))
     return metrics
@@ -239,8 +247,8 @@ def _latest_evaluation(trainer: MIMTrainer) -> dict[str, float]:
     return {name: value for name, value in evaluations[-1].items() if name.startswith("eval_")}
 
 
-def _first_images(dataset, num_channels: int, count: int = 4) -> list[Image.Image]:
-    """Images spread over the data set, for the attention pictures; in place of an unreadable one the next."""
+def _first_images(dataset, num_channels: int, count: int) -> list[Image.Image]:
+    """Images spread over the data set, for the pictures; in place of an unreadable one the next."""
     rows = list(dataset.take(2 * count)) if isinstance(dataset, datasets.IterableDataset) else dataset
     images = []
     for start in np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int):

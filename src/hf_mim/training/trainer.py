@@ -61,6 +61,8 @@ from .unreadable import UnreadableImages
 logger = logging.getLogger(__name__)
 
 TEACHER_FOLDER = "teacher"
+# How torch.save tells of a full disk.
+FAILED_WRITES = ("PytorchStreamWriter", "inline_container", "iostream error")
 
 
 class MIMTrainer(Trainer, ABC):
@@ -521,7 +523,7 @@ class MIMTrainer(Trainer, ABC):
                 put_in_place(staging / name, output_dir / name)
                 remove_old_checkpoints(output_dir, self.args.save_total_limit, self.state.best_global_step)
         except (OSError, SafetensorError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in FAILED_WRITES):
                 raise
             raise OSError(
                 f"cannot save {output_dir / name}: {error}. {describe_last(self.args.output_dir)}"

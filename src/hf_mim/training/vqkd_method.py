@@ -1,0 +1,115 @@
+"""VQ-KD, the tokenizer of BEiT v2, in `hf-mim pretrain`."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from ..data.collator_vqkd import VQKDCollator
+from ..data.crop_views import CropViews
+from ..modeling.configuration_vqkd import VQKDConfig
+from ..modeling.image_processing_pil_beitv2 import Beitv2ImageProcessorPil
+from ..modeling.modeling_vqkd import VQKDModel
+from .loading import load_for_pretraining, pretraining_config
+from .method import Method
+from .processing import build_image_processor
+from .teachers import load_teacher
+from .vqkd_arguments import VQKDTrainingArguments
+from .vqkd_trainer import VQKDTrainer
+
+
+class VQKDMethod(Method):
+    """VQ-KD: one crop per image, the features of a frozen teacher through a codebook."""
+
+    arguments_class = VQKDTrainingArguments
+    trainer_class = VQKDTrainer
+    keeps_full_model = False
+    num_example_images = 64
+
+    def build_config(self) -> VQKDConfig:
+        args, source = self.args, self.model_args.model_name_or_path
+        if args.teacher_model_name_or_path is None:
+            raise ValueError("say with --teacher_model_name_or_path from which vision model the tokenizer learns")
+        if args.eval_on_start and source is None:
+            raise ValueError("eval_on_start: a new tokenizer has no codebook before its first step; leave it out")
+        config = pretraining_config(self.model_args, VQKDConfig)
+        self.teacher = load_teacher(
+            args.teacher_model_name_or_path,
+            config.grid_size,
+            args.teacher_feature,
+            cache_dir=self.model_args.cache_dir,
+            token=self.model_args.token,
+        )
+        if source is None:
+            config.target_dim = self.teacher.hidden_size
+        elif config.target_dim != self.teacher.hidden_size:
+            raise ValueError(
+                f"{source} predicts features of {config.target_dim} numbers, those of the teacher "
+                f"{self.teacher.name} have {self.teacher.hidden_size}"
+            )
+        config.teacher, config.teacher_license = self.teacher.name, self.teacher.license
+        return config
+
+    def build_views(self) -> CropViews:
+        height, width = (side * self.config.patch_size for side in self.config.grid_size)
+        return CropViews((height, width), tuple(self.args.crop_scale), self.args.color_jitter)
+
+    def build_processor(self) -> Beitv2ImageProcessorPil:
+        half = (0.5, 0.5, 0.5)
+        return build_image_processor(
+            Beitv2ImageProcessorPil, self.config, self.data_args, self.model_args, mean=half, std=half
+        )
+
+    def build_collator(self, make_samples: Callable | None) -> VQKDCollator:
+        return VQKDCollator(make_samples)
+
+    def build_model(self) -> VQKDModel:
+        return load_for_pretraining(self.model_args, self.config, VQKDModel)
+
+    def build_trainer(self, **common) -> VQKDTrainer:
+        return VQKDTrainer(args=self.args, teacher=self.teacher, **common)
+
+    def save_deployable(self, encoder: VQKDModel, processor: Beitv2ImageProcessorPil, folder: Path):
+        encoder.save_pretrained(folder)
+        processor.save_pretrained(folder)
+
+    def draw(
+        self, encoder: VQKDModel, processor: Beitv2ImageProcessorPil, images: list[Image.Image], output: Path
+    ) -> list[str]:
+        from ..analysis.codes import encode_images, plot_codes, plot_usage
+
+        dataset = datasets.Dataset.from_dict(
+            {"image": images}, features=datasets.Features({"image": datasets.Image(decode=False)})
+        )
+        codes = encode_images(encoder, dataset, processor, self.args.per_device_eval_batch_size, progress=False)
+        plot_codes(encoder, dataset, processor, codes, output / "codes.png")
+        plot_usage(np.bincount(codes.ravel(), minlength=self.config.codebook_size), output / "usage.png")
+        return ["codes.png", "usage.png"]
+
+    def headline(self, facts: dict, output_dir: str) -> list[str]:
+        lines = []
+        if "eval_codebook_usage" in facts:
+            lines = [
+                f"On {facts['eval_images']} held-out images",
+                f"  codes in use          {facts['eval_codebook_usage']:6.1%} of {facts['codebook_size']}",
+                f"  perplexity            {facts['eval_perplexity']:6.1f}",
+                f"  loss of the features  {facts['eval_loss_feature']:6.3f} (1 - cosine, {facts['teacher']})",
+                "",
+            ]
+        *files, last = ["Tokenizer", "card", *facts["pictures"]]
+        return [
+            *lines,
+            f"{', '.join(files)} and {last} are in {output_dir}. An encoder learns from its codes with",
+            f"  hf-mim pretrain beitv2-vitb16 --tokenizer_name_or_path {output_dir} --train_dir ... --output_dir ...",
+        ]
+
+    def facts(self) -> dict:
+        config = self.config
+        return {
+            "codebook_size": config.codebook_size,
+            "teacher": config.teacher,
+            "teacher_license": config.teacher_license,
+            "teacher_feature": self.teacher.feature,
+        }
