@@ -301,16 +301,24 @@ def test_options_train_and_export(pictures, tmp_path, options):
 
 
 @pytest.mark.parametrize("recipe", list_recipes())
-def test_recipes_fit_the_options(recipe, tmp_path):
-    source = [] if recipe == "quickstart" else ["--train_dir", "images"]
-    method = run_pretrain.parse_arguments([recipe, *source, "--output_dir", str(tmp_path)])
-    with torch.device("meta"):
-        model = method.build_model()
+def test_recipes_fit_the_options(recipe, tmp_path, vision_model, tokenizer):
+    """With the numbers of parameters that the authors' models have."""
+    options = [] if recipe.endswith("quickstart") else ["--train_dir", "images"]
+    if recipe.startswith("vqkd"):
+        options += ["--teacher_model_name_or_path", str(vision_model)]
+    elif recipe.startswith("beitv2"):
+        options += ["--tokenizer_name_or_path", str(tokenizer[0]), "--config_overrides", "vocab_size=8192"]
+    method = run_pretrain.parse_arguments([recipe, *options, "--output_dir", str(tmp_path)])
     method.build_views()
     method.build_collator(None)
+    with torch.device("meta"):
+        model = method.build_model()
     published = {"ibot-vits16": 21_666_048, "ibot-vitb16": 85_799_424, "ibot-vitl16": 303_302_656}
+    published |= dict.fromkeys(("beitv2-vitb16", "beitv2-vitb16-300e"), 106_143_056)
+    published |= dict.fromkeys(("beitv2-vitl16", "beitv2-vitl16-300e"), 336_728_512)
     if recipe in published:
-        assert sum(p.numel() for p in model.ibot.parameters()) == published[recipe]
+        part = model.ibot if recipe.startswith("ibot") else model
+        assert sum(p.numel() for p in part.parameters()) == published[recipe]
 
 
 def test_config_overrides():
