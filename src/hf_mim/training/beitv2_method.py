@@ -20,6 +20,7 @@ from .beitv2_trainer import Beitv2Trainer
 from .loading import load_for_pretraining, pretraining_config
 from .method import Method
 from .processing import build_image_processor
+from .teachers import source_name
 
 
 # What decides the shapes of an encoder's weights, under the names that transformers' BEiT has as well.
@@ -97,13 +98,25 @@ class Beitv2Method(Method):
         )
 
     def save_deployable(self, encoder: Beitv2Model, processor: Beitv2ImageProcessorPil, folder: Path):
-        export_native(encoder).save_pretrained(folder)
-        native_image_processor(processor).save_pretrained(folder)
+        if self._is_native:
+            export_native(encoder).save_pretrained(folder)
+            native_image_processor(processor).save_pretrained(folder)
+        else:
+            encoder.save_pretrained(folder)
+            processor.save_pretrained(folder)
+
+    @property
+    def _is_native(self) -> bool:
+        """Whether transformers' own BEiT gives the same numbers; it reads tables of other windows in another order."""
+        config = self.config
+        relative = config.use_relative_position_bias or config.use_shared_relative_position_bias
+        return not relative or config.grid_size[0] == config.grid_size[1]
 
     def facts(self) -> dict:
         config = self.tokenizer.config
         return {
-            "tokenizer": self.tokenizer_name,
+            "tokenizer": source_name(self.args.tokenizer_name_or_path),
+            "native": self._is_native,
             "codebook_size": config.codebook_size,
             "teacher": config.teacher,
             "teacher_license": config.teacher_license,

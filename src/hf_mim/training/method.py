@@ -110,10 +110,12 @@ class Method(ABC):
             ]
             lines += [f"  {label:<24}{value:5.1f} %" for label, value in rows.items() if value is not None]
             lines.append("")
+        native = facts.get("native", True)
         *files, last = ["Encoder", "card", *facts["pictures"]]
         return [
             *lines,
-            f"{', '.join(files)} and {last} are in {output_dir}. Three lines load it, without hf_mim:",
+            f"{', '.join(files)} and {last} are in {output_dir}. "
+            + ("Three lines load it, without hf_mim:" if native else "Four lines load it:\n  import hf_mim"),
             "  from transformers import AutoImageProcessor, AutoModel",
             f'  processor = AutoImageProcessor.from_pretrained("{output_dir}")',
             f'  model = AutoModel.from_pretrained("{output_dir}")',
