@@ -143,8 +143,7 @@ def test_continuing_from_what_a_run_left(encoder, tokenizer, pictures, vision_mo
 # Runs that are trusted
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("workers", "accumulation"), [(0, 1), (2, 2)])
 def test_resume_equals_an_uninterrupted_run(method, pictures, tmp_path, workers, accumulation):
     options = ("--train_dir", pictures, "--dataloader_num_workers", workers)
     options += ("--gradient_accumulation_steps", accumulation)
