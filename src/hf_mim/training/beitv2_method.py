@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoImageProcessor, BeitConfig
 from ..data.collator_beitv2 import Beitv2Collator
 from ..data.crop_views import CropViews
 from ..data.masking import BlockMaskGenerator
-from ..hub.export import export_native, native_image_processor
+from ..hub.export import SHARED_BEIT_FIELDS, export_native, has_native_beit, native_image_processor
 from ..modeling.configuration_beitv2 import Beitv2Config
 from ..modeling.configuration_vqkd import VQKDConfig
 from ..modeling.image_processing_pil_beitv2 import Beitv2ImageProcessorPil
@@ -23,21 +23,6 @@ from .processing import build_image_processor
 from .teachers import source_name
 
 
-# What decides the shapes of an encoder's weights, under the names that transformers' BEiT has as well.
-BEIT_FIELDS = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "image_size",
-    "patch_size",
-    "num_channels",
-    "use_absolute_position_embeddings",
-    "use_relative_position_bias",
-    "use_shared_relative_position_bias",
-    "layer_scale_init_value",
-)
 # Share of the patches that the original masks.
 MASKED = 75 / 196
 
@@ -60,7 +45,7 @@ class Beitv2Method(Method):
         if not isinstance(tokenizer_config, VQKDConfig):
             raise ValueError(f"{source} is a model of type {tokenizer_config.model_type!r}, not a tokenizer ('vqkd')")
         config = pretraining_config(
-            self.model_args, Beitv2Config, BeitConfig, BEIT_FIELDS, vocab_size=tokenizer_config.codebook_size
+            self.model_args, Beitv2Config, BeitConfig, SHARED_BEIT_FIELDS, vocab_size=tokenizer_config.codebook_size
         )
         self.tokenizer = VQKDModel.from_pretrained(source, **hub)
         self.tokenizer_processor = AutoImageProcessor.from_pretrained(source, **hub)
@@ -98,25 +83,18 @@ class Beitv2Method(Method):
         )
 
     def save_deployable(self, encoder: Beitv2Model, processor: Beitv2ImageProcessorPil, folder: Path):
-        if self._is_native:
+        if has_native_beit(self.config):
             export_native(encoder).save_pretrained(folder)
             native_image_processor(processor).save_pretrained(folder)
         else:
             encoder.save_pretrained(folder)
             processor.save_pretrained(folder)
 
-    @property
-    def _is_native(self) -> bool:
-        """Whether transformers' own BEiT gives the same numbers; it reads tables of other windows in another order."""
-        config = self.config
-        relative = config.use_relative_position_bias or config.use_shared_relative_position_bias
-        return not relative or config.grid_size[0] == config.grid_size[1]
-
     def facts(self) -> dict:
         config = self.tokenizer.config
         return {
             "tokenizer": source_name(self.args.tokenizer_name_or_path),
-            "native": self._is_native,
+            "native": has_native_beit(self.config),
             "codebook_size": config.codebook_size,
             "teacher": config.teacher,
             "teacher_license": config.teacher_license,
