@@ -23,7 +23,7 @@ class StepCallback(TrainerCallback):
 
 
 class MIMProgressCallback(ProgressCallback):
-    """The progress bar, with the loss, its parts and the speed behind it and one line for every k-NN evaluation."""
+    """The progress bar, with the loss, its parts and the speed behind it and one line for every evaluation."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or self.training_bar is None or logs is None:
@@ -32,6 +32,12 @@ class MIMProgressCallback(ProgressCallback):
         if accuracies:
             values = ", ".join(f"{name.split('_')[2]}-NN {value:.1f} %" for name, value in accuracies.items())
             self.training_bar.write(f"step {state.global_step:>6}: {values}")
+        elif "eval_codebook_usage" in logs:
+            used, loss = logs["eval_codebook_usage"], logs["eval_loss_feature"]
+            self.training_bar.write(
+                f"step {state.global_step:>6}: {100 * used:.1f} % of the codes in use, perplexity "
+                f"{logs['eval_perplexity']:.0f}, loss_feature {loss:.3f}"
+            )
         elif "loss" in logs:
             parts = [f"{name} {logs[name]:.3f}" for name in logs if name == "loss" or name.startswith("loss_")]
             if "images_per_second" in logs:
