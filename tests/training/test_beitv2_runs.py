@@ -124,7 +124,7 @@ def test_images_that_are_not_square_keep_our_own_model(tokenizer, pictures, visi
 def test_continuing_from_what_a_run_left(encoder, tokenizer, pictures, vision_model, tmp_path, caplog):
     """From the full model with its heads; from the native encoder with new ones; from a tokenizer."""
     options = ("--train_dir", pictures, "--max_steps", 1, "--warmup_epochs", 0, "--learning_rate", 0)
-    sizes = ("--config_overrides", "early_layers=2,head_layers=1")
+    sizes = ("--config_overrides", "early_layers=2,head_layers=1,drop_path_rate=0.2")
     method = tiny_beitv2(tokenizer[0])
     for name, source in (("full", encoder[0] / "pretraining"), ("native", encoder[0])):
         pretrain(*options, *sizes, "--model_name_or_path", source, output=tmp_path / name, method=method)

@@ -11,6 +11,9 @@ from .recipe_parser import did_you_mean
 
 logger = logging.get_logger(__name__)
 
+# What trained weights leave open.
+FREE_FIELDS = {"hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "initializer_range"}
+
 
 def parse_config_overrides(text: str | None, config_class: type[PreTrainedConfig]) -> dict:
     """
@@ -69,7 +72,8 @@ def pretraining_config(
             f"{args.model_name_or_path} is a model of type {config.model_type!r}; {config_class.model_type} continues "
             f"from {' or '.join(repr(known.model_type) for known in classes)}"
         )
-    other = sorted(name for name in overrides if name in shared_fields and overrides[name] != getattr(config, name))
+    fixed_by_weights = set(shared_fields) - FREE_FIELDS
+    other = sorted(name for name in overrides if name in fixed_by_weights and overrides[name] != getattr(config, name))
     if other:
         raise ValueError(f"{args.model_name_or_path} has weights for another {other[0]} than {overrides[other[0]]}")
     if isinstance(config, config_class):
