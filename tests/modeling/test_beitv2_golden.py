@@ -163,7 +163,7 @@ class TestFineTuning:
 
 
 class TestRelativePositions:
-    @pytest.mark.parametrize("window", ["1x1", "3x2", "4x6", "10x16"])
+    @pytest.mark.parametrize("window", ["1x1", "3x2", "4x6"])
     @torch.no_grad()
     def test_index(self, beitv2_golden, window):
         """A table that counts its own rows gives the original's index."""

@@ -52,7 +52,6 @@ SHARED_BEIT_FIELDS = (
     "use_relative_position_bias",
     "use_shared_relative_position_bias",
     "layer_scale_init_value",
-    "drop_path_rate",
     "use_mean_pooling",
 )
 
@@ -135,7 +134,7 @@ def _native_beit(
             f"the position tables are for {rows} x {columns} patches, and transformers' BEiT is wrong for images that "
             f"are not square: it takes rows of a relative table for columns, and an absolute table for a square"
         )
-    fields = {name: getattr(config, name) for name in SHARED_BEIT_FIELDS}
+    fields = {name: getattr(config, name) for name in (*SHARED_BEIT_FIELDS, "drop_path_rate")}
     if isinstance(model, Beitv2ForImageClassification):
         labels = {"id2label": config.id2label, "label2id": config.label2id, "problem_type": config.problem_type}
         native = BeitForImageClassification(BeitConfig(**fields, **labels))
