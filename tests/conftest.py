@@ -33,17 +33,28 @@ def ibot_golden():
     return load
 
 
-@pytest.fixture(scope="session")
-def beitv2_golden():
+def _partly_shared_golden(method: str):
     """
-    `beitv2_golden(name)` gives the tensors of tests/golden/beitv2/name.safetensors. Those that would take too much
-    room there are beside the repository; tests that need them are skipped where they are absent.
+    `load(name)` gives the tensors of tests/golden/METHOD/name.safetensors. Those that would take too much room there
+    are beside the repository; tests that need them are skipped where they are absent.
     """
 
     def load(name: str) -> dict[str, torch.Tensor]:
-        for folder in (GOLDEN / "beitv2", SHARED / "reference" / "beitv2"):
+        for folder in (GOLDEN / method, SHARED / "reference" / method):
             if (folder / f"{name}.safetensors").is_file():
                 return load_file(folder / f"{name}.safetensors")
-        pytest.skip(f"{name}.safetensors of ../shared/reference/beitv2 is not on this machine")
+        pytest.skip(f"{name}.safetensors of ../shared/reference/{method} is not on this machine")
 
     return load
+
+
+@pytest.fixture(scope="session")
+def beitv2_golden():
+    """`beitv2_golden(name)` gives tensors of the original BEiT v2."""
+    return _partly_shared_golden("beitv2")
+
+
+@pytest.fixture(scope="session")
+def dbot_golden():
+    """`dbot_golden(name)` gives tensors of the original dBOT."""
+    return _partly_shared_golden("dbot")

@@ -1,5 +1,5 @@
 """
-Masked image modelling for the Hugging Face stack: iBOT and BEiT v2 with Vision Transformers.
+Masked image modelling for the Hugging Face stack: iBOT, BEiT v2 and dBOT with Vision Transformers.
 
 Importing the package registers its models with the Auto classes of transformers.
 """
@@ -20,12 +20,16 @@ try:
     from transformers.utils import is_torchvision_available
 
     from .modeling.configuration_beitv2 import Beitv2Config
+    from .modeling.configuration_dbot import DBotConfig
     from .modeling.configuration_ibot import IBotConfig
     from .modeling.configuration_vqkd import VQKDConfig
     from .modeling.image_processing_pil_beitv2 import Beitv2ImageProcessorPil
+    from .modeling.image_processing_pil_dbot import DBotImageProcessorPil
     from .modeling.image_processing_pil_ibot import IBotImageProcessorPil
     from .modeling.modeling_beitv2 import Beitv2Backbone, Beitv2ForImageClassification, Beitv2Model
     from .modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
+    from .modeling.modeling_dbot import DBotBackbone, DBotForImageClassification, DBotModel
+    from .modeling.modeling_dbot_pretraining import DBotForPreTraining
     from .modeling.modeling_ibot import IBotBackbone, IBotForImageClassification, IBotModel
     from .modeling.modeling_ibot_pretraining import IBotForPreTraining
     from .modeling.modeling_vqkd import VQKDModel
@@ -53,20 +57,30 @@ AutoModelForMaskedImageModeling.register(Beitv2Config, Beitv2ForPreTraining)
 AutoModelForImageClassification.register(Beitv2Config, Beitv2ForImageClassification)
 AutoBackbone.register(Beitv2Config, Beitv2Backbone)
 
+AutoConfig.register("dbot", DBotConfig)
+AutoModel.register(DBotConfig, DBotModel)
+AutoModelForPreTraining.register(DBotConfig, DBotForPreTraining)
+AutoModelForImageClassification.register(DBotConfig, DBotForImageClassification)
+AutoBackbone.register(DBotConfig, DBotBackbone)
+
 AutoConfig.register("vqkd", VQKDConfig)
 AutoModel.register(VQKDConfig, VQKDModel)
 AutoModelForPreTraining.register(VQKDConfig, VQKDModel)
 
 _ibot_processors = {"pil": IBotImageProcessorPil}
 _beitv2_processors = {"pil": Beitv2ImageProcessorPil}
+_dbot_processors = {"pil": DBotImageProcessorPil}
 if is_torchvision_available():
     from .modeling.image_processing_beitv2 import Beitv2ImageProcessor
+    from .modeling.image_processing_dbot import DBotImageProcessor
     from .modeling.image_processing_ibot import IBotImageProcessor
 
     _ibot_processors["torchvision"] = IBotImageProcessor
     _beitv2_processors["torchvision"] = Beitv2ImageProcessor
+    _dbot_processors["torchvision"] = DBotImageProcessor
 AutoImageProcessor.register(IBotConfig, image_processor_classes=_ibot_processors)
 AutoImageProcessor.register(Beitv2Config, image_processor_classes=_beitv2_processors)
+AutoImageProcessor.register(DBotConfig, image_processor_classes=_dbot_processors)
 # With a mean and standard deviation of 0.5, which preprocessor_config.json holds.
 AutoImageProcessor.register(VQKDConfig, image_processor_classes=_beitv2_processors)
 
@@ -93,6 +107,12 @@ __all__ = [
     "Beitv2ForPreTraining",
     "Beitv2ImageProcessorPil",
     "Beitv2Model",
+    "DBotBackbone",
+    "DBotConfig",
+    "DBotForImageClassification",
+    "DBotForPreTraining",
+    "DBotImageProcessorPil",
+    "DBotModel",
     "IBotBackbone",
     "IBotConfig",
     "IBotForImageClassification",
@@ -104,7 +124,7 @@ __all__ = [
     *_LAZY,
 ]
 if "torchvision" in _ibot_processors:
-    __all__ += ["Beitv2ImageProcessor", "IBotImageProcessor"]
+    __all__ += ["Beitv2ImageProcessor", "DBotImageProcessor", "IBotImageProcessor"]
 
 
 def __getattr__(name: str):

@@ -423,6 +423,48 @@ class TestBeitv2ForPreTraining(Beitv2Checks):
             Beitv2ForPreTraining(tiny_config(use_mean_pooling=True))
 
 
+class TestFeatureRegression:
+    """A teacher's features in place of codes; the numbers of the original are in test_dbot_golden.py."""
+
+    @staticmethod
+    def model_and_inputs(**overrides):
+        checks = TestBeitv2ForPreTraining()
+        model = checks.make_model(**overrides).train()
+        features = torch.randn(3, 9, 20, generator=torch.Generator().manual_seed(5))
+        return model, checks.inputs(model.config) | {"labels": features}
+
+    @pytest.mark.parametrize("kind", ["negcosine", "l2", "l1", "smooth_l1"])
+    @pytest.mark.parametrize("masked", [True, False])
+    def test_every_parameter_gets_a_gradient(self, kind, masked):
+        model, inputs = self.model_and_inputs(regression_loss=kind)
+        inputs["bool_masked_pos"] &= masked
+        loss, gradients = gradients_of(model, inputs)
+        assert (loss > 0) == masked
+        assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients.values())
+
+    @torch.no_grad()
+    def test_loss_of_each_branch(self):
+        model, inputs = self.model_and_inputs(regression_loss="negcosine")
+        output = model(**inputs)
+        features = inputs["labels"][inputs["bool_masked_pos"]]
+        for loss, logits in ((output.loss_mim, output.logits), (output.loss_mim_cls, output.logits_cls)):
+            cosine = (logits * features).sum(1) / logits.norm(dim=1) / features.norm(dim=1)
+            torch.testing.assert_close(loss, 1 - cosine.mean())
+        assert output.loss == output.loss_mim + output.loss_mim_cls
+        assert output.accuracy_mim is None and output.accuracy_mim_cls is None
+        # Features of patches that the student sees do not matter.
+        inputs["labels"][~inputs["bool_masked_pos"]] = 100.0
+        assert model(**inputs).loss == output.loss
+
+    def test_features_need_the_width_of_the_head(self):
+        model, inputs = self.model_and_inputs(regression_loss="l2")
+        with pytest.raises(ValueError, match=r"labels have shape \(3, 9\), the images give \(3, 9, 20\)"):
+            model(**inputs | {"labels": inputs["labels"][..., 0]})
+        model, inputs = self.model_and_inputs()
+        with pytest.raises(ValueError, match=r"labels have shape \(3, 9, 20\), the images give \(3, 9\)"):
+            model(**inputs)
+
+
 class TestFineTuningFromPreTraining:
     """The lines that the classifier's docstring recommends, against the original loader's steps (SPEC 4.2)."""
 

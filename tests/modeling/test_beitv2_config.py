@@ -20,7 +20,7 @@ def test_defaults_are_the_pretraining_of_vit_base():
 
 
 def test_fields_have_the_names_of_transformers():
-    own = {"early_layers", "head_layers", "shared_lm_head", "qkv_bias", "apply_layernorm"}
+    own = {"early_layers", "head_layers", "shared_lm_head", "regression_loss", "qkv_bias", "apply_layernorm"}
     assert set(Beitv2Config().to_dict()) - set(BeitConfig().to_dict()) == own
 
 
@@ -64,6 +64,7 @@ CHANGED = dict(
     early_layers=2,
     head_layers=0,
     shared_lm_head=False,
+    regression_loss="negcosine",
     apply_layernorm=False,
     reshape_hidden_states=False,
     out_features=["stage1", "stage3"],
@@ -102,6 +103,7 @@ def test_round_trip_with_every_field_changed(tmp_path):
         ({"vocab_size": 1}, "vocab_size must be at least 2"),
         ({"head_layers": -1}, "head_layers must be 0"),
         ({"early_layers": 0}, "early_layers must be at least 1"),
+        ({"regression_loss": "huber"}, "regression_loss must be negcosine, l2, l1, smooth_l1 or none, got 'huber'"),
     ],
 )
 def test_values_that_make_no_sense(settings, message):

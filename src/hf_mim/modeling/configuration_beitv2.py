@@ -52,6 +52,8 @@ class Beitv2Config(BackboneConfigMixin, PreTrainedConfig):
         head_layers (`int`, defaults to 2): Blocks of the head branch, which sees these early patches and the CLS token
             of the last block (patch aggregation). 0 means that there is no such branch.
         shared_lm_head (`bool`, defaults to `True`): The head branch uses norm and classifier of the encoder's output.
+        regression_loss (`str`, *optional*): Predict a teacher's features of width `vocab_size` instead of codes, as
+            the symmetric variant of dBOT does (its branch `beit`): `"negcosine"`, `"l2"`, `"l1"` or `"smooth_l1"`.
 
     > Parameters of the backbone API
 
@@ -89,6 +91,7 @@ class Beitv2Config(BackboneConfigMixin, PreTrainedConfig):
     early_layers: int = 9
     head_layers: int = 2
     shared_lm_head: bool = True
+    regression_loss: str | None = None
 
     apply_layernorm: bool = True
     reshape_hidden_states: bool = True
@@ -137,6 +140,10 @@ class Beitv2Config(BackboneConfigMixin, PreTrainedConfig):
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
         if self.layer_scale_init_value < 0:
             raise ValueError(f"layer_scale_init_value must be 0 (none) or positive, got {self.layer_scale_init_value}")
+        if self.regression_loss not in (None, "negcosine", "l2", "l1", "smooth_l1"):
+            raise ValueError(
+                f"regression_loss must be negcosine, l2, l1, smooth_l1 or none, got {self.regression_loss!r}"
+            )
         if self.vocab_size < 2:
             raise ValueError(f"vocab_size must be at least 2, got {self.vocab_size}")
         if self.head_layers < 0:

@@ -75,6 +75,18 @@ def interpolate_position_table(
     return torch.cat((table[:, :1], sampled.to(table.dtype).flatten(2).transpose(1, 2)), dim=1)
 
 
+def resize_position_table(table: torch.Tensor, table_grid: tuple[int, int], grid: tuple[int, int]) -> torch.Tensor:
+    """
+    Position table `[1, 1+N, D]` of `table_grid` for a `grid` of patches, bicubic to its *size*, the first token's
+    entry kept: what the original codes of BEiT v2 and dBOT do when they load a model for another image size.
+    """
+    if grid == table_grid:
+        return table
+    patches = table[:, 1:].unflatten(1, table_grid).permute(0, 3, 1, 2).float()
+    patches = nn.functional.interpolate(patches, size=grid, mode="bicubic", align_corners=False)
+    return torch.cat((table[:, :1], patches.flatten(2).transpose(1, 2).to(table.dtype)), dim=1)
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -275,6 +287,17 @@ def wanted_tokens(num_sequences: int, num_patches: int, mask_indices: torch.Tens
     return torch.cat((cls, patches))
 
 
+class MeanPatchPooler(nn.Module):
+    """LayerNorm of the mean patch token: `[B, 1+N, D]` to `[B, D]`."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.layernorm(hidden_states[:, 1:].mean(dim=1))
+
+
 class VisionPreTrainedModel(PreTrainedModel):
     """What the models of every method tell transformers about themselves."""
 
@@ -304,6 +327,7 @@ def init_like_torch(weight: torch.Tensor, bias: torch.Tensor | None, scale: floa
 __all__ = [
     "DropPathResidual",
     "MLP",
+    "MeanPatchPooler",
     "PatchEmbeddings",
     "SelfAttention",
     "TransformerLayer",
@@ -312,5 +336,6 @@ __all__ = [
     "init_like_torch",
     "interpolate_position_table",
     "replace_masked_patches",
+    "resize_position_table",
     "wanted_tokens",
 ]

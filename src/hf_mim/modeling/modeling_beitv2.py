@@ -19,6 +19,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_beitv2 import Beitv2Config
 from .layers import (
+    MeanPatchPooler,
     PatchEmbeddings,
     SelfAttention,
     TransformerLayer,
@@ -26,6 +27,7 @@ from .layers import (
     init_like_torch,
     interpolate_position_table,
     replace_masked_patches,
+    resize_position_table,
 )
 from .relative_position_beitv2 import Beitv2RelativePositionBias
 
@@ -82,10 +84,7 @@ class Beitv2Embeddings(nn.Module):
     def resize(self, grid: tuple[int, int]):
         """Replaces the table, if there is one, as the original loader does: bicubic to the *size* of `grid`."""
         if self.position_embeddings is not None and grid != self.grid_size:
-            table = self.position_embeddings
-            patches = table[:, 1:].unflatten(1, self.grid_size).permute(0, 3, 1, 2).float()
-            patches = nn.functional.interpolate(patches, size=grid, mode="bicubic", align_corners=False)
-            table = torch.cat((table[:, :1], patches.flatten(2).transpose(1, 2).to(table.dtype)), dim=1)
+            table = resize_position_table(self.position_embeddings, self.grid_size, grid)
             self.position_embeddings = nn.Parameter(table, self.position_embeddings.requires_grad)
         self.grid_size = grid
 
@@ -219,17 +218,6 @@ class Beitv2PreTrainedModel(VisionPreTrainedModel):
         self.config.use_relative_position_bias, self.config.use_shared_relative_position_bias = True, False
 
 
-class Beitv2Pooler(nn.Module):
-    """LayerNorm of the mean patch token: `[B, 1+N, D]` to `[B, D]`."""
-
-    def __init__(self, config: Beitv2Config):
-        super().__init__()
-        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.layernorm(hidden_states[:, 1:].mean(dim=1))
-
-
 class Beitv2Model(Beitv2PreTrainedModel):
     """
     The bare encoder. `last_hidden_state` `[B, 1+N, D]` holds the CLS token and then the patches in row-major order.
@@ -253,7 +241,7 @@ class Beitv2Model(Beitv2PreTrainedModel):
             [Beitv2Layer(config, config.drop_path_rate * i / steps, i + 1) for i in range(config.num_hidden_layers)]
         )
         if config.use_mean_pooling:
-            self.layernorm, self.pooler = nn.Identity(), Beitv2Pooler(config)
+            self.layernorm, self.pooler = nn.Identity(), MeanPatchPooler(config)
         else:
             self.layernorm, self.pooler = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps), None
         self.post_init()

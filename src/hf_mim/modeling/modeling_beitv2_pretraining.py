@@ -1,6 +1,8 @@
 """
 Pre-training of BEiT v2 ([Peng et al., 2022](https://arxiv.org/abs/2208.06366)): masked patches are told by the codes
 that a visual tokenizer gives them, once from the encoder's output and once through the CLS token (patch aggregation).
+Or they are told by a teacher's features, as in the symmetric variant of dBOT ([Liu et al., 2022](
+https://arxiv.org/abs/2209.03917), branch `beit`).
 
 Shapes: B images, N patches, D channels, K codes, M masked patches.
 """
@@ -25,10 +27,11 @@ class Beitv2ForPreTrainingOutput(ModelOutput):
 
     Args:
         loss (`[]`, when labels are given): `loss_mim + loss_mim_cls`, or `loss_mim` alone without a head branch.
-        loss_mim (`[]`, when labels are given): Mean cross-entropy of `logits`.
-        loss_mim_cls (`[]`, when labels are given and there is a head branch): Mean cross-entropy of `logits_cls`.
-        accuracy_mim, accuracy_mim_cls (`[]`, likewise): Share of masked patches whose likeliest code is the label.
-        logits (`[M, K]`): Codes of the masked patches, from the encoder's output.
+        loss_mim (`[]`, when labels are given): Mean cross-entropy of `logits`, or `config.regression_loss`.
+        loss_mim_cls (`[]`, when labels are given and there is a head branch): The same of `logits_cls`.
+        accuracy_mim, accuracy_mim_cls (`[]`, likewise): Share of masked patches whose likeliest code is the label;
+            not with features.
+        logits (`[M, K]`): Codes (or features) of the masked patches, from the encoder's output.
         logits_cls (`[M, K]`, when there is a head branch): The same from the head branch.
         hidden_states, attentions: Of the encoder, one per layer, when asked for.
     """
@@ -103,7 +106,8 @@ class Beitv2ForPreTraining(Beitv2PreTrainedModel):
             pixel_values (`[B, C, H, W]`): Normalised images.
             bool_masked_pos (`bool [B, N]`, *optional*): Masked patches, which are the ones that are predicted; without
                 it there are none.
-            labels (`int64 [B, N]`, *optional*): Code of every patch, in [0, K); only the masked ones count.
+            labels (`int64 [B, N]`, *optional*): Code of every patch, in [0, K); only the masked ones count. With
+                `config.regression_loss` `float [B, N, K]`, its feature.
             mask_indices (`int64 [M]`, *optional*): Positions of the true entries in the flattened `bool_masked_pos`;
                 found here when not given, which makes a GPU wait for the host.
 
@@ -114,10 +118,12 @@ class Beitv2ForPreTraining(Beitv2PreTrainedModel):
         if labels is not None:
             if bool_masked_pos is None:
                 raise ValueError("labels need bool_masked_pos: only masked patches are predicted")
-            if labels.shape != (batch_size, num_patches):
+            regression = self.config.regression_loss is not None
+            expected = (batch_size, num_patches, self.config.vocab_size)[: 3 if regression else 2]
+            if labels.shape != expected:
                 raise ValueError(
-                    f"labels have shape {tuple(labels.shape)}, "
-                    f"the images give {(batch_size, num_patches)} (batch, patches)"
+                    f"labels have shape {tuple(labels.shape)}, the images give {expected} "
+                    f"({'batch, patches, vocab_size' if regression else 'batch, patches'})"
                 )
         if mask_indices is None:
             if bool_masked_pos is None:
@@ -139,11 +145,11 @@ class Beitv2ForPreTraining(Beitv2PreTrainedModel):
 
         loss = loss_mim = loss_mim_cls = accuracy_mim = accuracy_mim_cls = None
         if labels is not None:
-            codes = labels.flatten()[mask_indices]
-            loss_mim, accuracy_mim = code_loss(logits, codes)
+            wanted_labels = labels.flatten(0, 1)[mask_indices]
+            loss_mim, accuracy_mim = self._loss_and_accuracy(logits, wanted_labels)
             loss = loss_mim
             if logits_cls is not None:
-                loss_mim_cls, accuracy_mim_cls = code_loss(logits_cls, codes)
+                loss_mim_cls, accuracy_mim_cls = self._loss_and_accuracy(logits_cls, wanted_labels)
                 loss = loss_mim + loss_mim_cls
         return Beitv2ForPreTrainingOutput(
             loss=loss,
@@ -156,6 +162,13 @@ class Beitv2ForPreTraining(Beitv2PreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _loss_and_accuracy(
+        self, logits: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if self.config.regression_loss is None:
+            return code_loss(logits, labels)
+        return feature_loss(logits, labels, self.config.regression_loss), None
 
     def _num_patches(self, pixel_values: torch.Tensor) -> int:
         height, width = (side // self.config.patch_size for side in pixel_values.shape[-2:])
@@ -184,6 +197,28 @@ def code_loss(logits: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, 
     count = max(codes.shape[0], 1)
     loss = nn.functional.cross_entropy(logits.float(), codes, reduction="sum") / count
     return loss, (logits.detach().argmax(dim=-1) == codes).sum() / count
+
+
+def feature_loss(prediction: torch.Tensor, features: torch.Tensor, kind: str) -> torch.Tensor:
+    """
+    Mean loss of `prediction` `[M, K]`, 0 where no patch is masked (`engine_for_pretraining.py`, dBOT's branch `beit`).
+
+    Args:
+        prediction (`[M, K]`): One row per masked patch.
+        features (`[M, K]`): The teacher's features.
+        kind (`str`): `"negcosine"`: one minus the cosine of each row; `"l2"`, `"l1"` and `"smooth_l1"` (β 2): of each
+            number.
+    """
+    prediction, features = prediction.float(), features.float()
+    if kind == "negcosine":
+        errors = 1 - nn.functional.cosine_similarity(prediction, features, dim=1, eps=1e-6)
+    elif kind == "l2":
+        errors = nn.functional.mse_loss(prediction, features, reduction="none")
+    elif kind == "l1":
+        errors = nn.functional.l1_loss(prediction, features, reduction="none")
+    else:
+        errors = nn.functional.smooth_l1_loss(prediction, features, reduction="none", beta=2.0)
+    return errors.sum() / max(errors.numel(), 1)
 
 
 __all__ = ["Beitv2ForPreTraining", "Beitv2ForPreTrainingOutput"]

@@ -1,0 +1,167 @@
+"""Configuration of the dBOT models."""
+
+from huggingface_hub.dataclasses import strict
+from transformers.backbone_utils import BackboneConfigMixin
+from transformers.configuration_utils import PreTrainedConfig
+
+
+@strict
+class DBotConfig(BackboneConfigMixin, PreTrainedConfig):
+    r"""
+    Sizes, masking and decoder of a dBOT model ([Liu et al., 2022](https://arxiv.org/abs/2209.03917)).
+
+    The defaults are ViT-B/16 as it is pre-trained. ViT-L/16 is `DBotConfig(hidden_size=1024, num_hidden_layers=24,
+    num_attention_heads=16)`, ViT-H/14 is `DBotConfig(hidden_size=1280, num_hidden_layers=32, num_attention_heads=16,
+    patch_size=14, drop_path_rate=0.3)`.
+
+    > Parameters of the encoder (`models_mae.py`, `models_vit.py`)
+
+    Args:
+        hidden_size (`int`, defaults to 768): Width of the tokens, a multiple of 4 and of `num_attention_heads`.
+        num_hidden_layers (`int`, defaults to 12): Number of blocks; 0 gives patch embeddings with their positions,
+            which is the first teacher of the published ViT-L and ViT-H.
+        num_attention_heads (`int`, defaults to 12): Attention heads per block.
+        intermediate_size (`int`, *optional*): Width of the blocks' MLP; four times `hidden_size` when not given.
+        hidden_act (`str`, defaults to `"gelu"`): Activation of the MLP (the exact, erf form of GELU).
+        hidden_dropout_prob (`float`, defaults to 0.0): Dropout after the embeddings and after each branch, in [0, 1).
+        attention_probs_dropout_prob (`float`, defaults to 0.0): Dropout on the attention weights, in [0, 1).
+        initializer_range (`float`, defaults to 0.02): Standard deviation of a new CLS token and mask token.
+        layer_norm_eps (`float`, defaults to 1e-6): Epsilon of every LayerNorm.
+        image_size (`int` or `(height, width)`, defaults to 224): Size in pixels, and the one that a trainable position
+            table is made for. Other sizes work as well.
+        patch_size (`int`, defaults to 16): Side of a patch in pixels; must divide the image size.
+        num_channels (`int`, defaults to 3): Channels of the images.
+        qkv_bias (`bool`, defaults to `True`): Bias of the query, key and value projections.
+        drop_path_rate (`float`, defaults to 0.2): Stochastic depth of the last block, in [0, 1); it grows linearly
+            from 0 at the first block. Only active in training mode.
+        layer_scale_init_value (`float`, defaults to 0.0): Initial value of a learned scale per channel on each
+            branch; 0 means that there is none, as in all released models.
+        trainable_position_embeddings (`bool`, defaults to `False`): The encoder's positions are a parameter that
+            starts with the sine-cosine table, as in fine-tuning; for other image sizes it is interpolated. Otherwise
+            they are fixed and computed for the grid at hand, whatever its size.
+        use_mean_pooling (`bool`, defaults to `False`): `pooler_output` is the LayerNorm of the mean patch token, as in
+            fine-tuning (`global_pool`), and the tokens themselves stay un-normalised; otherwise it is the normalised
+            CLS token.
+
+    > Parameters of pre-training (`models_mae.py`)
+
+        mask_ratio (`float`, defaults to 0.75): Share of the patches that the encoder does not see, in [0, 1).
+        decoder_hidden_size (`int`, defaults to 512): Width of the decoder, a multiple of 4 and of its heads.
+        decoder_num_hidden_layers (`int`, defaults to 8): Blocks of the decoder.
+        decoder_num_attention_heads (`int`, defaults to 16): Attention heads per block of the decoder.
+        decoder_intermediate_size (`int`, *optional*): Width of the decoder's MLP; four times `decoder_hidden_size`
+            when not given.
+        decoder_drop_path_rate (`float`, *optional*): Stochastic depth of the decoder's last block, which grows from 0
+            again; `drop_path_rate` when not given.
+        target_dim (`int`, *optional*): Width of the features to predict, which is that of the teacher; `hidden_size`
+            when not given.
+        norm_targets (`bool`, defaults to `True`): Normalise every target token to mean 0 and variance 1, as all
+            published commands do (`norm_feature_loss`).
+
+    > Parameters of the backbone API
+
+        apply_layernorm (`bool`, defaults to `True`): Apply the final norm to the feature maps of `DBotBackbone`.
+        reshape_hidden_states (`bool`, defaults to `True`): Give feature maps as `[B, D, h, w]`, not `[B, 1+N, D]`.
+        out_features, out_indices (*optional*): Stages that `DBotBackbone` returns, out of `stem, stage1, …`.
+
+    Raises:
+        ValueError: If sizes do not fit together, or a value lies outside its range.
+    """
+
+    model_type = "dbot"
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int | None = None
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    initializer_range: float | int = 0.02
+    layer_norm_eps: float = 1e-6
+    image_size: int | list[int] | tuple[int, int] = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    qkv_bias: bool = True
+    drop_path_rate: float | int = 0.2
+    layer_scale_init_value: float | int = 0.0
+    trainable_position_embeddings: bool = False
+    use_mean_pooling: bool = False
+
+    mask_ratio: float | int = 0.75
+    decoder_hidden_size: int = 512
+    decoder_num_hidden_layers: int = 8
+    decoder_num_attention_heads: int = 16
+    decoder_intermediate_size: int | None = None
+    decoder_drop_path_rate: float | int | None = None
+    target_dim: int | None = None
+    norm_targets: bool = True
+
+    apply_layernorm: bool = True
+    reshape_hidden_states: bool = True
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+        if self.decoder_intermediate_size is None:
+            self.decoder_intermediate_size = 4 * self.decoder_hidden_size
+        if self.target_dim is None:
+            self.target_dim = self.hidden_size
+        self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        super().__post_init__(**kwargs)
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of patches of an image of `image_size`."""
+        size = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+        return size[0] // self.patch_size, size[1] // self.patch_size
+
+    def validate_architecture(self):
+        """Called by `@strict` after every construction; raises `ValueError` for sizes that do not fit together."""
+        for name in (
+            "hidden_size",
+            "num_attention_heads",
+            "intermediate_size",
+            "patch_size",
+            "num_channels",
+            "decoder_hidden_size",
+            "decoder_num_hidden_layers",
+            "decoder_num_attention_heads",
+            "decoder_intermediate_size",
+            "target_dim",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_hidden_layers < 0:
+            raise ValueError(f"num_hidden_layers must be 0 (no blocks) or positive, got {self.num_hidden_layers}")
+        for part in ("", "decoder_"):
+            width, heads = getattr(self, f"{part}hidden_size"), getattr(self, f"{part}num_attention_heads")
+            if width % heads:
+                raise ValueError(
+                    f"{part}hidden_size ({width}) must be a multiple of {part}num_attention_heads ({heads})"
+                )
+            if width % 4:
+                raise ValueError(f"{part}hidden_size ({width}) must be a multiple of 4: sines and cosines of 2 axes")
+        size = [self.image_size] if isinstance(self.image_size, int) else list(self.image_size)
+        if not isinstance(self.image_size, int) and len(size) != 2:
+            raise ValueError(f"image_size must be one number or (height, width), got {size}")
+        if any(side < self.patch_size or side % self.patch_size for side in size):
+            raise ValueError(f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size})")
+        rates = ["mask_ratio", "drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"]
+        if self.decoder_drop_path_rate is not None:
+            rates.append("decoder_drop_path_rate")
+        for name in rates:
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        if self.layer_scale_init_value < 0:
+            raise ValueError(f"layer_scale_init_value must be 0 (none) or positive, got {self.layer_scale_init_value}")
+        if self.norm_targets and self.target_dim == 1:
+            raise ValueError("target_dim must be at least 2 with norm_targets: one number has no variance")
+
+
+__all__ = ["DBotConfig"]

@@ -1,0 +1,212 @@
+"""
+Pre-training of dBOT ([Liu et al., 2022](https://arxiv.org/abs/2209.03917)): from a quarter of the patches, a decoder
+predicts the features that a frozen teacher gives to the others and to the CLS token.
+
+Shapes: B images, N patches, k kept and M = N - k removed ones, D channels, d of the decoder, T of the target.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_dbot import DBotConfig
+from .layers import TransformerLayer
+from .modeling_dbot import DBotModel, DBotPreTrainedModel, sincos_positions
+
+
+@dataclass
+class DBotForPreTrainingOutput(ModelOutput):
+    """
+    Output of [`DBotForPreTraining`].
+
+    Args:
+        loss (`[]`, when labels are given): Mean smooth-L1 loss of the B·(1+M) tokens that are predicted.
+        loss_cls (`[]`, when labels are given): Mean of the CLS tokens alone.
+        loss_patch (`[]`, when labels are given): Mean of the removed patches alone; 0 if there are none.
+        prediction (`[B, 1+M, T]`): Features of the CLS token and of the removed patches, in row-major order.
+        mask (`bool [B, N]`): True where a patch was removed.
+        ids_restore (`int64 [B, N]`): Place of every patch in the order of the noise.
+        hidden_states, attentions: Of the encoder, one per layer, when asked for.
+    """
+
+    loss: torch.FloatTensor | None = None
+    loss_cls: torch.FloatTensor | None = None
+    loss_patch: torch.FloatTensor | None = None
+    prediction: torch.FloatTensor | None = None
+    mask: torch.BoolTensor | None = None
+    ids_restore: torch.LongTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+def _decoder_config(config: DBotConfig) -> DBotConfig:
+    """The configuration by which the decoder's blocks find their sizes."""
+    decoder_config = copy.deepcopy(config)
+    decoder_config.hidden_size = config.decoder_hidden_size
+    decoder_config.num_hidden_layers = config.decoder_num_hidden_layers
+    decoder_config.num_attention_heads = config.decoder_num_attention_heads
+    decoder_config.intermediate_size = config.decoder_intermediate_size
+    if config.decoder_drop_path_rate is not None:
+        decoder_config.drop_path_rate = config.decoder_drop_path_rate
+    return decoder_config
+
+
+class DBotDecoder(DBotPreTrainedModel):
+    """Blocks that see the encoder's tokens and a mask token for every removed patch, and predict features."""
+
+    def __init__(self, config: DBotConfig):
+        super().__init__(_decoder_config(config))
+        width, depth = self.config.hidden_size, self.config.num_hidden_layers
+        self.embed = nn.Linear(config.hidden_size, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        rates = [self.config.drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
+        self.layers = nn.ModuleList([TransformerLayer(self.config, rate) for rate in rates])
+        self.layernorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.prediction = nn.Linear(width, config.target_dim)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if module is self:
+            init.normal_(self.mask_token, std=self.config.initializer_range)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        ids_restore: torch.Tensor,
+        grid: tuple[int, int],
+        token_indices: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        """
+        Args:
+            hidden_states (`[B, 1+k, D]`): Output of the encoder.
+            ids_restore (`int64 [B, N]`): Place of every patch: a kept one if below k.
+            grid (`tuple[int, int]`): Rows and columns of patches.
+            token_indices (`int64 [R]`, *optional*): Tokens to predict, as positions in the flattened `[B, 1+N]`
+                sequences. The last block's MLP, the norm and the prediction are spared for the others.
+
+        Returns:
+            `[B, 1+N, T]` with the patches in row-major order, or `[R, 1, T]` with `token_indices`.
+        """
+        tokens = self.embed(hidden_states)
+        batch_size, num_patches = ids_restore.shape
+        removed = self.mask_token.expand(batch_size, 1 + num_patches - tokens.shape[1], -1).to(tokens.dtype)
+        patches = torch.cat((tokens[:, 1:], removed), dim=1)
+        patches = patches.gather(1, ids_restore.unsqueeze(-1).expand(-1, -1, patches.shape[2]))
+        tokens = torch.cat((tokens[:, :1], patches), dim=1)
+        tokens = tokens + sincos_positions(tokens.shape[2], grid, tokens.device).to(self.mask_token.dtype)
+        for layer in self.layers[:-1]:
+            tokens = layer(tokens, **kwargs)
+        tokens = self.layers[-1](tokens, None, token_indices, **kwargs)
+        return self.prediction(self.layernorm(tokens))
+
+
+def normalize_targets(targets: torch.Tensor) -> torch.Tensor:
+    """Every token of `[..., T]` with mean 0 and (unbiased) variance 1 over its channels (`norm_feature_loss`)."""
+    variance, mean = torch.var_mean(targets, dim=-1, keepdim=True)
+    return (targets - mean) / (variance + 1e-6).sqrt()
+
+
+class DBotForPreTraining(DBotPreTrainedModel):
+    """
+    Encoder and decoder; computes the loss when it is given the teacher's features.
+
+    Raises:
+        ValueError: If the configuration is one for fine-tuning (`use_mean_pooling`).
+    """
+
+    def __init__(self, config: DBotConfig):
+        super().__init__(config)
+        if config.use_mean_pooling:
+            raise ValueError("use_mean_pooling is for fine-tuning: pre-training needs the final norm of every token")
+        self.dbot = DBotModel(config)
+        self.decoder = DBotDecoder(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        noise: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        bool_masked_pos: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> DBotForPreTrainingOutput:
+        r"""
+        Args:
+            pixel_values (`[B, C, H, W]`): Normalised images; H and W are any multiples of the patch size.
+            noise (`[B, N]`, *optional*): A number per patch; those with the lowest ones are kept, a share of
+                1 - `config.mask_ratio`. Drawn uniformly from [0, 1) when there is no mask either.
+            labels (`[B, 1+N, T]`, *optional*): The teacher's features of the CLS token and of all patches, row-major,
+                before their normalisation (`config.norm_targets`).
+            bool_masked_pos (`bool [B, N]`, *optional*): Patches to remove, in place of `noise`; see [`DBotModel`].
+
+        Raises:
+            ValueError: If the shape of images, noise, mask or labels does not fit.
+        """
+        batch_size = pixel_values.shape[0]
+        grid = (pixel_values.shape[2] // self.config.patch_size, pixel_values.shape[3] // self.config.patch_size)
+        num_patches = grid[0] * grid[1]
+        if labels is not None and labels.shape != (batch_size, 1 + num_patches, self.config.target_dim):
+            raise ValueError(
+                f"labels have shape {tuple(labels.shape)}, the images and target_dim give "
+                f"{(batch_size, 1 + num_patches, self.config.target_dim)} (batch, CLS token and patches, width)"
+            )
+        if noise is None and bool_masked_pos is None:
+            noise = torch.rand(batch_size, num_patches, device=pixel_values.device)
+        outputs = self.dbot(pixel_values, noise, bool_masked_pos, **kwargs)
+
+        num_removed = 1 + num_patches - outputs.last_hidden_state.shape[1]
+        removed = outputs.mask.byte().argsort(dim=1, descending=True, stable=True)[:, :num_removed]
+        wanted = nn.functional.pad(removed + 1, (1, 0))
+        wanted = wanted + (1 + num_patches) * torch.arange(batch_size, device=wanted.device)[:, None]
+        prediction = self.decoder(
+            outputs.last_hidden_state, outputs.ids_restore, grid, token_indices=wanted.flatten(), **kwargs
+        ).view(batch_size, 1 + num_removed, -1)
+
+        loss = loss_cls = loss_patch = None
+        if labels is not None:
+            targets = labels.flatten(0, 1)[wanted].float()
+            if self.config.norm_targets:
+                targets = normalize_targets(targets)
+            errors = nn.functional.smooth_l1_loss(prediction.float(), targets, beta=2.0, reduction="none").mean(dim=2)
+            loss, loss_cls = errors.mean(), errors[:, 0].mean()
+            loss_patch = errors[:, 1:].sum() / max(batch_size * num_removed, 1)
+        return DBotForPreTrainingOutput(
+            loss=loss,
+            loss_cls=loss_cls,
+            loss_patch=loss_patch,
+            prediction=prediction,
+            mask=outputs.mask,
+            ids_restore=outputs.ids_restore,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    @torch.no_grad()
+    def reinitialize(self):
+        """
+        Draws all weights anew in place, as the original does where a stage begins (`main_pretrain.py`): all but the
+        bias of the patch projection, which is carried over. The numbers come from the default generator.
+        """
+        kept = self.dbot.embeddings.patch_embeddings.projection.bias
+        for parameter in self.parameters():
+            # The mark by which `initialization` knows what to leave alone.
+            parameter._is_hf_initialized = parameter is kept
+        # Blocks draw parts of what is in them once more, so that the inner modules come first.
+        for module in reversed(list(self.modules())):
+            owner = self.decoder if module is self.decoder else self
+            owner._init_weights(module)
+        for parameter in self.parameters():
+            del parameter._is_hf_initialized
+
+
+__all__ = ["DBotDecoder", "DBotForPreTraining", "DBotForPreTrainingOutput"]
