@@ -1,0 +1,158 @@
+"""The native export of dBOT: the numbers of ours in plain transformers, where this package is not imported."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    BeitForImageClassification,
+    BeitModel,
+    ViTForImageClassification,
+    ViTModel,
+)
+
+from hf_mim import (
+    DBotBackbone,
+    DBotConfig,
+    DBotForImageClassification,
+    DBotForPreTraining,
+    DBotImageProcessorPil,
+    DBotModel,
+)
+from hf_mim.hub.export import export_native, native_image_processor
+
+from .test_export import PLAIN_TRANSFORMERS, image_of_mode
+
+
+def tiny(cls=DBotModel, **overrides):
+    """A model in which no tensor has the value that its initialisation gives it."""
+    settings = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, image_size=24, patch_size=8)
+    settings |= dict(decoder_hidden_size=16, decoder_num_hidden_layers=1, decoder_num_attention_heads=2)
+    torch.manual_seed(0)
+    model = cls(DBotConfig(**settings | overrides)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.4 * torch.rand_like(parameter) - 0.2)
+    return model
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
+
+
+VARIANTS = [
+    {},
+    {"trainable_position_embeddings": True, "layer_scale_init_value": 0.1},
+    {"num_channels": 4, "hidden_act": "gelu_new", "intermediate_size": 40, "layer_norm_eps": 1e-3},
+    {"qkv_bias": False, "layer_scale_init_value": 0.1},
+]
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+@pytest.mark.parametrize("overrides", VARIANTS)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@torch.no_grad()
+def test_same_features(tmp_path, overrides, pooled, attention):
+    encoder = tiny(**overrides, use_mean_pooling=pooled)
+    native = export_native(encoder)
+    assert type(native) is (BeitModel if pooled else ViTModel) and not native.training
+    images = torch.randn(3, encoder.config.num_channels, 24, 24)
+    native.save_pretrained(tmp_path)
+    loaded, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True, attn_implementation=attention)
+    assert not any(report.values()), report
+    assert type(loaded) is type(native)
+    expected = encoder(images)
+    for model in (native, loaded.eval()):
+        output = model(images)
+        assert_close(output.last_hidden_state, expected.last_hidden_state)
+        assert_close(output.pooler_output, expected.pooler_output)
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+@torch.no_grad()
+def test_images_that_are_not_square(trainable):
+    encoder = tiny(image_size=[16, 40], trainable_position_embeddings=trainable)
+    images = torch.randn(2, 3, 16, 40)
+    assert_close(export_native(encoder)(images).last_hidden_state, encoder(images).last_hidden_state)
+    with pytest.raises(ValueError, match="position table of 2 x 5 patches for that of a square"):
+        export_native(tiny(image_size=[16, 40], use_mean_pooling=True))
+
+
+@torch.no_grad()
+def test_the_encoder_of_a_pretraining_model():
+    model, images = tiny(DBotForPreTraining), torch.randn(2, 3, 24, 24)
+    native = export_native(model)
+    assert type(native) is ViTModel
+    assert_close(native(images).last_hidden_state, model.dbot(images).last_hidden_state)
+
+
+@torch.no_grad()
+def test_another_size_through_resizing():
+    """A ViT would interpolate the table; the positions of the size that it is exported for are exact."""
+    model = tiny()
+    model.resize_position_tables(40)
+    images = torch.randn(2, 3, 40, 40)
+    assert_close(export_native(model)(images).last_hidden_state, model(images).last_hidden_state)
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_a_classifier(tmp_path, pooled):
+    labels = {0: "cat", 1: "dog", 2: "owl"}
+    model = tiny(DBotForImageClassification, use_mean_pooling=pooled, id2label=labels)
+    export_native(model).save_pretrained(tmp_path)
+    native, report = AutoModelForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values()), report
+    assert type(native) is (BeitForImageClassification if pooled else ViTForImageClassification)
+    assert native.config.id2label == labels
+    images, targets = torch.randn(3, 3, 24, 24), torch.tensor([2, 0, 1])
+    ours, theirs = model(images, labels=targets), native.eval()(images, labels=targets)
+    assert_close(theirs.logits, ours.logits)
+    assert_close(theirs.loss, ours.loss)
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_the_copy_is_independent(pooled):
+    encoder = tiny(use_mean_pooling=pooled, trainable_position_embeddings=True)
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    native = export_native(encoder)
+    with torch.no_grad():
+        for parameter in native.parameters():
+            parameter.zero_()
+    for name, tensor in encoder.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@torch.no_grad()
+def test_type_of_the_weights(dtype):
+    encoder = tiny().to(dtype)
+    native = export_native(encoder)
+    assert {parameter.dtype for parameter in native.parameters()} == {dtype}
+    images = torch.randn(2, 3, 24, 24).to(dtype)
+    torch.testing.assert_close(native(images).last_hidden_state, encoder(images).last_hidden_state)
+
+
+def test_what_cannot_be_exported():
+    with pytest.raises(TypeError, match="got DBotBackbone"):
+        export_native(tiny(DBotBackbone))
+
+
+@torch.no_grad()
+def test_in_a_process_without_this_package(tmp_path):
+    model = tiny(DBotForPreTraining)
+    processor = DBotImageProcessorPil(size={"shortest_edge": 30}, crop_size={"height": 24, "width": 24})
+    export_native(model).save_pretrained(tmp_path)
+    native_image_processor(processor).save_pretrained(tmp_path)
+    image = image_of_mode("P")
+    image.save(tmp_path / "image.png")
+    run = subprocess.run([sys.executable, "-c", PLAIN_TRANSFORMERS, str(tmp_path)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "newly initialized" not in run.stderr and "MISSING" not in run.stderr and "UNEXPECTED" not in run.stderr
+    expected = model.dbot(**processor(image, return_tensors="pt"))
+    outputs = np.load(tmp_path / "out.npz")
+    np.testing.assert_allclose(outputs["tokens"], expected.last_hidden_state.numpy(), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(outputs["pooled"], expected.pooler_output.numpy(), rtol=0, atol=1e-5)
