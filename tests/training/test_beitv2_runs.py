@@ -17,6 +17,9 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining, BeitModel
 
 from hf_mim import Beitv2ForPreTraining, Beitv2Model, VQKDModel
+from hf_mim.data.sources import load_image_dataset
+from hf_mim.evaluation.features import extract_features
+from hf_mim.evaluation.knn import knn_accuracy
 from hf_mim.training.checkpoints import list_checkpoints
 from hf_mim.training.interruption import EXIT_INTERRUPTED
 from hf_mim.training.trainer import MIMTrainer
@@ -106,6 +109,20 @@ def test_an_encoder_that_transformers_loads(encoder, tokenizer):
     for entry in (entry for entry in log_of(output) if "loss" in entry):
         assert entry["loss"] == pytest.approx(entry["loss_mim"] + entry["loss_mim_cls"], rel=1e-4)
         assert 0 <= entry["accuracy_mim"] <= 1 and 0 < entry["majority_code"] <= 1
+
+
+def test_knn_on_the_mean_of_the_patches(encoder, tokenizer, pictures, tmp_path):
+    """The figure that `hf-mim evaluate knn` gives for the encoder that the run leaves."""
+    options = ("--train_dir", pictures, "--eval_split", "test", "--do_train", "false", "--knn_pooling", "mean")
+    sizes = ("--config_overrides", "early_layers=2,head_layers=1")
+    source = ("--model_name_or_path", encoder[0] / "pretraining")
+    metrics = pretrain(*options, *sizes, *source, output=tmp_path, method=tiny_beitv2(tokenizer[0]))
+    model, processor = AutoModel.from_pretrained(encoder[0]), AutoImageProcessor.from_pretrained(encoder[0])
+    features = []
+    for split in ("train", "test"):
+        dataset = load_image_dataset(data_dir=pictures, split=split)
+        features += extract_features(model, dataset, processor, pooling="mean", progress=False)
+    assert metrics["eval_knn_3_top1"] == knn_accuracy(*features, k=[3])["knn_3_top1"]
 
 
 def test_images_that_are_not_square_keep_our_own_model(tokenizer, pictures, vision_model, tmp_path):

@@ -108,6 +108,7 @@ def too_late(*args, **kwargs):
         (("--momentum_teacher", "1.5"), "momentum_teacher must lie in [0, 1], got 1.5"),
         (("--teacher_temp", "0"), "teacher_temp must be positive, got 0.0"),
         (("--knn_temperature", "0"), "knn_temperature must be positive"),
+        (("--knn_pooling", "max"), "invalid choice: 'max'"),
         (("--image_mean", "0.5"), "image_mean must have one number for each of the 3 channels, got 1"),
         (("--max_train_samples", "0"), "max_train_samples must be at least 1, got 0"),
         # options that exclude each other, or that nothing stands behind

@@ -33,6 +33,8 @@ class MIMTrainingArguments(TrainingArguments):
         knn_k (`list[int]`, defaults to `[10, 20]`): Numbers of neighbours of the k-NN evaluation, which runs whenever
             `eval_strategy` says so and an evaluation data set with labels is given.
         knn_temperature (`float`, defaults to 0.07): Temperature of the neighbours' votes.
+        knn_pooling (`"cls"` or `"mean"`, defaults to `"cls"`): Which feature is compared: the CLS token or the mean of
+            the patches.
 
     > Parameters that control what a run shows of itself
 
@@ -76,6 +78,9 @@ class MIMTrainingArguments(TrainingArguments):
         default_factory=lambda: [10, 20], metadata={"help": "Numbers of neighbours of the k-NN evaluation."}
     )
     knn_temperature: float = field(default=0.07, metadata={"help": "Temperature of the neighbours' votes."})
+    knn_pooling: Literal["cls", "mean"] = field(
+        default="cls", metadata={"help": "Feature of the k-NN evaluation: CLS token, or mean of the patches."}
+    )
     profile: bool = field(
         default=False, metadata={"help": "Write a trace of a few steps and their top operators into profile/."}
     )
@@ -129,6 +134,8 @@ class MIMTrainingArguments(TrainingArguments):
             raise ValueError(f"knn_k must be numbers of neighbours of at least 1, got {self.knn_k}")
         if self.knn_temperature <= 0:
             raise ValueError(f"knn_temperature must be positive, got {self.knn_temperature}")
+        if self.knn_pooling not in ("cls", "mean"):
+            raise ValueError(f"knn_pooling must be 'cls' or 'mean', got {self.knn_pooling!r}")
         if not 0 <= self.max_unreadable_fraction <= 1:
             raise ValueError(f"max_unreadable_fraction must lie in [0, 1], got {self.max_unreadable_fraction}")
         if self.dataloader_persistent_workers:

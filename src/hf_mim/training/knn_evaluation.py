@@ -32,6 +32,7 @@ def knn_of_processes(
                 image_processor,
                 batch_size=args.per_device_eval_batch_size,
                 num_workers=args.dataloader_num_workers,
+                pooling=args.knn_pooling,
                 device=accelerator.device,
                 progress=accelerator.is_main_process and not args.disable_tqdm,
                 skip_unreadable=True,
