@@ -224,6 +224,10 @@ class TestDBotBackbone(DBotChecks):
         _, gradients = gradients_of(model, self.inputs(model.config))
         assert all(gradient is not None for gradient in gradients.values())
 
+    @pytest.mark.slow
+    def test_compile(self):
+        super().test_compile()
+
     def test_export(self):
         self.check_export()
 
@@ -290,6 +294,10 @@ class TestDBotForImageClassification(DBotChecks):
     def training_inputs(self, config):
         labels = torch.tensor([1, 3, 0]) if config.num_labels else None
         return self.inputs(config) | ({} if labels is None else {"labels": labels})
+
+    @pytest.mark.slow
+    def test_compile(self):
+        super().test_compile()
 
     def test_export(self):
         self.check_export()
