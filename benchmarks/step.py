@@ -17,28 +17,22 @@ loss, and loops over tensors for clipping and the teacher's average. The other s
 """
 
 import argparse
-import contextlib
-import gc
 import json
 import math
 import os
-import statistics
-import subprocess
-import sys
 import tempfile
-import time
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
-from transformers import TrainerCallback
 
 from hf_mim import IBotConfig, IBotForPreTraining
 from hf_mim.data.masking import MaskGenerator
 from hf_mim.training.ibot_arguments import IBotTrainingArguments
 from hf_mim.training.ibot_trainer import IBotTrainer
+from turns import THREADS, Meter, StepEnds, print_comparison, take_turns
 
 
 WIDTH, DEPTH, HEADS, PATCH, PROTOTYPES = 384, 12, 6, 16, 8192
@@ -286,19 +280,6 @@ def run_baseline(weights, batches, drop_path, meter):
 # This package
 
 
-class StepEnds(TrainerCallback):
-    """Passes the beginning of the first step and the end of every step on."""
-
-    def __init__(self, meter):
-        self.meter = meter
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.meter.start()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.meter.step()
-
-
 def run_ours(weights, batches, drop_path, meter):
     config = IBotConfig(hidden_size=WIDTH, num_attention_heads=HEADS, norm_last_layer=False, drop_path_rate=drop_path)
     model = IBotForPreTraining(config)
@@ -342,35 +323,6 @@ def run_ours(weights, batches, drop_path, meter):
 # Measuring
 
 
-class Meter:
-    """
-    Wall-clock and processor seconds of every step, and the growth of resident memory since before the first (Linux).
-
-    Before each step it waits for a line on standard input, and after it writes its figures to standard output.
-    """
-
-    def start(self):
-        gc.collect()
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")  # forget the peak so far
-        self.before = self.resident("VmHWM")
-        self.wait()
-
-    def wait(self):
-        sys.stdin.readline()
-        self.wall, self.cpu = time.perf_counter(), time.process_time()
-
-    def step(self):
-        wall, cpu = time.perf_counter() - self.wall, time.process_time() - self.cpu
-        print(json.dumps({"wall": wall, "cpu": cpu, "growth": self.resident("VmHWM") - self.before}), flush=True)
-        self.wait()
-
-    @staticmethod
-    def resident(name):
-        with open("/proc/self/status") as file:
-            return next(int(line.split()[1]) / 1024 for line in file if line.startswith(name))
-
-
 def make_batches(steps, batch_size):
     """Views like normalised images, and the recipe's masks: half of the views have none."""
     generator = torch.Generator().manual_seed(SEED)
@@ -394,43 +346,17 @@ def make_batches(steps, batch_size):
 
 def measure(options):
     """One side in this process; its last line on standard output are the losses."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     torch.manual_seed(SEED)
     weights, batches = load_file(options.weights), make_batches(options.steps, options.batch_size)
     run = run_ours if options.side == "ours" else run_baseline
     print(json.dumps(run(weights, batches, options.drop_path, Meter())))
 
 
-def take_turns(weights, options, steps, drop_path):
-    """Run both sides step by step; gives the figures of every step and the losses of each side."""
-    environment = os.environ | {"OMP_NUM_THREADS": "2"}
-    processes = []
-    for side in SIDES:
-        command = [sys.executable, __file__, "--side", side, "--weights", weights, "--steps", steps]
-        command += ["--batch_size", options.batch_size, "--drop_path", drop_path]
-        pipe = subprocess.PIPE
-        command = list(map(str, command))
-        processes.append(subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True))
-
-    def lines(process):
-        for line in process.stdout:
-            if line[0] in "[{":
-                with contextlib.suppress(ValueError):  # Trainer prints its logs, which are no JSON
-                    yield json.loads(line)
-
-    readers = [lines(process) for process in processes]
-    figures = [[], []]
-    for _ in range(steps):
-        for process, reader, rows in zip(processes, readers, figures, strict=True):
-            process.stdin.write("\n")
-            process.stdin.flush()
-            rows.append(next(reader))
-    for process in processes:
-        process.stdin.close()
-    losses = [next(reader) for reader in readers]
-    for process in processes:
-        process.wait()
-    return figures, losses
+def commands(weights, options, steps, drop_path):
+    """What runs each side."""
+    arguments = ["--weights", weights, "--steps", steps, "--batch_size", options.batch_size, "--drop_path", drop_path]
+    return [[__file__, "--side", side, *arguments] for side in SIDES]
 
 
 def compare(options):
@@ -440,26 +366,10 @@ def compare(options):
         model = IBotForPreTraining(IBotConfig(hidden_size=WIDTH, num_attention_heads=HEADS, norm_last_layer=False))
         save_file(model.state_dict(), weights)
         del model
-        _, losses = take_turns(weights, options, options.loss_steps, 0.0)
-        figures, _ = take_turns(weights, options, options.steps, options.drop_path)
+        _, losses = take_turns(commands(weights, options, options.loss_steps, 0.0), options.loss_steps)
+        figures, _ = take_turns(commands(weights, options, options.steps, options.drop_path), options.steps)
 
-    for step, (baseline, ours) in enumerate(zip(*losses, strict=True)):
-        print(f"step {step}: loss of the baseline {baseline['loss']:.7f}, ours {ours['loss']:.7f}")
-    difference = max(abs(a[key] - b[key]) for a, b in zip(*losses, strict=True) for key in a)
-    print(f"largest difference of a loss or its parts: {difference:.1e}")
-    # The first step also allocates the optimiser's state.
-    pairs = list(zip(*figures, strict=True))[1:]
-    for title, key, statistic, scale in (
-        ("ms per step, median", "wall", statistics.median, 1e3),
-        ("ms per step, fastest", "wall", min, 1e3),
-        ("processor ms per step, median", "cpu", statistics.median, 1e3),
-        ("MiB of growth of resident memory", "growth", max, 1),
-    ):
-        baseline, ours = (statistic([pair[side][key] for pair in pairs]) * scale for side in (0, 1))
-        ratio = f"ratio {ours / baseline:.2f} ({baseline / ours:.2f}x)"
-        print(f"{title:<34} baseline {baseline:7.0f}  ours {ours:7.0f}  {ratio}")
-    speedups = sorted(baseline["wall"] / ours["wall"] for baseline, ours in pairs)
-    print("speed-up of each pair of steps: " + " ".join(f"{value:.2f}" for value in speedups))
+    print_comparison(losses, figures)
 
 
 def main():
