@@ -19,6 +19,8 @@ verbs:
   pretrain [RECIPE] [--option value ...]   pre-train a model; --help lists every option and the packaged recipes
   evaluate knn ...                         what frozen features are worth to a k-nearest-neighbour classifier
   analyze codes TOKENIZER IMAGES ...       pictures of which patches share a code, and how often each is used
+  analyze distance MODEL IMAGES ...        how far each head looks in each layer, of one or several encoders
+  analyze svd MODEL IMAGES ...             how few directions the patch features of each layer fill
   check-data SOURCE                        reads every image once; names the unreadable ones and the duplicates
   env                                      versions, devices and back ends; belongs into every bug report
 
@@ -29,7 +31,7 @@ A mistake in the arguments or the data is reported in one line; HF_MIM_DEBUG=1 s
 """
 VERBS = ("pretrain", "evaluate", "analyze", "check-data", "env")
 EVALUATIONS = ("knn",)
-ANALYSES = ("codes",)
+ANALYSES = ("codes", "distance", "svd")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,10 +78,15 @@ def _run(arguments: list[str]) -> int:
 
             evaluate_knn.main(rest[1:])
     elif verb == "analyze":
-        if _second_word(verb, "analysis", ANALYSES, "MODEL IMAGES ...", rest) == "codes":
+        analysis = _second_word(verb, "analysis", ANALYSES, "MODEL IMAGES ...", rest)
+        if analysis == "codes":
             from hf_mim.analysis import analyze_codes
 
             analyze_codes.main(rest[1:])
+        elif analysis is not None:
+            from hf_mim.analysis import analyze_properties
+
+            analyze_properties.main(rest)
     elif verb == "check-data":
         from hf_mim.data import check_data
 

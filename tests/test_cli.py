@@ -46,6 +46,8 @@ def verb(monkeypatch: pytest.MonkeyPatch):
         (["pretrain", "quickstart", "--seed", "3"], "hf_mim.training.run_pretrain"),
         (["evaluate", "knn", "runs/x", "--k", "20"], "hf_mim.evaluation.evaluate_knn"),
         (["analyze", "codes", "runs/x", "photos", "a.png"], "hf_mim.analysis.analyze_codes"),
+        (["analyze", "distance", "runs/x", "photos"], "hf_mim.analysis.analyze_properties"),
+        (["analyze", "svd", "runs/x", "photos"], "hf_mim.analysis.analyze_properties"),
     ],
 )
 def test_a_verb_gets_the_arguments_after_it(verb, argv, module):
@@ -64,7 +66,10 @@ def test_help_and_version(capsys):
 
 @pytest.mark.parametrize(
     ("verb", "usage"),
-    [("evaluate", "usage: hf-mim evaluate {knn} MODEL"), ("analyze", "usage: hf-mim analyze {codes} MODEL IMAGES")],
+    [
+        ("evaluate", "usage: hf-mim evaluate {knn} MODEL"),
+        ("analyze", "usage: hf-mim analyze {codes, distance, svd} MODEL IMAGES"),
+    ],
 )
 def test_help_of_a_verb_with_a_second_word(capsys, verb, usage):
     assert cli.main([verb, "--help"]) == 0
@@ -84,7 +89,7 @@ def test_usage_names_every_verb():
         (["pretrian"], "unknown verb 'pretrian', did you mean 'pretrain'?"),
         (["evaluate"], "evaluate what? knn (hf-mim evaluate knn --help tells more)"),
         (["evaluate", "nkn"], "unknown evaluation 'nkn', did you mean 'knn'?"),
-        (["analyze"], "analyze what? codes (hf-mim analyze codes --help tells more)"),
+        (["analyze"], "analyze what? codes, distance, svd (hf-mim analyze codes --help tells more)"),
         (["analyze", "code"], "unknown analysis 'code', did you mean 'codes'?"),
         (["env", "cuda"], "env takes no arguments, got 'cuda'"),
     ],

@@ -6,17 +6,16 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import datasets
 import numpy as np
 import torch
 from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor
 
 from ..data.files import replaced_file
-from ..data.images import IMAGE_EXTENSIONS
-from ..data.sources import load_image_dataset, random_subset
+from ..data.sources import random_subset
 from ..evaluation.code_usage import code_statistics
 from ..modeling.modeling_vqkd import VQKDModel
 from .codes import encode_images, plot_codes, plot_usage
+from .inputs import load_images
 
 
 def analyze_codes(
@@ -62,7 +61,7 @@ def analyze_codes(
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     model, image_processor = _load_tokenizer(tokenizer)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dataset = _load_images(images, split, dataset_config_name, image_column_name)
+    dataset = load_images(images, split, dataset_config_name, image_column_name)
     dataset = random_subset(dataset, max_images)
 
     codes = encode_images(model, dataset, image_processor, batch_size, progress)
@@ -132,20 +131,3 @@ def _load_tokenizer(source: str | Path) -> tuple[VQKDModel, BaseImageProcessor]:
         missing = sorted(report["missing_keys"])
         raise ValueError(f"{source}: the checkpoint lacks {len(missing)} weights, such as {missing[0]}")
     return model, image_processor
-
-
-def _load_images(
-    sources: Sequence[str | Path], split: str, config_name: str | None, column: str | None
-) -> datasets.Dataset:
-    parts = []
-    for source in map(str, sources):
-        if config_name is None and Path(source).expanduser().exists():
-            part = load_image_dataset(data_dir=source, split=split, image_column_name=column)
-        elif Path(source).suffix.lower() in IMAGE_EXTENSIONS:
-            raise FileNotFoundError(f"{source} does not exist")
-        else:
-            part = load_image_dataset(
-                dataset_name=source, dataset_config_name=config_name, split=split, image_column_name=column
-            )
-        parts.append(part.select_columns("image"))
-    return datasets.concatenate_datasets(parts)

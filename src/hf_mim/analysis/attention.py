@@ -1,6 +1,5 @@
 """Where the CLS token looks: attention maps of the last layer, one per head."""
 
-import inspect
 from pathlib import Path
 
 import torch
@@ -9,6 +8,7 @@ from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from .curves import save_figure
+from .encoders import eager_evaluation, forward_options
 from .pictures import undo_normalisation
 
 
@@ -39,21 +39,9 @@ def cls_attention(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.T
     if height % patch_size or width % patch_size:
         raise ValueError(f"image size {height}x{width} is not a multiple of the patch size {patch_size}")
     grid = (height // patch_size, width // patch_size)
-    # native ViTs accept another size than that of pre-training only on request
-    options = {}
-    if "interpolate_pos_encoding" in inspect.signature(model.forward).parameters:
-        options["interpolate_pos_encoding"] = True
-
-    implementation = model.config._attn_implementation
-    modes = [(module, module.training) for module in model.modules()]
-    model.set_attn_implementation("eager")
-    model.eval()
-    try:
+    with eager_evaluation(model):
+        options = forward_options(model, pixel_values)
         output = model(pixel_values.to(model.device, model.dtype), output_attentions=True, **options)
-    finally:
-        model.set_attn_implementation(implementation)
-        for module, training in modes:
-            module.training = training
 
     attention = output.attentions[-1] if output.attentions else torch.empty(0)
     tokens = attention.shape[-1]

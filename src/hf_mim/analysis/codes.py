@@ -13,10 +13,10 @@ from matplotlib.patches import Rectangle
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
-from ..data.images import UnreadableImageError, decode_image
 from ..evaluation.code_usage import code_statistics
 from ..modeling.modeling_vqkd import VQKDModel
 from .curves import save_figure
+from .inputs import process_images
 from .pictures import undo_normalisation
 
 
@@ -53,7 +53,7 @@ def encode_images(
         starts = range(0, len(dataset), batch_size)
         for start in tqdm(starts, desc="codes", unit="batch", disable=not progress, leave=False):
             rows = range(start, min(start + batch_size, len(dataset)))
-            pixel_values = _process(dataset, rows, image_processor, model.config.num_channels)
+            pixel_values = process_images(dataset, rows, image_processor, model.config.num_channels)
             grid = (side // model.config.patch_size for side in pixel_values.shape[-2:])
             codes.append(model.encode(pixel_values.to(model.device, model.dtype)).unflatten(1, tuple(grid)).cpu())
     finally:
@@ -167,20 +167,6 @@ def plot_usage(counts: np.ndarray, path: str | Path) -> Figure:
     return figure
 
 
-def _process(
-    dataset: datasets.Dataset, rows: list[int] | range, image_processor: BaseImageProcessor, num_channels: int
-) -> torch.Tensor:
-    """Normalised images `[len(rows), C, H, W]`."""
-    images = []
-    for row, source in zip(rows, dataset.select(rows)["image"], strict=True):
-        try:
-            images.append(decode_image(source, num_channels))
-        except UnreadableImageError as error:
-            named = source is not None and source["path"] is not None
-            raise UnreadableImageError(f"{error}" if named else f"image {row}: {error}") from error
-    return image_processor(images, return_tensors="pt")["pixel_values"]
-
-
 def _cut_out(
     model: VQKDModel,
     dataset: datasets.Dataset,
@@ -193,7 +179,7 @@ def _cut_out(
     pictures = {}
     for row in rows.tolist():
         picture = undo_normalisation(
-            _process(dataset, [row], image_processor, model.config.num_channels), image_processor
+            process_images(dataset, [row], image_processor, model.config.num_channels), image_processor
         )[0]
         if picture.ndim == 2:
             picture = picture[..., None].repeat(3, axis=2)
