@@ -20,7 +20,16 @@ from transformers import (
     ViTModel,
 )
 
-from hf_mim import Beitv2Config, Beitv2ForPreTraining, IBotConfig, IBotForPreTraining, VQKDConfig, VQKDModel
+from hf_mim import (
+    Beitv2Config,
+    Beitv2ForPreTraining,
+    DBotConfig,
+    DBotForPreTraining,
+    IBotConfig,
+    IBotForPreTraining,
+    VQKDConfig,
+    VQKDModel,
+)
 from hf_mim.analysis.encoders import find_blocks, load_encoder, patch_grid, patch_size
 
 
@@ -49,6 +58,7 @@ def save(model: PreTrainedModel, folder: Path) -> Path:
         (lambda: ViTForImageClassification(ViTConfig(**SIZES)), "vit"),
         (lambda: IBotForPreTraining(IBotConfig(**SIZES, out_dim=8, patch_out_dim=8)), "ibot"),
         (lambda: Beitv2ForPreTraining(Beitv2Config(**SIZES, vocab_size=8, early_layers=1)), "beitv2"),
+        (lambda: DBotForPreTraining(DBotConfig(**SIZES, decoder_hidden_size=16, decoder_num_hidden_layers=2)), "dbot"),
         (lambda: CLIPModel(CLIPConfig(vision_config=SIZES, text_config=TEXT)), "vision_model"),
         (lambda: CLIPVisionModelWithProjection(CLIPVisionConfig(**SIZES)), "vision_model"),
         (lambda: ViTMAEForPreTraining(ViTMAEConfig(**SIZES)), "vit"),

@@ -28,7 +28,7 @@ from transformers import (
     YolosConfig,
 )
 
-from hf_mim import Beitv2Config, IBotConfig, VQKDConfig
+from hf_mim import Beitv2Config, DBotConfig, IBotConfig, VQKDConfig
 from hf_mim.analysis.encoders import find_blocks
 from hf_mim.analysis.properties import (
     attention_distances,
@@ -65,6 +65,8 @@ ENCODERS = {
     "beitv2": (Beitv2Config(**SIZES), 1),
     "beitv2_mean_pooling": (Beitv2Config(**SIZES, use_mean_pooling=True), 1),
     "vqkd": (VQKDConfig(**SIZES), 1),
+    "dbot": (DBotConfig(**SIZES), 1),
+    "dbot_mean_pooling": (DBotConfig(**SIZES, use_mean_pooling=True), 1),
 }
 
 
@@ -174,7 +176,7 @@ def options_for(kind: str) -> dict:
 @pytest.mark.parametrize(
     ("kind", "size"),
     [(kind, (32, 32)) for kind in ENCODERS]
-    + [(kind, (16, 40)) for kind in ("vit", "dinov2_with_registers", "dinov3_vit", "clip", "ibot", "beitv2")],
+    + [(kind, (16, 40)) for kind in ("vit", "dinov2_with_registers", "dinov3_vit", "clip", "ibot", "beitv2", "dbot")],
 )
 @torch.no_grad()
 def test_attention_distances_pair_by_pair(kind: str, size: tuple[int, int]):
@@ -313,7 +315,8 @@ def test_what_is_no_plain_vit_is_refused(measure):
     convnext = ConvNextConfig(num_stages=2, depths=[1, 1], hidden_sizes=[8, 8])
     for config, message in (
         (swin, "SwinModel has (4|16) tokens for 8x8 patches"),
-        (convnext, r"ConvNextModel has 2 stacks of \(num_hidden_layers\) 2 blocks, not one"),
+        (convnext, "ConvNextModel has no single stack of 2 blocks"),
+        (DBotConfig(**{**SIZES, "num_hidden_layers": 0}), "DBotModel has no single stack of 0 blocks"),
         (BertConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=3), "BertModel has no .* patch size"),
         (YolosConfig(**{**SIZES, "image_size": [32, 32]}), "YolosModel has 117 tokens for 4x4 patches"),
         (ViTMAEConfig(**SIZES), "ViTMAEModel has 5 tokens for 4x4 patches"),

@@ -102,10 +102,10 @@ def find_blocks(model: PreTrainedModel) -> nn.ModuleList:
     """
     depth = getattr(model.config, "num_hidden_layers", None)
     found = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == depth]
-    if len(found) != 1:
+    if len(found) != 1 or not depth:
         raise ValueError(
-            f"{type(model).__name__} has {len(found)} stacks of (num_hidden_layers) {depth} blocks, not one: it is no "
-            "plain ViT encoder"
+            f"{type(model).__name__} has no single stack of {depth} blocks (num_hidden_layers of its configuration): "
+            "it is no plain ViT encoder"
         )
     return found[0]
 

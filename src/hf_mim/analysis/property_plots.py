@@ -26,14 +26,8 @@ def plot_distances(distances: Mapping[str, np.ndarray], even: Mapping[str, float
     Returns:
         The figure.
     """
-    figure = Figure(figsize=(_width(distances), 4.4), layout="constrained")
+    figure = Figure(figsize=(_width(distances), 5.0), layout="constrained")
     axes = figure.subplots()
-    lines: dict[float, list[str]] = {}
-    for name, value in even.items():
-        lines.setdefault(round(value, 1), []).append(name)
-    for value, names in lines.items():
-        of = "" if len(lines) == 1 else f" of {', '.join(names)}"
-        axes.axhline(value, color="0.45", linestyle=":", linewidth=1.2, label=f"even attention{of} ({value:.1f} px)")
     for number, (name, values) in enumerate(distances.items()):
         layers, heads = values.shape
         color = f"C{number % 10}"
@@ -42,6 +36,12 @@ def plot_distances(distances: Mapping[str, np.ndarray], even: Mapping[str, float
         size = 22 if heads <= 6 else 14
         axes.scatter(places.repeat(heads), values.ravel(), s=size, color=color, alpha=0.45, linewidths=0)
         axes.plot(places, values.mean(axis=1), color=color, linewidth=1.8, marker="_", markersize=11, label=name)
+    lines: dict[float, list[str]] = {}
+    for name, value in even.items():
+        lines.setdefault(round(value, 1), []).append(name)
+    for value, names in lines.items():
+        of = "" if len(lines) == 1 else f" of {', '.join(names)}"
+        axes.axhline(value, color="0.45", linestyle=":", linewidth=1.2, label=f"even attention{of} ({value:.1f} px)")
     axes.set_ylabel("mean attention distance (pixels)")
     axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     _layer_axis(axes, distances)
@@ -80,7 +80,7 @@ def plot_shares(shares: Mapping[str, np.ndarray], path: str | Path) -> Figure:
         axes.set_title("the largest" if number == 0 else f"the {number + 1} largest", fontsize=10)
     grid[0, 0].set_ylim(0, None)
     figure.supylabel("share in the sum of all", fontsize=10)
-    figure.suptitle("how much the largest singular values of an image's patch features have", fontsize=10)
+    figure.suptitle("singular values of an image's patch features: share of the largest ones", fontsize=10)
     _legend(figure, grid[0, 0])
     save_figure(figure, path)
     return figure
@@ -89,7 +89,7 @@ def plot_shares(shares: Mapping[str, np.ndarray], path: str | Path) -> Figure:
 def _width(values: Mapping[str, np.ndarray]) -> float:
     """Inches in which the dots of all models find room side by side."""
     layers = max(len(one) for one in values.values())
-    return min(18.0, max(6.4, 2.0 + layers * (0.3 + 0.16 * len(values))))
+    return min(15.0, max(6.4, 2.0 + layers * (0.3 + 0.16 * len(values))))
 
 
 def _layer_axis(axes: Axes, values: Mapping[str, np.ndarray]) -> None:
