@@ -21,18 +21,6 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
-@pytest.fixture(scope="session")
-def ibot_golden():
-    """`ibot_golden(name)` gives (tensors, description) of tests/golden/ibot/name.safetensors."""
-    descriptions = json.loads((GOLDEN / "ibot" / "golden.json").read_text())["files"]
-
-    def load(name: str) -> tuple[dict[str, torch.Tensor], dict]:
-        file = f"{name}.safetensors"
-        return load_file(GOLDEN / "ibot" / file), descriptions[file]
-
-    return load
-
-
 def _partly_shared_golden(method: str):
     """
     `load(name)` gives the tensors of tests/golden/METHOD/name.safetensors. Those that would take too much room there
@@ -46,6 +34,14 @@ def _partly_shared_golden(method: str):
         pytest.skip(f"{name}.safetensors of ../shared/reference/{method} is not on this machine")
 
     return load
+
+
+@pytest.fixture(scope="session")
+def ibot_golden():
+    """`ibot_golden(name)` gives (tensors, description) of the original iBOT."""
+    descriptions = json.loads((GOLDEN / "ibot" / "golden.json").read_text())["files"]
+    load = _partly_shared_golden("ibot")
+    return lambda name: (load(name), descriptions[f"{name}.safetensors"])
 
 
 @pytest.fixture(scope="session")
