@@ -26,10 +26,12 @@ class DBotForPreTrainingOutput(ModelOutput):
     Output of [`DBotForPreTraining`].
 
     Args:
-        loss (`[]`, when labels are given): Mean smooth-L1 loss of the B·(1+M) tokens that are predicted.
-        loss_cls (`[]`, when labels are given): Mean of the CLS tokens alone.
+        loss (`[]`, when labels are given): Mean smooth-L1 loss of the B·(1+M) tokens that are predicted, or of the
+            B·M patches among them if the labels have no CLS token.
+        loss_cls (`[]`, when labels with a CLS token are given): Mean of the CLS tokens alone.
         loss_patch (`[]`, when labels are given): Mean of the removed patches alone; 0 if there are none.
         prediction (`[B, 1+M, T]`): Features of the CLS token and of the removed patches, in row-major order.
+        cls_tokens (`[B, D]`): The encoder's, after the final norm.
         mask (`bool [B, N]`): True where a patch was removed.
         ids_restore (`int64 [B, N]`): Place of every patch in the order of the noise.
         hidden_states, attentions: Of the encoder, one per layer, when asked for.
@@ -39,6 +41,7 @@ class DBotForPreTrainingOutput(ModelOutput):
     loss_cls: torch.FloatTensor | None = None
     loss_patch: torch.FloatTensor | None = None
     prediction: torch.FloatTensor | None = None
+    cls_tokens: torch.FloatTensor | None = None
     mask: torch.BoolTensor | None = None
     ids_restore: torch.LongTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
@@ -146,7 +149,7 @@ class DBotForPreTraining(DBotPreTrainedModel):
             noise (`[B, N]`, *optional*): A number per patch; those with the lowest ones are kept, a share of
                 1 - `config.mask_ratio`. Drawn uniformly from [0, 1) when there is no mask either.
             labels (`[B, 1+N, T]`, *optional*): The teacher's features of the CLS token and of all patches, row-major,
-                before their normalisation (`config.norm_targets`).
+                before their normalisation (`config.norm_targets`); `[B, N, T]` from a teacher without a CLS token.
             bool_masked_pos (`bool [B, N]`, *optional*): Patches to remove, in place of `noise`; see [`DBotModel`].
 
         Raises:
@@ -155,10 +158,11 @@ class DBotForPreTraining(DBotPreTrainedModel):
         batch_size = pixel_values.shape[0]
         grid = (pixel_values.shape[2] // self.config.patch_size, pixel_values.shape[3] // self.config.patch_size)
         num_patches = grid[0] * grid[1]
-        if labels is not None and labels.shape != (batch_size, 1 + num_patches, self.config.target_dim):
+        shapes = [(batch_size, tokens, self.config.target_dim) for tokens in (1 + num_patches, num_patches)]
+        if labels is not None and labels.shape not in shapes:
             raise ValueError(
-                f"labels have shape {tuple(labels.shape)}, the images and target_dim give "
-                f"{(batch_size, 1 + num_patches, self.config.target_dim)} (batch, CLS token and patches, width)"
+                f"labels have shape {tuple(labels.shape)}, the images and target_dim give {shapes[0]} (batch, CLS "
+                f"token and patches, width), or without CLS tokens {shapes[1]}"
             )
         if noise is None and bool_masked_pos is None:
             noise = torch.rand(batch_size, num_patches, device=pixel_values.device)
@@ -174,17 +178,22 @@ class DBotForPreTraining(DBotPreTrainedModel):
 
         loss = loss_cls = loss_patch = None
         if labels is not None:
+            has_cls_tokens = labels.shape[1] > num_patches
+            if not has_cls_tokens:
+                labels = nn.functional.pad(labels, (0, 0, 1, 0))
             targets = labels.flatten(0, 1)[wanted].float()
             if self.config.norm_targets:
                 targets = normalize_targets(targets)
             errors = nn.functional.smooth_l1_loss(prediction.float(), targets, beta=2.0, reduction="none").mean(dim=2)
-            loss, loss_cls = errors.mean(), errors[:, 0].mean()
-            loss_patch = errors[:, 1:].sum() / max(batch_size * num_removed, 1)
+            loss = loss_patch = errors[:, 1:].sum() / max(batch_size * num_removed, 1)
+            if has_cls_tokens:
+                loss, loss_cls = errors.mean(), errors[:, 0].mean()
         return DBotForPreTrainingOutput(
             loss=loss,
             loss_cls=loss_cls,
             loss_patch=loss_patch,
             prediction=prediction,
+            cls_tokens=outputs.last_hidden_state[:, 0],
             mask=outputs.mask,
             ids_restore=outputs.ids_restore,
             hidden_states=outputs.hidden_states,

@@ -15,6 +15,9 @@ class StepCallback(TrainerCallback):
         if hasattr(dataset, "set_epoch"):
             dataset.set_epoch(self.trainer.epoch_of(state.global_step))
 
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.trainer.before_step()
+
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
         self.trainer.before_optimizer_step()
 

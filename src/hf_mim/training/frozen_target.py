@@ -52,6 +52,24 @@ def find_reference(source: str, **hub_options) -> dict[str, str] | None:
         raise OSError(f"{source}/{TEACHER_FOLDER}/{REFERENCE_FILE} is damaged") from error
 
 
+def check_reference(source: str, name: str, sha256: str, **hub_options):
+    """
+    Make sure that the checkpoint or model at `source` was trained with this target network.
+
+    Raises:
+        ValueError: If it was another one.
+        OSError: If `source` does not tell, or the file is damaged.
+    """
+    reference = find_reference(source, **hub_options)
+    if reference is None:
+        raise FileNotFoundError(f"{source} has no {TEACHER_FOLDER}/{REFERENCE_FILE}, which names its target network")
+    if reference["sha256"] != sha256:
+        raise ValueError(
+            f"{source} was trained with the target network {reference['name']}, and this run's, {name}, has other "
+            "weights: give the one that it was trained with"
+        )
+
+
 class FrozenTargetTrainer(MIMTrainer):
     """
     [`MIMTrainer`] with a target network that comes from elsewhere and never changes. A checkpoint has its name and the
@@ -83,23 +101,7 @@ class FrozenTargetTrainer(MIMTrainer):
         save_reference(folder, self.target_name, self.target_fingerprint)
 
     def load_target(self, source: str, **hub_options):
-        """
-        Make sure that the checkpoint or model at `source` was trained with this run's target network.
-
-        Raises:
-            ValueError: If it was another one.
-            OSError: If `source` does not tell, or the file is damaged.
-        """
-        reference = find_reference(source, **hub_options)
-        if reference is None:
-            raise FileNotFoundError(
-                f"{source} has no {TEACHER_FOLDER}/{REFERENCE_FILE}, which names its target network"
-            )
-        if reference["sha256"] != self.target_fingerprint:
-            raise ValueError(
-                f"{source} was trained with the target network {reference['name']}, and this run's, "
-                f"{self.target_name}, has other weights: give the one that it was trained with"
-            )
+        check_reference(source, self.target_name, self.target_fingerprint, **hub_options)
 
     def continue_target(self, source: str, **hub_options):
         if find_reference(source, **hub_options) is not None:

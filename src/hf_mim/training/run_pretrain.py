@@ -28,7 +28,6 @@ from .method import Method
 from .outputs import is_finished, save_run, summary
 from .pretrain_arguments import DataArguments, ModelArguments
 from .recipe_parser import load_recipe, parse_recipe_args
-from .trainer import MIMTrainer
 
 
 logger = logging.getLogger(__name__)
@@ -220,7 +219,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         checkpoint = args.resume_from_checkpoint or bool(list_checkpoints(args.output_dir))
         result = trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_state()
-    metrics = {} if queries is None else _latest_evaluation(trainer) or trainer.evaluate()
+    metrics = {} if queries is None else trainer.latest_evaluation() or trainer.evaluate()
     if not args.do_train:
         print("\n".join(f"{name}: {value:.2f}" for name, value in metrics.items()))
         return metrics
@@ -237,14 +236,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if trainer.is_world_process_zero():
         print(summary(method, args.output_dir))
     return metrics
-
-
-def _latest_evaluation(trainer: MIMTrainer) -> dict[str, float]:
-    """The evaluation of the present weights, if the training ended with one."""
-    evaluations = [entry for entry in trainer.state.log_history if any(name.startswith("eval_") for name in entry)]
-    if not evaluations or evaluations[-1]["step"] != trainer.state.global_step:
-        return {}
-    return {name: value for name, value in evaluations[-1].items() if name.startswith("eval_")}
 
 
 def _first_images(dataset, num_channels: int, count: int) -> list[Image.Image]:

@@ -1,6 +1,11 @@
-"""Schedules of the original code (`utils.py`, `cosine_scheduler`; `main_ibot.py`, teacher temperatures)."""
+"""
+Schedules of the original codes (iBOT: `utils.py`, `cosine_scheduler`, and `main_ibot.py`, teacher temperatures; dBOT:
+`util/lr_sched.py`).
+"""
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 
 
 def cosine_schedule(
@@ -26,6 +31,30 @@ def cosine_schedule(
         return final
     progress = (step - warmup_steps) / (total_steps - warmup_steps)
     return final + 0.5 * (base - final) * (1 + math.cos(math.pi * progress))
+
+
+def staged_cosine_schedule(
+    step: float, base: float, final: float, boundaries: Sequence[float], warmup: float = 0.0
+) -> float:
+    """
+    Value at `step` of dBOT's schedule: in every stage a linear warm-up from 0 to `base` and a cosine from `base` to
+    `final`. The first step of a stage with a warm-up has the value 0, the one after the warm-up has `base`.
+
+    Args:
+        step (`float`): Step, from 0 on, or any other measure of time that the next two share.
+        base (`float`): Value at the end of the warm-up.
+        final (`float`): Value that the cosine runs towards; also that after the last stage.
+        boundaries (`Sequence[float]`): Where the stages begin, and where the last one ends.
+        warmup (`float`, defaults to 0.0): Length of the warm-up.
+    """
+    for start, end in pairwise(boundaries):
+        if step < end:
+            since, length = step - start, end - start
+            if since < warmup:
+                return base * since / warmup
+            progress = (since - warmup) / (length - warmup)
+            return final + 0.5 * (base - final) * (1 + math.cos(math.pi * progress))
+    return final
 
 
 def teacher_temperature(

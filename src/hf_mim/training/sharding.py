@@ -6,7 +6,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 
@@ -37,6 +37,11 @@ class ShardedTarget:
 def whole_state_dict(module: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and buffers of a module, sharded or not, whole on every process; all of them must call this."""
     return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True))
+
+
+def load_whole_state_dict(module: nn.Module, state_dict: dict[str, torch.Tensor]):
+    """Copy what `whole_state_dict` gave, or alike, into a module, sharded or not; all processes must call this."""
+    set_model_state_dict(module, state_dict, options=StateDictOptions(full_state_dict=True))
 
 
 def reshard(*modules: nn.Module):

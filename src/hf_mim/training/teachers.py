@@ -22,7 +22,8 @@ class FeatureTeacher(nn.Module):
     is asked for, and its parameters do not learn.
 
     The images are resized (bicubic, as Pillow does it) so that the model's own grid is the student's: with a student
-    of 14 x 14 patches, a teacher of patch size 14 sees 196 x 196 pixels. CLS and register tokens are left out.
+    of 14 x 14 patches, a teacher of patch size 14 sees 196 x 196 pixels. Or the model sees images of its own size, and
+    its features are resized. Register tokens are left out, and so is the CLS token unless it is asked for.
 
     Args:
         model (`PreTrainedModel`): A vision model, or one with the parts `vision_model` and perhaps
@@ -32,11 +33,15 @@ class FeatureTeacher(nn.Module):
         feature (`str`, defaults to `"auto"`): `"raw"`: output of the last block; `"normed"`: after the final norm;
             `"projected"`: after the projection that follows it (CLIP: `ln_post` and projection of every token, as in
             `modeling_vqkd.py` of BEiT v2); `"auto"`: the last of these three that the model has.
+        resize (`"input"` or `"features"`, defaults to `"input"`): What is resized where the grids differ: the images,
+            or (bilinearly) the features that the model gives at its own `image_size`.
+        cls_token (`bool`, defaults to `False`): The features begin with the CLS token's, if the model has one.
         name (`str`, *optional*): Where the model comes from, for messages and results.
         license (`str`, *optional*): Its licence.
 
     Attributes:
         hidden_size (`int`): Width D of the features.
+        has_cls_token (`bool`): Whether the features begin with that of the CLS token.
 
     Raises:
         ValueError: If the model is not a vision model of 3 channels, lacks the feature, or cannot give it on the grid.
@@ -49,12 +54,16 @@ class FeatureTeacher(nn.Module):
         image_mean: list[float],
         image_std: list[float],
         feature: str = "auto",
+        resize: str = "input",
+        cls_token: bool = False,
         name: str | None = None,
         license: str | None = None,
     ):
         super().__init__()
         if feature not in FEATURES:
             raise ValueError(f"the teacher's feature must be one of {', '.join(FEATURES)}, got {feature!r}")
+        if resize not in ("input", "features"):
+            raise ValueError(f"what is resized must be 'input' or 'features', got {resize!r}")
         self.name, self.license, self.grid = name or type(model).__name__, license, grid
         encoder = getattr(model, "vision_model", model)
         if encoder.main_input_name != "pixel_values":
@@ -80,8 +89,13 @@ class FeatureTeacher(nn.Module):
         self.register_buffer("image_std", torch.tensor(image_std).view(-1, 1, 1))
         self._arguments = inspect.signature(encoder.forward).parameters
         self._stride = _stride(encoder.config)
+        # The model's own grid, of the features before they are resized.
+        self._model_grid = grid if resize == "input" else self._own_grid()
+        self.has_cls_token = cls_token
         self.requires_grad_(False).eval()
-        self.hidden_size = self._probe()
+        features = self._probe()
+        self.hidden_size = features.shape[-1]
+        self.has_cls_token = features.shape[1] > grid[0] * grid[1]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -91,7 +105,7 @@ class FeatureTeacher(nn.Module):
     @property
     def input_size(self) -> tuple[int, int]:
         """Height and width of the images that the model sees, in pixels."""
-        return self.grid[0] * self._stride[0], self.grid[1] * self._stride[1]
+        return self._model_grid[0] * self._stride[0], self._model_grid[1] * self._stride[1]
 
     def train(self, mode: bool = True) -> "FeatureTeacher":
         return super().train(False)
@@ -103,7 +117,7 @@ class FeatureTeacher(nn.Module):
             images (`torch.Tensor` of shape `(B, 3, H, W)` or `(B, 1, H, W)`): Values in 0..1, not normalised.
 
         Returns:
-            Features of shape `(B, N, D)`, the patches row after row.
+            Features of shape `(B, N, D)`, the patches row after row, or `(B, 1+N, D)` with the CLS token's first.
 
         Raises:
             ValueError: For another number of channels.
@@ -116,11 +130,17 @@ class FeatureTeacher(nn.Module):
                 images.float(), self.input_size, mode="bicubic", align_corners=False, antialias=True
             ).clamp(0, 1)
         pixel_values = (images.to(self.dtype).expand(-1, 3, -1, -1) - self.image_mean) / self.image_std
-        return self.projection(self.norm(self._patch_tokens(pixel_values))).to(self.dtype)
+        features = self.projection(self.norm(self._tokens(pixel_values))).to(self.dtype)
+        if self._model_grid == self.grid:
+            return features
+        patches = features[:, -self._model_grid[0] * self._model_grid[1] :]
+        maps = patches.transpose(1, 2).unflatten(2, self._model_grid)
+        maps = nn.functional.interpolate(maps, self.grid, mode="bilinear", align_corners=False, antialias=True)
+        return torch.cat((features[:, : -patches.shape[1]], maps.flatten(2).transpose(1, 2)), dim=1)
 
-    def _patch_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Output `[B, N, D]` of the last block, without the tokens before the patches."""
-        rows, columns = self.grid
+    def _tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Output of the last block: `[B, N, D]`, or with a CLS token `[B, 1+N, D]`."""
+        rows, columns = self._model_grid
         options = {}
         if "interpolate_pos_encoding" in self._arguments:
             options["interpolate_pos_encoding"] = True
@@ -136,7 +156,9 @@ class FeatureTeacher(nn.Module):
         prefixes = (0, 1, 2, 1 + getattr(self.encoder.config, "num_register_tokens", 0))
         if hidden.shape[1] - rows * columns not in prefixes:
             raise ValueError(f"it gives {hidden.shape[1]} tokens for {rows * columns} patches")
-        return hidden[:, -rows * columns :]
+        patches = hidden[:, -rows * columns :]
+        has_cls_token = self.has_cls_token and hidden.shape[1] > rows * columns
+        return torch.cat((hidden[:, :1], patches), dim=1) if has_cls_token else patches
 
     def _take_norm(self) -> nn.Module | None:
         """
@@ -157,10 +179,10 @@ class FeatureTeacher(nn.Module):
             self.encoder.pooler = None
         return found
 
-    def _probe(self) -> int:
-        """Width of the features of one image."""
+    def _probe(self) -> torch.Tensor:
+        """Features of one image."""
         try:
-            return self(torch.zeros(1, 3, *self.input_size)).shape[-1]
+            return self(torch.zeros(1, 3, *self.input_size))
         except Exception as error:
             rows, columns = self.grid
             height, width = self.input_size
@@ -169,14 +191,18 @@ class FeatureTeacher(nn.Module):
                 f"which it would see {height}x{width} pixels: {str(error).splitlines()[0]}{self._advice()}"
             ) from error
 
-    def _advice(self) -> str:
-        """Which student would fit: one with the grid that the model was made for, if that works."""
+    def _own_grid(self) -> tuple[int, int]:
+        """Rows and columns of the features that the model gives of images of its own size."""
         size = getattr(self.encoder.config, "image_size", None)
         if size is None:
-            return ""
+            raise ValueError(f"the teacher {self.name} has no image_size of its own: resize its input")
         height, width = (size, size) if isinstance(size, int) else size
-        self.grid = height // self._stride[0], width // self._stride[1]
+        return height // self._stride[0], width // self._stride[1]
+
+    def _advice(self) -> str:
+        """Which student would fit: one with the grid that the model was made for, if that works."""
         try:
+            self.grid = self._model_grid = self._own_grid()
             self(torch.zeros(1, 3, *self.input_size))
         except Exception:
             return ""
@@ -188,7 +214,12 @@ class FeatureTeacher(nn.Module):
 
 
 def load_teacher(
-    name_or_path: str, grid: tuple[int, int], feature: str = "auto", **hub_options: str | None
+    name_or_path: str,
+    grid: tuple[int, int],
+    feature: str = "auto",
+    resize: str = "input",
+    cls_token: bool = False,
+    **hub_options: str | None,
 ) -> FeatureTeacher:
     """
     The vision model in a folder or on the Hub as a [`FeatureTeacher`], in float32.
@@ -197,7 +228,7 @@ def load_teacher(
         name_or_path (`str`): Folder or Hub id of any vision model of transformers or of this package, with its image
             processor; of CLIP and the like the image tower is used, of models with a head their encoder.
         grid (`tuple[int, int]`): Rows and columns of the student's patches.
-        feature (`str`, defaults to `"auto"`): As for [`FeatureTeacher`].
+        feature, resize, cls_token: As for [`FeatureTeacher`].
         **hub_options: `revision`, `token`, `cache_dir`, as for `from_pretrained`.
 
     Raises:
@@ -225,9 +256,20 @@ def load_teacher(
         mean,
         std,
         feature,
+        resize,
+        cls_token,
         name=source_name(name_or_path),
         license=_license(name_or_path, **hub_options),
     )
+
+
+def plain_images(pixel_values: torch.Tensor, image_mean: list[float], image_std: list[float]) -> torch.Tensor:
+    """Normalised images `[B, C, H, W]` as the values in 0..1 that a [`FeatureTeacher`] takes."""
+    mean, std = (
+        torch.tensor(values, dtype=pixel_values.dtype, device=pixel_values.device).view(-1, 1, 1)
+        for values in (image_mean, image_std)
+    )
+    return (pixel_values * std + mean).clamp(0, 1)
 
 
 def source_name(name_or_path: str) -> str:

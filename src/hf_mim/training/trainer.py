@@ -287,6 +287,9 @@ class MIMTrainer(Trainer, ABC):
             self._step_values["grad_norm"] = norm
         return norm
 
+    def before_step(self):
+        """Called before the forward pass of every step."""
+
     def before_optimizer_step(self):
         """Called after the gradients are clipped: looks for values that are not finite, sets the weight decay."""
         failure = self._finite.note(self.state.global_step + 1, self._step_values)
@@ -395,6 +398,13 @@ class MIMTrainer(Trainer, ABC):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def latest_evaluation(self) -> dict[str, float]:
+        """The metrics of the present weights, if they have been evaluated."""
+        evaluations = [entry for entry in self.state.log_history if any(name.startswith("eval_") for name in entry)]
+        if not evaluations or evaluations[-1]["step"] != self.state.global_step:
+            return {}
+        return {name: value for name, value in evaluations[-1].items() if name.startswith("eval_")}
 
     def measure(self, eval_dataset) -> dict[str, float]:
         """

@@ -9,7 +9,7 @@ from ..evaluation.features import image_batches
 from ..modeling.modeling_vqkd import VQKDModel
 from .frozen_target import FrozenTargetTrainer
 from .gradients import BEITV2_WITHOUT_DECAY, decayed_parameter_names
-from .teachers import FeatureTeacher
+from .teachers import FeatureTeacher, plain_images
 from .vqkd_arguments import VQKDTrainingArguments
 
 
@@ -55,12 +55,9 @@ class VQKDTrainer(FrozenTargetTrainer):
         return decayed_parameter_names(model, BEITV2_WITHOUT_DECAY)
 
     def compute_targets(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        pixel_values = inputs["pixel_values"]
-        mean, std = (
-            torch.tensor(values, dtype=pixel_values.dtype, device=pixel_values.device).view(-1, 1, 1)
-            for values in (self.processing_class.image_mean, self.processing_class.image_std)
-        )
-        return {"labels": self.teacher((pixel_values * std + mean).clamp(0, 1))}
+        processor = self.processing_class
+        images = plain_images(inputs["pixel_values"], processor.image_mean, processor.image_std)
+        return {"labels": self.teacher(images)}
 
     def update_target(self):
         counts = self.accelerator.unwrap_model(self.model).update_codebook()
