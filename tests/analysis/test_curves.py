@@ -50,6 +50,22 @@ def test_panels_hold_the_logged_values(tmp_path: Path):
     assert list(lines(figure)["k-NN top-1 (%)"]) == ["eval_knn_20_top1", "eval_knn_100_top1"]
 
 
+def test_stages_are_divided(tmp_path: Path):
+    history = [
+        {"loss": 3.0, "stage": 1, "step": 10},
+        {"loss": 2.0, "stage": 1, "step": 20},
+        {"eval_knn_20_top1": 50.0, "step": 25},
+        {"loss": 3.0, "stage": 2, "step": 30},
+        {"loss": 2.0, "stage": 3, "step": 40},
+    ]
+    figure = plot_curves(history, tmp_path / "curves.png")
+    assert [axes.get_title() for axes in figure.axes] == ["loss", "k-NN top-1 (%)"]
+    for axes in figure.axes:
+        dashed = [line for line in axes.get_lines() if line.get_linestyle() == "--"]
+        assert [list(line.get_xdata()) for line in dashed] == [[25, 25], [30, 30]]
+        assert not {line.get_label() for line in dashed} & {text.get_text() for text in axes.get_legend().get_texts()}
+
+
 def test_panels_of_tokenizers_and_of_training_on_their_codes(tmp_path: Path):
     history = [
         {"loss": 2.0, "loss_feature": 1.5, "loss_quantizer": 0.5, "dead_codes": 3, "step": 5},

@@ -1,4 +1,4 @@
-"""Batches of VQ-KD and BEiT v2: what is in them, and that nothing but (seed, epoch, index) decides it."""
+"""Batches of VQ-KD, BEiT v2 and dBOT: what is in them, and that nothing but (seed, epoch, index) decides it."""
 
 import io
 import itertools
@@ -11,6 +11,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from hf_mim.data.collator_beitv2 import Beitv2Collator
+from hf_mim.data.collator_dbot import DBotCollator
 from hf_mim.data.collator_vqkd import VQKDCollator
 from hf_mim.data.crop_views import CropViews
 from hf_mim.data.datasets import StreamedViewsDataset, ViewsDataset
@@ -19,7 +20,7 @@ from hf_mim.data.masking import BlockMaskGenerator
 
 VIEWS = CropViews(32, (0.2, 1.0), 0.4, 16, "lanczos")
 MASKS = BlockMaskGenerator((8, 8), 25, 6)
-COLLATORS = {"beitv2": Beitv2Collator(MASKS, seed=3), "vqkd": VQKDCollator()}
+COLLATORS = {"beitv2": Beitv2Collator(MASKS, seed=3), "vqkd": VQKDCollator(), "dbot": DBotCollator(3, 64)}
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,7 @@ def test_a_stream_gives_the_samples_of_its_rows(images, method):
     collator = {
         "beitv2": Beitv2Collator(MASKS, 3, stream.samples),
         "vqkd": VQKDCollator(stream.samples),
+        "dbot": DBotCollator(3, 64, stream.samples),
     }[method]
     rows = list(itertools.islice(stream, 12))  # ten of the first epoch, two of the second
     expected = COLLATORS[method](stream.samples(rows))
@@ -106,3 +108,26 @@ def test_a_stream_gives_the_samples_of_its_rows(images, method):
         # The same image in two epochs.
         assert rows[0]["index"] == rows[10]["index"]
         assert not torch.equal(found["bool_masked_pos"][0], found["bool_masked_pos"][10])
+
+
+def test_contents_of_a_dbot_batch(images):
+    dataset = ViewsDataset(images, CropViews(32, (0.2, 1.0)), seed=1)
+    samples = [dataset[index] for index in (0, 3)]
+    batch = COLLATORS["dbot"](samples)
+    assert torch.equal(batch["pixel_values"], torch.stack([sample["view"] for sample in samples]))
+    assert batch["noise"].dtype == torch.float32 and batch["noise"].shape == (2, 64)
+    assert len(batch["unreadable"]) == 1
+    with pytest.raises(ValueError, match="num_patches must be at least 1"):
+        DBotCollator(3, 0)
+
+
+def test_noise_is_uniform_and_changes_with_seed_epoch_and_index():
+    samples = [{"view": torch.zeros(1), "epoch": epoch, "index": index} for epoch in (0, 1) for index in range(500)]
+    noise = torch.cat([DBotCollator(seed, 64)(samples)["noise"] for seed in (3, 4)])
+    assert len(noise.unique(dim=0)) == 2000
+    assert noise.min() >= 0 and noise.max() <= 1
+    shares = noise.flatten().histc(10, 0, 1) / noise.numel()
+    assert (shares - 0.1).abs().max() < 0.005
+    # Every patch is kept equally often.
+    kept = (noise.argsort(dim=1).argsort(dim=1) < 16).float().mean(dim=0)
+    assert (kept - 0.25).abs().max() < 0.05

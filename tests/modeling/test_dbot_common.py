@@ -366,6 +366,15 @@ class TestDBotForPreTraining(DBotChecks):
         assert_same([model(**inputs).loss, model(**inputs).prediction], [output.loss, output.prediction])
 
     @torch.no_grad()
+    def test_labels_without_cls_tokens(self):
+        model = self.make_model()
+        inputs = self.training_inputs(model.config)
+        expected = model(**inputs)
+        output = model(**inputs | {"labels": inputs["labels"][:, 1:]})
+        assert output.loss == output.loss_patch == expected.loss_patch and output.loss_cls is None
+        assert torch.equal(output.prediction, expected.prediction)
+
+    @torch.no_grad()
     def test_all_patches_kept(self):
         model = self.make_model(mask_ratio=0)
         output = model(**self.training_inputs(model.config))
@@ -451,8 +460,8 @@ class TestDBotForPreTraining(DBotChecks):
     def test_clear_errors(self):
         model = self.make_model()
         inputs = self.training_inputs(model.config)
-        with pytest.raises(ValueError, match=r"labels have shape \(3, 9, 20\).*\(3, 10, 20\)"):
-            model(**inputs | {"labels": inputs["labels"][:, 1:]})
+        with pytest.raises(ValueError, match=r"labels have shape \(3, 8, 20\).*\(3, 10, 20\).*\(3, 9, 20\)"):
+            model(**inputs | {"labels": inputs["labels"][:, 2:]})
         with pytest.raises(ValueError, match="noise has shape"):
             model(**inputs | {"noise": inputs["noise"][:, :4]})
         with pytest.raises(ValueError, match="use_mean_pooling is for fine-tuning"):

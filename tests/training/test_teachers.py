@@ -211,6 +211,64 @@ def test_raw_features_of_a_vit(tmp_path):
     torch.testing.assert_close(load_teacher(str(tmp_path), (4, 4), "raw")(images()), raw, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["vit", "clip", "clip_tower", "dinov3", "ibot", "siglip", "swin", "resnet"])
+def test_cls_token_in_front_of_the_patches(tmp_path, kind):
+    """Of models that have one; it is normed and projected like the patches."""
+    models = {
+        "vit": lambda: ViTModel(ViTConfig(**VIT)),
+        "clip": KINDS["clip"][0],
+        "clip_tower": KINDS["clip_vision"][0],
+        "dinov3": KINDS["dinov3"][0],
+        "ibot": KINDS["ibot"][0],
+        "siglip": KINDS["siglip"][0],
+        "swin": KINDS["swin"][0],
+        "resnet": lambda: ResNetModel(ResNetConfig(embedding_size=4, hidden_sizes=[4] * 4, depths=[1] * 4)),
+    }
+    model = saved(models[kind](), tmp_path)
+    teacher, patches = load_teacher(str(tmp_path), (4, 4), cls_token=True), load_teacher(str(tmp_path), (4, 4))
+    features, expected = teacher(images()), patches(images())
+    assert not patches.has_cls_token and teacher.has_cls_token == (kind not in ("siglip", "swin", "resnet"))
+    torch.testing.assert_close(features[:, -16:], expected)
+    if not teacher.has_cls_token:
+        assert features.shape == expected.shape
+        return
+    with torch.no_grad():
+        if kind.startswith("clip"):
+            tower = model.vision_model if kind == "clip" else model
+            cls_token = tower.post_layernorm(tower(normalised(images())).last_hidden_state[:, 0])
+            cls_token = model.visual_projection(cls_token) if kind == "clip" else cls_token
+        else:
+            cls_token = model(normalised(images())).last_hidden_state[:, 0]
+    torch.testing.assert_close(features[:, 0], cls_token, rtol=1e-5, atol=1e-5)
+    assert features.shape == (2, 17, teacher.hidden_size)
+
+
+@pytest.mark.parametrize("cls_token", [False, True])
+@pytest.mark.parametrize("grid", [(4, 4), (8, 8), (2, 3)])
+def test_features_are_resized_in_place_of_the_images(tmp_path, grid, cls_token):
+    """The model sees its own 32 x 32 pixels; its 4 x 4 features become those of the student's grid."""
+    model = saved(ViTModel(ViTConfig(**VIT)), tmp_path)
+    teacher = load_teacher(str(tmp_path), grid, resize="features", cls_token=cls_token)
+    assert teacher.input_size == (32, 32)
+    features = teacher(images())
+    with torch.no_grad():
+        tokens = model(normalised(images())).last_hidden_state
+    maps = torch.nn.functional.interpolate(
+        tokens[:, 1:].transpose(1, 2).reshape(2, 16, 4, 4), grid, mode="bilinear", antialias=True
+    )
+    torch.testing.assert_close(features[:, cls_token:], maps.flatten(2).transpose(1, 2), rtol=1e-5, atol=1e-5)
+    if cls_token:
+        torch.testing.assert_close(features[:, 0], tokens[:, 0], rtol=1e-5, atol=1e-5)
+
+
+def test_what_cannot_be_resized(tmp_path):
+    saved(ResNetModel(ResNetConfig(embedding_size=4, hidden_sizes=[4] * 4, depths=[1] * 4)), tmp_path)
+    with pytest.raises(ValueError, match="no image_size of its own: resize its input"):
+        load_teacher(str(tmp_path), (2, 3), resize="features")
+    with pytest.raises(ValueError, match="must be 'input' or 'features', got 'output'"):
+        load_teacher(str(tmp_path), (2, 3), resize="output")
+
+
 def test_a_network_without_patch_size_and_norm(tmp_path):
     config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8, 8, 8], depths=[1, 1, 1, 1])
     model = saved(ResNetModel(config), tmp_path)

@@ -33,7 +33,8 @@ def plot_curves(log_history: list[dict], path: str | Path) -> Figure:
     an evaluation (`eval_loss*`), the accuracies of BEiT v2's heads beside what a constant guess would reach
     (`accuracy_*`, `majority_code`), k-NN accuracy (`eval_knn_*_top1`), `learning_rate`, and the health figures
     `target_entropy`, `feature_std`, `rankme`, `prototypes_used`, `codes_used` and, in training and evaluation,
-    `codebook_usage` and `perplexity`.
+    `codebook_usage` and `perplexity`. Where `stage` changes (dBOT), a dashed line crosses every panel, at the last
+    entry before the one with the new stage.
 
     Args:
         log_history: `trainer.state.log_history`; entries without `step` are passed over.
@@ -65,6 +66,8 @@ def plot_curves(log_history: list[dict], path: str | Path) -> Figure:
             steps, values = zip(*curves[key], strict=True)
             # a few points, such as one evaluation per epoch, are hard to see as a bare line
             axes.plot(steps, values, label=key, linewidth=1.4, marker="o" if len(steps) <= 30 else None, markersize=3)
+        for step in _stage_ends(log_history):
+            axes.axvline(step, color="0.4", linewidth=1, linestyle="--")
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
@@ -72,6 +75,18 @@ def plot_curves(log_history: list[dict], path: str | Path) -> Figure:
         axes.legend(fontsize=8)
     save_figure(figure, path)
     return figure
+
+
+def _stage_ends(log_history: list[dict]) -> list[float]:
+    """Steps of the entries after which the next one that tells its stage tells another."""
+    ends, stage, last = [], None, None
+    for entry in log_history:
+        if "stage" in entry and "step" in entry:
+            if stage is not None and entry["stage"] != stage:
+                ends.append(last)
+            stage = entry["stage"]
+        last = entry.get("step", last)
+    return ends
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:

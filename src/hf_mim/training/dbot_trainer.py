@@ -144,7 +144,8 @@ class DBotTrainer(MIMTrainer):
     def before_step(self):
         stage = self.stage_of(self.state.global_step)
         if stage > self.stage:
-            with self._throughput.paused():
+            # The main process alone builds a native model, which draws weights.
+            with self._throughput.paused(), torch.random.fork_rng(devices=[]):
                 self._keep_stage()
                 self.stage = stage
                 self.teacher = self._bootstrapped(self.deployable_encoder().state_dict())
