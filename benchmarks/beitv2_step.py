@@ -230,7 +230,7 @@ def run_baseline(student_weights, tokenizer_weights, batches, meter):
         for group in optimizer.param_groups:
             group["lr"] = float(learning_rates[step])
         mask = batch["bool_masked_pos"]
-        codes = tokenizer.codes(batch["tokenizer_pixel_values"] / 2 + 0.5)
+        codes = tokenizer.codes(batch["target_pixel_values"] / 2 + 0.5)
         labels = codes[mask]
         outputs = student(batch["pixel_values"], mask)
         parts = [F.cross_entropy(logits, labels) for logits in outputs]
@@ -338,7 +338,7 @@ def make_batches(steps, batch_size):
         batches.append(
             {
                 "pixel_values": (images - 0.45) / 0.225,
-                "tokenizer_pixel_values": 2 * images - 1,
+                "target_pixel_values": 2 * images - 1,
                 "bool_masked_pos": mask,
                 "mask_indices": mask.flatten().nonzero().squeeze(1),
             }

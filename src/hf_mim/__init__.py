@@ -97,6 +97,8 @@ _LAZY = {
     "DBotCollator": "data.collator_dbot",
     "DBotTrainer": "training.dbot_trainer",
     "DBotTrainingArguments": "training.dbot_arguments",
+    "DBotSymmetricTrainer": "training.dbot_symmetric_trainer",
+    "DBotSymmetricTrainingArguments": "training.dbot_symmetric_arguments",
     "VQKDCollator": "data.collator_vqkd",
     "VQKDTrainer": "training.vqkd_trainer",
     "VQKDTrainingArguments": "training.vqkd_arguments",

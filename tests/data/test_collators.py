@@ -59,7 +59,7 @@ def test_contents_of_a_beitv2_batch(images):
     dataset = ViewsDataset(images, VIEWS, seed=1)
     samples = [dataset[index] for index in range(6)]
     batch = COLLATORS["beitv2"](samples)
-    for name, key in (("pixel_values", "view"), ("tokenizer_pixel_values", "second_view")):
+    for name, key in (("pixel_values", "view"), ("target_pixel_values", "second_view")):
         assert torch.equal(batch[name], torch.stack([sample[key] for sample in samples]))
     masks = batch["bool_masked_pos"]
     assert masks.shape == (6, 64) and masks.dtype == torch.bool and (masks.sum(1) == 25).all()

@@ -83,13 +83,13 @@ def test_each_view_is_normalised_for_its_network(tmp_path, second_size, patch_si
     inputs = trainer._prepare_inputs(trainer.data_collator(samples))
     for name, views, mean, std in (
         ("pixel_values", "view", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-        ("tokenizer_pixel_values", "view" if second_size is None else "second_view", [0.5] * 3, [0.5] * 3),
+        ("target_pixel_values", "view" if second_size is None else "second_view", [0.5] * 3, [0.5] * 3),
     ):
         pixels = torch.stack([sample[views] for sample in samples]) / 255
         expected = (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
         torch.testing.assert_close(inputs[name], expected)
 
-    views = inputs["tokenizer_pixel_values"]
+    views = inputs["target_pixel_values"]
     targets = trainer.compute_targets(inputs)
     assert torch.equal(targets["labels"], tokenizer.encode(views))
     assert inputs.keys() == {"pixel_values", "bool_masked_pos", "mask_indices"}

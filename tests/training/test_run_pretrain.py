@@ -308,6 +308,8 @@ def test_recipes_fit_the_options(recipe, tmp_path, vision_model, tokenizer):
         options += ["--teacher_model_name_or_path", str(vision_model)]
     elif recipe.startswith("beitv2"):
         options += ["--tokenizer_name_or_path", str(tokenizer[0]), "--config_overrides", "vocab_size=8192"]
+    elif recipe == "dbot-vitb16-clip":
+        options += ["--teacher_model_name_or_path", str(vision_model), "--teacher_feature", "normed"]
     method = run_pretrain.parse_arguments([recipe, *options, "--output_dir", str(tmp_path)])
     method.build_views()
     method.build_collator(None)
@@ -316,8 +318,9 @@ def test_recipes_fit_the_options(recipe, tmp_path, vision_model, tokenizer):
     published = {"ibot-vits16": 21_666_048, "ibot-vitb16": 85_799_424, "ibot-vitl16": 303_302_656}
     published |= dict.fromkeys(("beitv2-vitb16", "beitv2-vitb16-300e"), 106_143_056)
     published |= dict.fromkeys(("beitv2-vitl16", "beitv2-vitl16-300e"), 336_728_512)
+    published["dbot-vitb16-clip"] = 85_666_128
     if recipe in published:
-        part = model.ibot if recipe.startswith("ibot") else model
+        part = model if recipe.startswith("beitv2") else model.base_model
         assert sum(p.numel() for p in part.parameters()) == published[recipe]
 
 

@@ -38,6 +38,8 @@ VQKD_SIZES = (
 )
 BEITV2_SIZES = "hidden_size=16,num_hidden_layers=3,num_attention_heads=2,early_layers=2,head_layers=1"
 
+DBOT_SYMMETRIC_SIZES = "hidden_size=16,num_hidden_layers=3,num_attention_heads=2,drop_path_rate=0.3"
+
 
 def tiny_vqkd(teacher: Path) -> list[str]:
     """Options of a tokenizer that learns from `teacher`."""
@@ -52,6 +54,15 @@ def tiny_beitv2(tokenizer: Path) -> list[str]:
     return [
         *COMMON,
         *("--model_type", "beitv2", "--tokenizer_name_or_path", str(tokenizer), "--config_overrides", BEITV2_SIZES),
+    ]
+
+
+def tiny_dbot_symmetric(teacher: Path) -> list[str]:
+    """Options of an encoder that learns the features of `teacher`."""
+    return [
+        *COMMON,
+        *("--model_type", "dbot_symmetric", "--teacher_model_name_or_path", str(teacher)),
+        *("--config_overrides", DBOT_SYMMETRIC_SIZES),
     ]
 
 

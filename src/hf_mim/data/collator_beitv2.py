@@ -1,4 +1,4 @@
-"""Batches of BEiT v2: the student's view, the tokenizer's if it is another one, and a mask for each image."""
+"""Batches of BEiT v2: the student's view, that of the frozen network if it is another one, and a mask per image."""
 
 from collections.abc import Callable
 
@@ -23,7 +23,7 @@ class Beitv2Collator:
 
     Returns (of a call):
         A dict with `pixel_values` (uint8 `[B, C, H, W]`), `bool_masked_pos` (bool `[B, N]`), `mask_indices` (int64
-        `[M]`, its true entries) and, if the samples have a second view, `tokenizer_pixel_values` (uint8
+        `[M]`, its true entries) and, if the samples have a second view, `target_pixel_values` (uint8
         `[B, C, H2, W2]`). If images could not be read, `unreadable` has one line for each of them (`list[str]`).
     """
 
@@ -45,5 +45,5 @@ class Beitv2Collator:
             "mask_indices": masked_positions(masks),
         }
         if "second_view" in samples[0]:
-            batch["tokenizer_pixel_values"] = torch.stack([sample["second_view"] for sample in samples])
+            batch["target_pixel_values"] = torch.stack([sample["second_view"] for sample in samples])
         return batch | unreadable_lines(samples)

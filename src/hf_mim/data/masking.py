@@ -97,11 +97,12 @@ class MaskGenerator:
 
 
 class BlockMaskGenerator:
-    """Draw blockwise masks with one and the same number of masked patches (`masking_generator.py` of BEiT v2).
+    """Draw blockwise masks of a number of patches (`masking_generator.py` of BEiT v2, and of dBOT's branch `beit`).
 
     Rectangles of aspect ratio 0.3 to 1/0.3 are placed until the number is reached or ten tries for a rectangle fail.
-    What is missing then is made up by patches anywhere, so that the number is always exact. (The original also takes
-    patches away from masks with too many. No mask gets there: no rectangle adds more than what is missing.)
+    BEiT v2 makes up for what is missing then by patches anywhere, so that the number is always exact. (It also takes
+    patches away from masks with too many. No mask gets there: no rectangle adds more than what is missing.) BEiT and
+    dBOT leave it at that.
 
     Args:
         grid_size: (height, width) in patches.
@@ -109,6 +110,7 @@ class BlockMaskGenerator:
         min_mask_patches_per_block: smallest area of a rectangle, at least 1. Where this exceeds what a rectangle may
             still add, its area is drawn between the two.
         max_mask_patches_per_block: no rectangle adds more patches than this, at least 1; None means no limit.
+        exact: whether what is missing is made up.
 
     Raises:
         ValueError: for a number outside these ranges.
@@ -120,6 +122,7 @@ class BlockMaskGenerator:
         num_masking_patches: int = 75,
         min_mask_patches_per_block: int = 16,
         max_mask_patches_per_block: int | None = None,
+        exact: bool = True,
     ):
         self.height, self.width = grid_size
         _check_grid(grid_size)
@@ -135,7 +138,7 @@ class BlockMaskGenerator:
         ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
-        self.num_masking_patches = num_masking_patches
+        self.num_masking_patches, self.exact = num_masking_patches, exact
         self._blocks = _Blocks(self.height, self.width, min_mask_patches_per_block, largest)
 
     def __call__(self, seeds: np.ndarray) -> np.ndarray:
@@ -145,11 +148,12 @@ class BlockMaskGenerator:
             seeds: uint64 [M], see `mask_seeds`.
 
         Returns:
-            bool [M, height, width], True = masked, `num_masking_patches` of them in each mask.
+            bool [M, height, width], True = masked, `num_masking_patches` of them in each mask (or not more than that,
+            unless it is exact).
         """
         wanted, cells = self.num_masking_patches, self.height * self.width
         masks = self._blocks.draw(seeds, np.full(len(seeds), float(wanted))).astype(bool).reshape(-1, cells)
-        short = (masks.sum(axis=1) < wanted).nonzero()[0]
+        short = (masks.sum(axis=1) < wanted).nonzero()[0] if self.exact else np.arange(0)
         # No mask takes more than `cells` blocks, so that these counters are still free.
         numbers = uniforms(seeds[short], FIRST_FREE + DRAWS_PER_BLOCK * cells + np.arange(cells))
         numbers[masks[short]] = -1

@@ -42,7 +42,9 @@ TRAINING_OPTIONS = (
 )
 
 
-def build_card(name: str, facts: dict, args: TrainingArguments, config: PreTrainedConfig) -> str:
+def build_card(
+    name: str, facts: dict, args: TrainingArguments, config: PreTrainedConfig, template: str | None = None
+) -> str:
     """
     The text of `README.md` for the folder or repository `name`.
 
@@ -51,13 +53,15 @@ def build_card(name: str, facts: dict, args: TrainingArguments, config: PreTrain
         facts (`dict`): What [`~hf_mim.training.outputs.collect_metrics`] gives.
         args (`TrainingArguments`): The run's options.
         config (`PreTrainedConfig`): Configuration of the encoder.
+        template (`str`, *optional*): Name in `model_cards/`; that of the model type when not given.
     """
+    template = template or config.model_type
     top1 = {key: value for key, value in facts.items() if key.startswith("eval_knn_") and key.endswith("_top1")}
     neighbours = {key: int(key.split("_")[2]) for key in top1}
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
-        tags=["hf_mim", config.model_type, "masked-image-modeling", "self-supervised-learning"],
+        tags=["hf_mim", template, "masked-image-modeling", "self-supervised-learning"],
         model_name=name,
         eval_results=[
             EvalResult(
@@ -84,8 +88,7 @@ def build_card(name: str, facts: dict, args: TrainingArguments, config: PreTrain
     options = {option: getattr(args, option, None) for option in TRAINING_OPTIONS}
     options = {option: value for option, value in options.items() if value is not None}
     parts = {key.removeprefix("final_"): value for key, value in facts.items() if key.startswith("final_loss_")}
-    template = TEMPLATES.get_template(f"{config.model_type}.md")
-    return template.render(
+    return TEMPLATES.get_template(f"{template}.md").render(
         card_data=data.to_yaml(),
         name=name,
         facts=facts,

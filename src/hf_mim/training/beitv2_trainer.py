@@ -17,7 +17,7 @@ from .teachers import source_name
 class Beitv2Trainer(FrozenTargetTrainer):
     """
     [`MIMTrainer`] for [`Beitv2ForPreTraining`] (`engine_for_pretraining.py`). The tokenizer sees the crop unmasked, in
-    its own rendering if the batch has one (`tokenizer_pixel_values`); its codes are the labels of the masked patches.
+    its own rendering if the batch has one (`target_pixel_values`); its codes are the labels of the masked patches.
 
     The logs show the accuracies of both heads and, of the labels since the last log, `majority_code`, the share of the
     most frequent code, which is the accuracy of guessing, and `codes_used`, the share of the vocabulary among them.
@@ -55,15 +55,15 @@ class Beitv2Trainer(FrozenTargetTrainer):
         return decayed_parameter_names(model, BEITV2_WITHOUT_DECAY)
 
     def normalize_inputs(self, inputs: dict[str, torch.Tensor]):
-        views = inputs.get("tokenizer_pixel_values", inputs["pixel_values"])
+        views = inputs.get("target_pixel_values", inputs["pixel_values"])
         super().normalize_inputs(inputs)
         if views.dtype == torch.uint8:
             processor = self.tokenizer_processor
             views = normalize_views(views, processor.image_mean, processor.image_std)
-        inputs["tokenizer_pixel_values"] = views
+        inputs["target_pixel_values"] = views
 
     def compute_targets(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        views = inputs.pop("tokenizer_pixel_values")
+        views = inputs.pop("target_pixel_values")
         grids = [
             tuple(side // config.patch_size for side in pixels.shape[-2:])
             for pixels, config in ((inputs["pixel_values"], self.model.config), (views, self.teacher.config))

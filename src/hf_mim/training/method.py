@@ -1,4 +1,4 @@
-"""What `hf-mim pretrain` has to know of a method; `ibot_method.py`, `beitv2_method.py` and `vqkd_method.py` say it."""
+"""What `hf-mim pretrain` has to know of a method; `ibot_method.py` and others say it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -28,6 +28,8 @@ class Method(ABC):
     trainer_class: type[MIMTrainer]
     # Whether the full model is more than what is deployed, and is kept beside it in `pretraining/`.
     keeps_full_model = True
+    # Template of the card; the one with the name of the encoder's model type when None.
+    card: str | None = None
     # Images from which the pictures are drawn.
     num_example_images = 4
 

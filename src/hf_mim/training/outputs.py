@@ -88,7 +88,8 @@ def save_run(method: Method, trainer: MIMTrainer, metrics: dict, example_images:
         facts["pictures"].append("curves.png")
     facts["pictures"] += method.draw(encoder, processor, example_images, output)
     with replaced_file(output / "README.md") as file:
-        file.write_text(build_card(output.resolve().name, facts, trainer.args, encoder.config), encoding="utf-8")
+        card = build_card(output.resolve().name, facts, trainer.args, encoder.config, method.card)
+        file.write_text(card, encoding="utf-8")
     with replaced_file(output / METRICS_FILE) as file:
         file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 

@@ -32,7 +32,7 @@ from .recipe_parser import load_recipe, parse_recipe_args
 
 logger = logging.getLogger(__name__)
 
-MODEL_TYPES = ("ibot", "vqkd", "beitv2")
+MODEL_TYPES = ("ibot", "vqkd", "beitv2", "dbot_symmetric")
 
 
 def load_data(args: DataArguments, model_args: ModelArguments, seed: int, labels: bool = True):
@@ -106,6 +106,10 @@ def method_class(model_type: str) -> type[Method]:
         from .beitv2_method import Beitv2Method
 
         return Beitv2Method
+    if model_type == "dbot_symmetric":
+        from .dbot_symmetric_method import DBotSymmetricMethod
+
+        return DBotSymmetricMethod
     raise ValueError(f"model_type must be one of {', '.join(MODEL_TYPES)}, got {model_type!r}")
 
 

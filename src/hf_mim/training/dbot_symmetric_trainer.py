@@ -1,0 +1,65 @@
+"""The symmetric variant of dBOT: a BEiT predicts a frozen teacher's features of masked patches (branch `beit`)."""
+
+import torch
+
+from ..data.color import normalize_views
+from ..modeling.modeling_beitv2 import Beitv2Model
+from ..modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
+from .dbot_symmetric_arguments import DBotSymmetricTrainingArguments
+from .frozen_target import FrozenTargetTrainer
+from .gradients import BEITV2_WITHOUT_DECAY, decayed_parameter_names
+from .teachers import FeatureTeacher
+
+
+class DBotSymmetricTrainer(FrozenTargetTrainer):
+    """
+    [`MIMTrainer`] for [`Beitv2ForPreTraining`] with a `regression_loss` (`engine_for_pretraining.py` of dBOT's branch
+    `beit`). The teacher sees the crop unmasked, in its own rendering if the batch has one (`target_pixel_values`); the
+    labels of the masked patches are its features.
+
+    Batches with raw (uint8) views are normalised here, for each of the two networks. Others have both `pixel_values`,
+    normalised, and `target_pixel_values`, in 0..1.
+
+    Args: as for [`MIMTrainer`], with `args` a [`DBotSymmetricTrainingArguments`], and
+        teacher ([`FeatureTeacher`]): Gives the targets, on the student's grid; as wide as the student's `vocab_size`.
+
+    Raises:
+        ValueError: If student and teacher do not fit together, or a batch lacks images for the teacher.
+    """
+
+    def __init__(
+        self,
+        model: Beitv2ForPreTraining,
+        args: DBotSymmetricTrainingArguments,
+        teacher: FeatureTeacher,
+        **kwargs,
+    ):
+        config = model.config
+        if config.regression_loss is None:
+            raise ValueError("the model predicts codes: set regression_loss, to 'negcosine' for example")
+        if (teacher.grid, teacher.hidden_size) != (config.grid_size, config.vocab_size):
+            raise ValueError(
+                f"the teacher gives features of {teacher.hidden_size} numbers on a grid of {teacher.grid}, the model "
+                f"predicts {config.vocab_size} (vocab_size) on {config.grid_size}"
+            )
+        super().__init__(model=model, args=args, target=teacher, target_name=teacher.name, **kwargs)
+
+    def get_decay_parameter_names(self, model: Beitv2ForPreTraining) -> list[str]:
+        return decayed_parameter_names(model, BEITV2_WITHOUT_DECAY)
+
+    def normalize_inputs(self, inputs: dict[str, torch.Tensor]):
+        images = inputs.get("target_pixel_values", inputs["pixel_values"])
+        super().normalize_inputs(inputs)
+        if images.dtype == torch.uint8:
+            channels = images.shape[1]
+            # The teacher normalises them itself.
+            images = normalize_views(images, [0.0] * channels, [1.0] * channels)
+        elif "target_pixel_values" not in inputs:
+            raise ValueError("normalised pixel_values need target_pixel_values, in 0..1, beside them for the teacher")
+        inputs["target_pixel_values"] = images
+
+    def compute_targets(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {"labels": self.teacher(inputs.pop("target_pixel_values"))}
+
+    def deployable_encoder(self) -> Beitv2Model:
+        return self.whole_student().beitv2
