@@ -15,6 +15,7 @@ from hf_mim.data.masking import BlockMaskGenerator
 from hf_mim.data.sources import load_image_dataset
 from hf_mim.evaluation.features import extract_features
 from hf_mim.evaluation.knn import knn_accuracy
+from hf_mim.training import run_pretrain
 from hf_mim.training.dbot_symmetric_arguments import DBotSymmetricTrainingArguments
 from hf_mim.training.dbot_symmetric_trainer import DBotSymmetricTrainer
 
@@ -214,6 +215,17 @@ def test_continuing_from_what_a_run_left(encoder, pictures, vision_model, tmp_pa
     Beitv2ForPreTraining(Beitv2Config(**sizes, early_layers=2, vocab_size=16)).save_pretrained(tmp_path / "codes")
     with pytest.raises(ValueError, match="predicts codes, not features"):
         pretrain(*options, "--model_name_or_path", tmp_path / "codes", output=tmp_path / "wrong", method=method)
+
+
+def test_a_teacher_with_the_grid_that_it_was_made_for(pictures, vision_model, tmp_path):
+    """It sees 32x32 pixels in 4x4 patches, the student 16x24 in 4x6; its features are resized."""
+    options = ("--train_dir", pictures, "--image_size", 16, 24, "--output_dir", tmp_path)
+    options = [*tiny_dbot_symmetric(vision_model), *options, "--teacher_resize", "features"]
+    method = run_pretrain.parse_arguments(list(map(str, options)))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 48, 3), dtype=np.uint8))
+    views = method.build_views()(image, np.random.default_rng(0))
+    assert views["view"].shape == (3, 16, 24) and views["second_view"].shape == (3, 32, 32)
+    assert method.teacher(views["second_view"][None] / 255).shape == (1, 24, 24)
 
 
 def test_grey_images_that_are_not_square(pictures, vision_model, tmp_path):

@@ -22,6 +22,8 @@ class DBotSymmetricTrainingArguments(BlockMaskingArguments):
             predicted; `hf-mim pretrain` needs it, and loads it.
         teacher_feature (`"auto"`, `"projected"`, `"normed"` or `"raw"`, defaults to `"auto"`): Which of its features,
             see [`FeatureTeacher`]; `"auto"` is the choice of the original for CLIP, projected.
+        teacher_resize (`"input"` or `"features"`, defaults to `"input"`): How the grid of the teacher becomes the
+            student's, see [`FeatureTeacher`].
 
     > Parameters with another default
 
@@ -42,6 +44,10 @@ class DBotSymmetricTrainingArguments(BlockMaskingArguments):
             "help": "Which feature of the teacher: after its projection, after its final norm, or before that; 'auto' "
             "is the first of these that it has."
         },
+    )
+    teacher_resize: Literal["input", "features"] = field(
+        default="input",
+        metadata={"help": "What is resized where the grids of teacher and student differ: its images or features."},
     )
 
     min_crop_scale: float = field(

@@ -37,6 +37,7 @@ class DBotSymmetricMethod(BeitMethod):
             args.teacher_model_name_or_path,
             config.grid_size,
             args.teacher_feature,
+            args.teacher_resize,
             cache_dir=self.model_args.cache_dir,
             token=self.model_args.token,
         )
