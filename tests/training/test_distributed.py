@@ -25,15 +25,18 @@ CONFIGS = Path(hf_mim.__file__).parent / "training" / "accelerate_configs"
 IBOT = (*TINY, "--config_overrides", SIZES + ",drop_path_rate=0.0")
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def start(
     processes: int, batch: int, folder, output, *options, method=IBOT, sharded: bool = False, launcher: tuple = ()
 ) -> subprocess.Popen:
     """A run of several processes with `batch` images each; `sharded` by FSDP 2, or copies of the networks."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", processes]
-    command += ["--main_process_port", port, "--mixed_precision", "no", *launcher]
+    command += ["--main_process_port", free_port(), "--mixed_precision", "no", *launcher]
     if sharded:
         command += ["--config_file", CONFIGS / "fsdp2.yaml", Path(__file__).with_name("fsdp_on_cpu.py")]
     else:
