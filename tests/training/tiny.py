@@ -41,6 +41,13 @@ BEITV2_SIZES = "hidden_size=16,num_hidden_layers=3,num_attention_heads=2,early_l
 DBOT_SYMMETRIC_SIZES = "hidden_size=16,num_hidden_layers=3,num_attention_heads=2,drop_path_rate=0.3"
 
 
+DBOT_SIZES = (
+    "hidden_size=16,num_hidden_layers=2,num_attention_heads=2,decoder_hidden_size=8,decoder_num_hidden_layers=1,"
+    "decoder_num_attention_heads=2,drop_path_rate=0.0"
+)
+TINY_DBOT = [*COMMON, "--model_type", "dbot", "--config_overrides", DBOT_SIZES, "--warmup_epochs", "0.5"]
+
+
 def tiny_vqkd(teacher: Path) -> list[str]:
     """Options of a tokenizer that learns from `teacher`."""
     return [

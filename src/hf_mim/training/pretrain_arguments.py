@@ -8,7 +8,9 @@ from pathlib import Path
 class ModelArguments:
     """Which model to train, and from which weights."""
 
-    model_type: str = field(default="ibot", metadata={"help": "Method: 'ibot', 'vqkd', 'beitv2' or 'dbot_symmetric'."})
+    model_type: str = field(
+        default="ibot", metadata={"help": "Method: 'ibot', 'vqkd', 'beitv2', 'dbot' or 'dbot_symmetric'."}
+    )
     model_name_or_path: str | None = field(
         default=None,
         metadata={

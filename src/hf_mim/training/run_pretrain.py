@@ -32,7 +32,7 @@ from .recipe_parser import load_recipe, parse_recipe_args
 
 logger = logging.getLogger(__name__)
 
-MODEL_TYPES = ("ibot", "vqkd", "beitv2", "dbot_symmetric")
+MODEL_TYPES = ("ibot", "vqkd", "beitv2", "dbot", "dbot_symmetric")
 
 
 def load_data(args: DataArguments, model_args: ModelArguments, seed: int, labels: bool = True):
@@ -110,6 +110,10 @@ def method_class(model_type: str) -> type[Method]:
         from .dbot_symmetric_method import DBotSymmetricMethod
 
         return DBotSymmetricMethod
+    if model_type == "dbot":
+        from .dbot_method import DBotMethod
+
+        return DBotMethod
     raise ValueError(f"model_type must be one of {', '.join(MODEL_TYPES)}, got {model_type!r}")
 
 

@@ -1,0 +1,82 @@
+"""dBOT in `hf-mim pretrain`."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..data.collator_dbot import DBotCollator
+from ..data.crop_views import CropViews
+from ..hub.export import export_native, native_image_processor
+from ..modeling.configuration_dbot import DBotConfig
+from ..modeling.image_processing_pil_dbot import DBotImageProcessorPil
+from ..modeling.modeling_dbot import DBotModel
+from ..modeling.modeling_dbot_pretraining import DBotForPreTraining
+from .dbot_arguments import DBotTrainingArguments
+from .dbot_trainer import DBotTrainer
+from .loading import load_for_pretraining, pretraining_config
+from .method import Method
+from .processing import build_image_processor
+from .teachers import load_teacher
+
+
+class DBotMethod(Method):
+    """dBOT: one crop per image, of which the student sees a quarter and a frozen teacher all; in stages."""
+
+    arguments_class = DBotTrainingArguments
+    trainer_class = DBotTrainer
+
+    def check_epochs(self, epochs: int):
+        args = self.args
+        for number, length in enumerate(args.stage_epochs or [epochs], start=1):
+            if args.lr_scheduler_type == "cosine" and not args.warmup_steps and args.warmup_epochs >= length:
+                raise ValueError(
+                    f"the learning rate's warm-up (warmup_epochs {args.warmup_epochs:g}) is as long as stage {number} "
+                    f"of {length:g} epochs, or longer"
+                )
+
+    def build_config(self) -> DBotConfig:
+        args = self.args
+        config = pretraining_config(self.model_args, DBotConfig)
+        if config.use_mean_pooling:
+            raise ValueError("use_mean_pooling is for fine-tuning: dBOT is trained with the CLS token")
+        self.teacher = None
+        if args.teacher_model_name_or_path is not None:
+            self.teacher = load_teacher(
+                args.teacher_model_name_or_path,
+                config.grid_size,
+                args.teacher_feature,
+                resize=args.teacher_resize,
+                cls_token=True,
+                cache_dir=self.model_args.cache_dir,
+                token=self.model_args.token,
+            )
+            if self.model_args.model_name_or_path is None:
+                config.target_dim = self.teacher.hidden_size
+        return config
+
+    def build_views(self) -> CropViews:
+        height, width = (side * self.config.patch_size for side in self.config.grid_size)
+        return CropViews((height, width), (self.args.min_crop_scale, 1.0))
+
+    def build_processor(self) -> DBotImageProcessorPil:
+        return build_image_processor(DBotImageProcessorPil, self.config, self.data_args, self.model_args)
+
+    def build_collator(self, make_samples: Callable | None) -> DBotCollator:
+        rows, columns = self.config.grid_size
+        return DBotCollator(self.args.seed, rows * columns, make_samples)
+
+    def build_model(self) -> DBotForPreTraining:
+        return load_for_pretraining(self.model_args, self.config, DBotForPreTraining)
+
+    def build_trainer(self, **common) -> DBotTrainer:
+        return DBotTrainer(args=self.args, teacher=self.teacher, **common)
+
+    def save_deployable(self, encoder: DBotModel, processor: DBotImageProcessorPil, folder: Path):
+        export_native(encoder).save_pretrained(folder)
+        native_image_processor(processor).save_pretrained(folder)
+
+    def facts(self) -> dict:
+        return {
+            "stages": self.args.num_stages,
+            "teacher": "a random network" if self.teacher is None else self.teacher.name,
+            "teacher_license": None if self.teacher is None else self.teacher.license,
+        }
