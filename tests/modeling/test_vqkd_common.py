@@ -145,6 +145,74 @@ def test_codes_that_do_not_fill_the_grid():
         model(images(2), torch.zeros(2, 16, 7))
 
 
+def test_codes_and_images_that_are_none():
+    model = small_model()
+    codes = torch.zeros(2, 16, dtype=torch.int64)
+    for wrong, found in ((-1, "-1 to 0"), (12, "0 to 12")):
+        codes[1, 3] = wrong
+        with pytest.raises(ValueError, match=rf"codes must lie in 0\.\.11, got {found}"):
+            model.decode(codes)
+    for call in (model, model.encode):
+        with pytest.raises(ValueError, match=r"pixel_values are uint8, not numbers in -1\.\.1"):
+            call(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="no codebook yet"):
+        small_model(kmeans_init=True).decode(codes)
+
+
+@torch.no_grad()
+def test_compiled_and_exported_before_any_other_call():
+    torch._dynamo.reset()
+    expected = small_model()(images())
+    compiled = torch.compile(small_model(), backend="aot_eager", fullgraph=True)(images())
+    assert torch.equal(compiled.codes, expected.codes)
+    assert_same(compiled.features, expected.features, rtol=1e-5, atol=1e-5)
+    exported = torch.export.export(small_model(), (images(),), strict=False).module()(images())
+    assert torch.equal(exported.codes, expected.codes)
+    assert_same(exported.features, expected.features, rtol=1e-5, atol=1e-5)
+
+
+def test_accumulated_batches_share_compiled_programs():
+    """The vectors that revival collects from batch to batch need no new program each."""
+    torch._dynamo.reset()
+    model = small_model(revive_after_steps=5).train()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
+    compiled = torch.compile(model.quantizer, backend=counter)
+    batches = torch.randn(8, 10, 8, generator=torch.Generator().manual_seed(0))
+    # The k-means check asks the device once.
+    model.quantizer.check_initialized()
+    for features in batches:
+        compiled(features)
+    assert counter.frame_count <= 3
+    normalized = torch.nn.functional.normalize(batches.flatten(0, 1), dim=1)
+    torch.testing.assert_close(model.quantizer._samples, normalized)
+
+
+def test_revival_can_be_switched_on_later(tmp_path):
+    """Also in a tokenizer that was saved without the counts of idle steps."""
+    model = small_model().train()
+    model.quantizer.codebook[1:] = -model.quantizer.codebook[0]
+    for _ in range(2):
+        model(images())
+        model.update_codebook()
+    idle = model.quantizer.idle_steps
+    assert idle.max() == 2
+    model.save_pretrained(tmp_path)
+    loaded, report = VQKDModel.from_pretrained(tmp_path, revive_after_steps=3, output_loading_info=True)
+    assert not report["missing_keys"] and torch.equal(loaded.quantizer.idle_steps, idle)
+    codes = loaded.train()(images()).codes
+    unused = loaded.quantizer.idle_steps == 2
+    unused[codes.unique()] = False
+    before = loaded.quantizer.codebook.clone()
+    loaded.update_codebook()
+    assert unused.any() and (loaded.quantizer.codebook != before).any(1)[unused].all()
+
+    weights = {name: value for name, value in model.state_dict().items() if name != "quantizer.idle_steps"}
+    model.save_pretrained(tmp_path, state_dict=weights)
+    loaded, report = VQKDModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and not loaded.quantizer.idle_steps.any()
+    assert torch.equal(loaded.quantizer.codebook, model.quantizer.codebook)
+
+
 def test_a_new_tokenizer_learns_its_codebook_first(tmp_path):
     """Without labels too; a saved one needs no second k-means, and evaluation changes nothing."""
     torch.manual_seed(0)

@@ -32,4 +32,8 @@ def tokenizer_state_dict(official: dict[str, torch.Tensor]) -> dict[str, torch.T
             converted[QUANTIZER[key]] = value.bool().reshape(()) if key.endswith("initted") else value
         elif not key.startswith(("encoder.", "decoder.", *DROPPED)):
             converted[key] = value
+    if "quantizer.codebook" in converted:
+        # The original does not count them.
+        codebook = converted["quantizer.codebook"]
+        converted["quantizer.idle_steps"] = torch.zeros(len(codebook), dtype=torch.int64, device=codebook.device)
     return converted

@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from hf_mim.evaluation.code_usage import code_statistics
+from hf_mim.training.knn_evaluation import part_of_process
 
 from .tiny import Bytes, tiny_teacher, tiny_vqkd_trainer
 
@@ -113,6 +115,34 @@ def test_an_evaluation_is_the_mean_over_images_and_changes_nothing(tmp_path):
         assert metrics[f"eval_{name}"] == pytest.approx(outputs[name].item(), rel=1e-5)
     for name, value in code_statistics(outputs.codes.flatten().bincount(minlength=16)).items():
         assert metrics[f"eval_{name}"] == pytest.approx(value), name
+
+
+def test_fewer_images_than_processes():
+    images = eval_images(3)
+    parts = [part_of_process(images, index, 2) for index in range(2)]
+    assert [row for part in parts for row in part["image"]] == images["image"] and len(parts[1]) == 2
+    assert [len(part_of_process(eval_images(1), index, 2)) for index in range(2)] == [0, 1]
+
+
+def test_an_evaluation_on_one_image_by_two_processes(tmp_path):
+    """The process without an image takes part in the sums."""
+    trainer = tiny_vqkd_trainer(tmp_path)
+    trainer.train()
+    expected = trainer.measure(eval_images(1))
+    sums = []
+    for index in range(2):
+        reduced = []
+        trainer.accelerator = SimpleNamespace(
+            num_processes=2,
+            process_index=index,
+            is_main_process=index == 0,
+            unwrap_model=lambda model, **_: model,
+            reduce=lambda value, _, reduced=reduced: reduced.append(value.clone()) or value + 1,
+        )
+        trainer.measure(eval_images(1))
+        sums.append(reduced)
+    assert not any(value.any() for value in sums[0])
+    assert sums[1][0][0].item() == pytest.approx(expected["loss"]) and sums[1][1].sum() == 4
 
 
 def test_a_run_with_evaluations_is_the_run_without(tmp_path):

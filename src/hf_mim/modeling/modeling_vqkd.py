@@ -74,6 +74,8 @@ class VQKDModel(VisionPreTrainedModel):
     _no_split_modules = ["Beitv2Layer"]
     # The nearest code of 8,192 wants all digits, and in bfloat16 a moving average stands still.
     _keep_in_fp32_modules_strict = ["encode_task_layer", "quantizer"]
+    # A codebook may come without: its idle codes are counted from then on.
+    _keys_to_ignore_on_load_missing = [r"quantizer\.idle_steps"]
 
     def __init__(self, config: VQKDConfig):
         super().__init__(config)
@@ -127,8 +129,7 @@ class VQKDModel(VisionPreTrainedModel):
                 init.copy_(module.codebook, nn.functional.normalize(module.codebook, dim=1))
             init.zeros_(module.usage)
             init.constant_(module.initialized, not self.config.kmeans_init)
-            if self.config.revive_after_steps:
-                init.zeros_(module.idle_steps)
+            init.zeros_(module.idle_steps)
 
     @can_return_tuple
     def forward(
@@ -140,8 +141,9 @@ class VQKDModel(VisionPreTrainedModel):
             labels (`[B, N, T]`, *optional*): The teacher's features of the patches.
 
         Raises:
-            ValueError: If shapes do not fit, or if there is no codebook yet in eval mode.
+            ValueError: If shapes do not fit, for pixels of integers, or if there is no codebook yet in eval mode.
         """
+        _check_scaled(pixel_values)
         for name in ("output_hidden_states", "output_attentions"):
             # Encoder and decoder have configurations of their own.
             kwargs.setdefault(name, getattr(self.config, name))
@@ -173,8 +175,9 @@ class VQKDModel(VisionPreTrainedModel):
         Codes `int64 [B, N]`, in row-major order, of images `[B, C, H, W]` with values in -1..1.
 
         Raises:
-            ValueError: If the size of the images does not fit, or if there is no codebook yet.
+            ValueError: If the size of the images does not fit, for pixels of integers, or if there is no codebook yet.
         """
+        _check_scaled(pixel_values)
         return self.quantizer.encode(self._to_codebook(self.encoder(pixel_values).last_hidden_state))
 
     def decode(self, codes: torch.Tensor, grid_size: tuple[int, int] | None = None) -> torch.Tensor:
@@ -186,7 +189,8 @@ class VQKDModel(VisionPreTrainedModel):
             grid_size (`(h, w)`, *optional*): Rows and columns; those of `config.image_size` when not given.
 
         Raises:
-            ValueError: If the codes do not fill the grid.
+            ValueError: If the codes do not fill the grid, for a code that there is not (on the CPU; other devices do
+                not wait for this check), or if there is no codebook yet.
         """
         grid_size = self.config.grid_size if grid_size is None else grid_size
         if codes.ndim != 2 or codes.shape[1] != grid_size[0] * grid_size[1]:
@@ -194,6 +198,12 @@ class VQKDModel(VisionPreTrainedModel):
                 f"codes of shape {tuple(codes.shape)} do not fill a grid of {grid_size[0]}x{grid_size[1]}: give "
                 "[batch, patches], and their rows and columns as grid_size"
             )
+        self.quantizer.check_initialized()
+        num_codes = self.config.codebook_size
+        if codes.device.type == "cpu" and not torch.compiler.is_compiling() and codes.numel():
+            lowest, highest = codes.aminmax()
+            if lowest < 0 or highest >= num_codes:
+                raise ValueError(f"codes must lie in 0..{num_codes - 1}, got {lowest} to {highest}")
         return self._decode(self.quantizer.codebook[codes], grid_size)
 
     def update_codebook(self) -> torch.Tensor:
@@ -216,6 +226,14 @@ class VQKDModel(VisionPreTrainedModel):
         """Vectors `[B, N, C]` to features `[B, N, T]`."""
         tokens = self.decoder(quantized.transpose(1, 2).unflatten(2, grid_size)).last_hidden_state
         return self.decode_task_layer(tokens[:, 1:])
+
+
+def _check_scaled(pixel_values: torch.Tensor):
+    if not pixel_values.is_floating_point():
+        raise ValueError(
+            f"pixel_values are {str(pixel_values.dtype).removeprefix('torch.')}, not numbers in -1..1: let the image "
+            "processor normalise the images"
+        )
 
 
 def _cosine(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

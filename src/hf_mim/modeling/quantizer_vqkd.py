@@ -105,7 +105,7 @@ class VQKDQuantizer(nn.Module):
         codebook (`[K, C]`): Unit vectors.
         usage (`[K]`): Moving average of the number of vectors per code and step.
         initialized (`bool []`): Whether there is a codebook.
-        idle_steps (`int64 [K]`, with `revive_after_steps`): Steps since the code was last used.
+        idle_steps (`int64 [K]`): Steps since the code was last used, or revived.
     """
 
     def __init__(self, config: VQKDConfig):
@@ -117,8 +117,8 @@ class VQKDQuantizer(nn.Module):
         self.register_buffer("codebook", torch.zeros(num_codes, config.codebook_dim))
         self.register_buffer("usage", torch.zeros(num_codes))
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
-        if self.revive_after_steps:
-            self.register_buffer("idle_steps", torch.zeros(num_codes, dtype=torch.int64))
+        # Counted without `revive_after_steps` too: it can then be set when training goes on.
+        self.register_buffer("idle_steps", torch.zeros(num_codes, dtype=torch.int64))
         self._forget()
 
     def _load_from_state_dict(self, *args, **kwargs):
@@ -131,7 +131,7 @@ class VQKDQuantizer(nn.Module):
         # Of the steps since the last update: counts [K], sums [K, C] and, where codes are revived, the vectors.
         self._counts: torch.Tensor | None = None
         self._sums: torch.Tensor | None = None
-        self._samples: list[torch.Tensor] = []
+        self._samples: torch.Tensor | None = None
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
@@ -143,7 +143,7 @@ class VQKDQuantizer(nn.Module):
             `int64 [...]`; and the commitment loss, the mean squared difference of normalised features and codes.
 
         Raises:
-            ValueError: In eval mode, when there is no codebook yet.
+            ValueError: In eval mode, when there is no codebook yet; a compiled program does not look.
         """
         with torch.autocast(features.device.type, enabled=False):
             normalized = nn.functional.normalize(features.to(self.codebook.dtype), dim=-1)
@@ -164,7 +164,7 @@ class VQKDQuantizer(nn.Module):
         Codes `int64 [...]` of features `[..., C]`; changes nothing, in any mode.
 
         Raises:
-            ValueError: When there is no codebook yet.
+            ValueError: When there is no codebook yet; a compiled program does not look.
         """
         with torch.autocast(features.device.type, enabled=False):
             samples = nn.functional.normalize(features.to(self.codebook.dtype), dim=-1).flatten(0, -2)
@@ -172,11 +172,16 @@ class VQKDQuantizer(nn.Module):
 
     def _nearest(self, samples: torch.Tensor) -> torch.Tensor:
         """Codes `[M]` with the smallest squared distance, of which |sample|² and a factor of -2 are left out."""
-        if not self._is_initialized():
+        self.check_initialized()
+        return most_similar(samples, self.codebook, -0.5 * self.codebook.square().sum(1))
+
+    def check_initialized(self):
+        """Raises a ValueError when there is no codebook yet."""
+        # Programs made by torch.compile and torch.export cannot branch on what a tensor holds.
+        if not torch.compiler.is_compiling() and not self._is_initialized():
             raise ValueError(
                 "the tokenizer has no codebook yet: load a trained one, or run a training step, whose k-means makes it"
             )
-        return most_similar(samples, self.codebook, -0.5 * self.codebook.square().sum(1))
 
     def _is_initialized(self) -> bool:
         self._known_initialized = self._known_initialized or bool(self.initialized)
@@ -208,7 +213,8 @@ class VQKDQuantizer(nn.Module):
         self._counts = counts if self._counts is None else self._counts + counts
         self._sums = sums if self._sums is None else self._sums + sums
         if self.revive_after_steps:
-            self._samples.append(samples)
+            # One tensor, not a list, which compiled programs would be made anew for at every length.
+            self._samples = samples if self._samples is None else torch.cat((self._samples, samples))
 
     @torch.no_grad()
     def update_codebook(self) -> torch.Tensor:
@@ -225,7 +231,7 @@ class VQKDQuantizer(nn.Module):
         if self._counts is None:
             raise ValueError("update_codebook needs a forward pass in training mode since its last call")
         counts, sums, samples = self._counts, self._sums, self._samples
-        self._counts, self._sums, self._samples = None, None, []
+        self._counts, self._sums, self._samples = None, None, None
         if _several_processes():
             dist.all_reduce(counts)
             dist.all_reduce(sums)
@@ -233,13 +239,13 @@ class VQKDQuantizer(nn.Module):
         means = mean_directions(counts, sums, self.codebook)
         moved = nn.functional.normalize(self.decay * self.codebook + (1 - self.decay) * means, dim=1)
         self.codebook.copy_(torch.where(counts.unsqueeze(1) > 0, moved, self.codebook))
+        self.idle_steps.add_(1).masked_fill_(counts > 0, 0)
         if self.revive_after_steps:
-            self._revive(counts, torch.cat(samples))
+            self._revive(samples)
         return counts
 
-    def _revive(self, counts: torch.Tensor, samples: torch.Tensor):
+    def _revive(self, samples: torch.Tensor):
         """Gives codes that were idle for too long the vectors of random samples, each sample to one code at most."""
-        self.idle_steps.add_(1).masked_fill_(counts > 0, 0)
         idle = (self.idle_steps >= self.revive_after_steps).nonzero().squeeze(1)
         if not len(idle):
             return

@@ -11,6 +11,11 @@ from ..evaluation.knn import knn_accuracy
 from .arguments import MIMTrainingArguments
 
 
+def part_of_process(dataset: datasets.Dataset, index: int, count: int) -> datasets.Dataset:
+    """The `index`-th of `count` parts of a dataset; with fewer rows than parts, some are empty."""
+    return dataset.select(range(len(dataset) * index // count, len(dataset) * (index + 1) // count))
+
+
 def knn_of_processes(
     encoder: PreTrainedModel,
     bank: datasets.Dataset,
@@ -22,22 +27,25 @@ def knn_of_processes(
     """Accuracies of `knn_accuracy` on `queries`, the same in every process; all of them must call this."""
     encoded = []
     for dataset in (bank, queries):
-        part = dataset
+        part, found = part_of_process(dataset, accelerator.process_index, accelerator.num_processes), []
+        # With fewer images than processes, some have none to encode.
+        if len(part) or not len(dataset):
+            with accelerator.autocast():
+                found = [
+                    extract_features(
+                        encoder,
+                        part,
+                        image_processor,
+                        batch_size=args.per_device_eval_batch_size,
+                        num_workers=args.dataloader_num_workers,
+                        pooling=args.knn_pooling,
+                        device=accelerator.device,
+                        progress=accelerator.is_main_process and not args.disable_tqdm,
+                        skip_unreadable=True,
+                    )
+                ]
         if accelerator.num_processes > 1:
-            part = dataset.shard(accelerator.num_processes, accelerator.process_index)
-        with accelerator.autocast():
-            features, labels = extract_features(
-                encoder,
-                part,
-                image_processor,
-                batch_size=args.per_device_eval_batch_size,
-                num_workers=args.dataloader_num_workers,
-                pooling=args.knn_pooling,
-                device=accelerator.device,
-                progress=accelerator.is_main_process and not args.disable_tqdm,
-                skip_unreadable=True,
-            )
-        if accelerator.num_processes > 1:
-            features, labels = map(torch.cat, zip(*gather_object([(features, labels)]), strict=True))
+            found = gather_object(found)
+        features, labels = map(torch.cat, zip(*found, strict=True))
         encoded += [features.to(accelerator.device), labels.to(accelerator.device)]
     return knn_accuracy(*encoded, k=args.knn_k, temperature=args.knn_temperature)

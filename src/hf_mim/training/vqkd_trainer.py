@@ -9,6 +9,7 @@ from ..evaluation.features import image_batches
 from ..modeling.modeling_vqkd import VQKDModel
 from .frozen_target import FrozenTargetTrainer
 from .gradients import BEITV2_WITHOUT_DECAY, decayed_parameter_names
+from .knn_evaluation import part_of_process
 from .teachers import FeatureTeacher, plain_images
 from .vqkd_arguments import VQKDTrainingArguments
 
@@ -84,9 +85,8 @@ class VQKDTrainer(FrozenTargetTrainer):
         The losses, and how the codes are used, on the images of `eval_dataset`, centrally cropped by the image
         processor, in full precision. The codebook stays as it is.
         """
-        model, part = self.whole_student(), eval_dataset
-        if self.accelerator.num_processes > 1:
-            part = part.shard(self.accelerator.num_processes, self.accelerator.process_index)
+        model = self.whole_student()
+        part = part_of_process(eval_dataset, self.accelerator.process_index, self.accelerator.num_processes)
         names = ("loss", "loss_feature", "loss_quantizer")
         sums, counts = torch.zeros(len(names) + 1, device=self.args.device), self._no_counts()
         training = model.training
