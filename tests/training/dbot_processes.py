@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from hf_mim.training.sharding import whole_state_dict
 from tests.training import fsdp_on_cpu
-from tests.training.test_dbot_trainer import labelled_images, make_trainer
+from tests.training.tiny_dbot import labelled_images, make_trainer
 
 
 class AfterTheSwitch(TrainerCallback):
