@@ -38,7 +38,15 @@ from transformers import (
     YolosModel,
 )
 
-from hf_mim import IBotConfig, IBotForPreTraining, IBotModel
+from hf_mim import (
+    Beitv2Config,
+    Beitv2Model,
+    DBotConfig,
+    DBotModel,
+    IBotConfig,
+    IBotForPreTraining,
+    IBotModel,
+)
 from hf_mim.training.teachers import FeatureTeacher, load_teacher
 
 
@@ -157,6 +165,8 @@ KINDS = {
         "normed",
     ),
     "ibot": (lambda: IBotModel(IBotConfig(**VIT)), after_cls, "normed"),
+    "beitv2": (lambda: Beitv2Model(Beitv2Config(**VIT)), after_cls, "normed"),
+    "dbot": (lambda: DBotModel(DBotConfig(**VIT)), after_cls, "normed"),
 }
 
 
@@ -173,7 +183,7 @@ def test_features_are_those_of_the_model(tmp_path, kind):
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
 
-@pytest.mark.parametrize("kind", ["vit", "clip", "siglip", "dinov2", "dinov3", "beit", "convnext", "ibot"])
+@pytest.mark.parametrize("kind", ["vit", "clip", "siglip", "dinov2", "dinov3", "beit", "convnext", "ibot", "dbot"])
 def test_a_grid_that_the_model_was_not_made_for(tmp_path, kind):
     """3 x 5 patches: 24 x 40 pixels, for which the position tables are interpolated."""
     build, by_hand, _ = KINDS[kind]
@@ -211,7 +221,7 @@ def test_raw_features_of_a_vit(tmp_path):
     torch.testing.assert_close(load_teacher(str(tmp_path), (4, 4), "raw")(images()), raw, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["vit", "clip", "clip_tower", "dinov3", "ibot", "siglip", "swin", "resnet"])
+@pytest.mark.parametrize("kind", ["vit", "clip", "clip_tower", "dinov3", "ibot", "dbot", "siglip", "swin", "resnet"])
 def test_cls_token_in_front_of_the_patches(tmp_path, kind):
     """Of models that have one; it is normed and projected like the patches."""
     models = {
@@ -220,6 +230,7 @@ def test_cls_token_in_front_of_the_patches(tmp_path, kind):
         "clip_tower": KINDS["clip_vision"][0],
         "dinov3": KINDS["dinov3"][0],
         "ibot": KINDS["ibot"][0],
+        "dbot": KINDS["dbot"][0],
         "siglip": KINDS["siglip"][0],
         "swin": KINDS["swin"][0],
         "resnet": lambda: ResNetModel(ResNetConfig(embedding_size=4, hidden_sizes=[4] * 4, depths=[1] * 4)),
