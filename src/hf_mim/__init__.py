@@ -99,10 +99,16 @@ _LAZY = {
     "DBotTrainingArguments": "training.dbot_arguments",
     "DBotSymmetricTrainer": "training.dbot_symmetric_trainer",
     "DBotSymmetricTrainingArguments": "training.dbot_symmetric_arguments",
+    "BlockMaskGenerator": "data.masking",
+    "CropViews": "data.crop_views",
+    "FeatureTeacher": "training.teachers",
+    "ViewsDataset": "data.datasets",
     "VQKDCollator": "data.collator_vqkd",
     "VQKDTrainer": "training.vqkd_trainer",
     "VQKDTrainingArguments": "training.vqkd_arguments",
     "export_native": "hub.export",
+    "layer_decay_groups": "training.layer_decay",
+    "load_teacher": "training.teachers",
 }
 
 __all__ = [

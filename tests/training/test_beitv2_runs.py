@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining, BeitModel
 
 from hf_mim import Beitv2ForPreTraining, Beitv2Model, VQKDModel
@@ -26,7 +27,7 @@ from hf_mim.training.trainer import MIMTrainer
 
 from .test_distributed import launch
 from .test_resume import copy_checkpoint
-from .tiny import BEITV2_SIZES, logged_losses, pretrain, tiny_beitv2, tiny_vqkd
+from .tiny import BEITV2_SIZES, VQKD_SIZES, logged_losses, pretrain, tiny_beitv2, tiny_vqkd
 
 
 EVERY_STEP = ("--save_strategy", "steps", "--save_steps", "1")
@@ -109,6 +110,21 @@ def test_an_encoder_that_transformers_loads(encoder, tokenizer):
     for entry in (entry for entry in log_of(output) if "loss" in entry):
         assert entry["loss"] == pytest.approx(entry["loss_mim"] + entry["loss_mim_cls"], rel=1e-4)
         assert 0 <= entry["accuracy_mim"] <= 1 and 0 < entry["majority_code"] <= 1
+
+
+def test_a_tokenizer_that_lacks_weights_is_refused(tokenizer, pictures, tmp_path):
+    shutil.copytree(tokenizer[0], tmp_path / "damaged")
+    weights = load_file(tokenizer[0] / "model.safetensors")
+    del weights["encoder.layers.1.mlp.fc1.weight"]
+    save_file(weights, tmp_path / "damaged" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 tensors, such as encoder\.layers\.1\.mlp\.fc1\.weight"):
+        pretrain("--train_dir", pictures, output=tmp_path / "run", method=tiny_beitv2(tmp_path / "damaged"))
+
+
+def test_the_licence_of_a_teacher_can_be_told(pictures, vision_model, tmp_path):
+    told = ("--config_overrides", VQKD_SIZES + ",teacher_license=mit", "--max_steps", 1, "--warmup_epochs", 0)
+    pretrain("--train_dir", pictures, *told, output=tmp_path, method=tiny_vqkd(vision_model))
+    assert "| licence of the teacher | mit |" in (tmp_path / "README.md").read_text()
 
 
 def test_knn_on_the_mean_of_the_patches(encoder, tokenizer, pictures, tmp_path):
@@ -313,12 +329,19 @@ def test_half_precision_and_checkpointed_activations(method, pictures, tmp_path)
 @pytest.mark.parametrize(
     ("method_name", "options", "message"),
     [
-        ("vqkd", ("--teacher_model_name_or_path", "{run}/nowhere"), "nowhere"),
+        ("vqkd", ("--teacher_model_name_or_path", "runs/nowhere"), "teacher_model_name_or_path runs/nowhere: no such"),
         ("vqkd", ("--teacher_feature", "projected"), "has no projection"),
         ("vqkd", ("--eval_on_start", "true"), "a new tokenizer has no codebook before its first step"),
         ("vqkd", ("--metric_for_best_model", "knn_3_top1"), "metric_for_best_model must be one of"),
         ("vqkd", ("--tokenizer_name_or_path", "x"), "unknown option '--tokenizer_name_or_path'"),
         ("vqkd", ("--model_name_or_path", "{teacher}"), "is a model of type 'vit'"),
+        ("vqkd", ("--config_overrides", VQKD_SIZES + ",target_dim=99"), "those of the teacher tiny-vit have 24"),
+        (
+            "beitv2",
+            ("--tokenizer_name_or_path", "runs/nowhere"),
+            "tokenizer_name_or_path runs/nowhere: no such folder",
+        ),
+        ("beitv2", ("--config_overrides", BEITV2_SIZES + ",num_channels=1"), "set num_channels to the same in both"),
         ("beitv2", ("--tokenizer_name_or_path", "{teacher}"), "not a tokenizer ('vqkd')"),
         ("beitv2", ("--num_masking_patches", "17"), "num_masking_patches must lie between 1 and the 16 patches"),
         ("beitv2", ("--config_overrides", BEITV2_SIZES + ",vocab_size=8"), "16"),

@@ -329,6 +329,15 @@ def test_recipes_fit_the_options(recipe, tmp_path, vision_model, tokenizer):
         assert sum(p.numel() for p in part.parameters()) == published[recipe]
 
 
+def test_a_rate_per_256_images_beats_that_of_the_recipe(tokenizer, tmp_path):
+    options = ["--train_dir", "images", "--tokenizer_name_or_path", str(tokenizer[0]), "--output_dir", str(tmp_path)]
+    assert run_pretrain.parse_arguments(["beitv2-vitb16", *options]).args.learning_rate == 1.5e-3
+    options += ["--base_learning_rate", "0.0001", "--use_cpu"]
+    assert run_pretrain.parse_arguments(["beitv2-vitb16", *options]).args.learning_rate == 0.5e-4
+    options += ["--learning_rate", "0.003"]
+    assert run_pretrain.parse_arguments(["beitv2-vitb16", *options]).args.learning_rate == 3e-3
+
+
 def test_config_overrides():
     text = "hidden_size=8,norm_last_layer=false,layer_norm_eps=1e-5,head_norm=null"
     parsed = parse_config_overrides(text, IBotConfig)

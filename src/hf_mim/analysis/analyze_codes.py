@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor
 
 from ..data.files import replaced_file
 from ..data.sources import random_subset
-from ..evaluation.code_usage import code_statistics
+from ..modeling.code_usage import code_statistics
 from ..modeling.modeling_vqkd import VQKDModel
 from .codes import encode_images, plot_codes, plot_usage
 from .inputs import load_images

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
-from ..evaluation.code_usage import code_statistics
+from ..modeling.code_usage import code_statistics
 from ..modeling.modeling_vqkd import VQKDModel
 from .curves import save_figure
 from .inputs import process_images

@@ -15,6 +15,7 @@ TRAINING_OPTIONS = (
     "min_learning_rate",
     "weight_decay",
     "weight_decay_end",
+    "adam_beta2",
     "grad_clip",
     "max_grad_norm",
     "freeze_last_layer",
@@ -41,6 +42,8 @@ TRAINING_OPTIONS = (
     "color_jitter",
     "num_masking_patches",
     "min_mask_patches_per_block",
+    "max_mask_patches_per_block",
+    "second_interpolation",
     "seed",
 )
 
@@ -62,8 +65,9 @@ def build_card(
     top1 = {key: value for key, value in facts.items() if key.startswith("eval_knn_") and key.endswith("_top1")}
     neighbours = {key: int(key.split("_")[2]) for key in top1}
     data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="image-feature-extraction",
+        # Only what is an encoder of transformers' own does what its pipeline promises.
+        library_name="transformers" if facts.get("native", True) else "hf_mim",
+        pipeline_tag="image-feature-extraction" if facts.get("native", True) else None,
         tags=["hf_mim", template, "masked-image-modeling", "self-supervised-learning"],
         model_name=name,
         eval_results=[
@@ -90,6 +94,8 @@ def build_card(
     ]
     options = {option: getattr(args, option, None) for option in TRAINING_OPTIONS}
     options = {option: value for option, value in options.items() if value is not None}
+    if not args.max_grad_norm:
+        del options["grad_clip"]
     parts = {key.removeprefix("final_"): value for key, value in facts.items() if key.startswith("final_loss_")}
     return TEMPLATES.get_template(f"{template}.md").render(
         card_data=data.to_yaml(),

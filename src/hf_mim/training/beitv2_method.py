@@ -9,7 +9,7 @@ from ..modeling.modeling_vqkd import VQKDModel
 from .beit_method import BeitMethod
 from .beitv2_arguments import Beitv2TrainingArguments
 from .beitv2_trainer import Beitv2Trainer
-from .loading import pretraining_config
+from .loading import named, pretraining_config
 from .teachers import source_name
 
 
@@ -28,13 +28,27 @@ class Beitv2Method(BeitMethod):
                 "finished `hf-mim pretrain vqkd-...`, or a Hub id"
             )
         hub = {"cache_dir": self.model_args.cache_dir, "token": self.model_args.token}
-        tokenizer_config = AutoConfig.from_pretrained(source, **hub)
+        with named("tokenizer_name_or_path", source):
+            tokenizer_config = AutoConfig.from_pretrained(source, **hub)
         if not isinstance(tokenizer_config, VQKDConfig):
             raise ValueError(f"{source} is a model of type {tokenizer_config.model_type!r}, not a tokenizer ('vqkd')")
         config = pretraining_config(
             self.model_args, Beitv2Config, BeitConfig, SHARED_BEIT_FIELDS, vocab_size=tokenizer_config.codebook_size
         )
-        self.tokenizer = VQKDModel.from_pretrained(source, **hub)
+        if config.num_channels != tokenizer_config.num_channels:
+            raise ValueError(
+                f"the model takes images of {config.num_channels} channels, the tokenizer {source} of "
+                f"{tokenizer_config.num_channels}: set num_channels to the same in both"
+            )
+        if config.head_layers and config.early_layers > config.num_hidden_layers:
+            raise ValueError(
+                f"early_layers ({config.early_layers}) must be at most num_hidden_layers "
+                f"({config.num_hidden_layers}): set it with --config_overrides early_layers=..."
+            )
+        self.tokenizer, info = VQKDModel.from_pretrained(source, output_loading_info=True, **hub)
+        if info["missing_keys"]:
+            missing = sorted(info["missing_keys"])
+            raise ValueError(f"the tokenizer {source} lacks {len(missing)} tensors, such as {missing[0]}")
         self.tokenizer_processor = AutoImageProcessor.from_pretrained(source, **hub)
         return config
 

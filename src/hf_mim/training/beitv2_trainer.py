@@ -4,7 +4,7 @@ import torch
 from transformers import BaseImageProcessor
 
 from ..data.color import normalize_views
-from ..evaluation.code_usage import code_statistics
+from ..modeling.code_usage import code_statistics
 from ..modeling.modeling_beitv2 import Beitv2Model
 from ..modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
 from ..modeling.modeling_vqkd import VQKDModel

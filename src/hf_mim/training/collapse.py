@@ -36,7 +36,7 @@ ADVICE = {
         "--patch_center_momentum 0.9), raise --teacher_temp and --teacher_patch_temp, or use --target sinkhorn"
     ),
     "codebook": (
-        "most codes stand idle. Give them new patches (--config_overrides revive_after_steps=100), take fewer "
+        "most codes stand idle. Give them new patches (--config_overrides revive_after_steps=10), take fewer "
         "(codebook_size) or a shallower decoder (decoder_num_hidden_layers=1), begin with larger batches, from which "
         "k-means makes the first codebook, or lower the learning rate; check that the images differ"
     ),

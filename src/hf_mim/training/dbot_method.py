@@ -12,7 +12,7 @@ from ..modeling.modeling_dbot import DBotModel
 from ..modeling.modeling_dbot_pretraining import DBotForPreTraining
 from .dbot_arguments import DBotTrainingArguments
 from .dbot_trainer import DBotTrainer
-from .loading import load_for_pretraining, pretraining_config
+from .loading import load_for_pretraining, named, pretraining_config
 from .method import Method
 from .processing import build_image_processor
 from .teachers import load_teacher
@@ -40,15 +40,16 @@ class DBotMethod(Method):
             raise ValueError("use_mean_pooling is for fine-tuning: dBOT is trained with the CLS token")
         self.teacher = None
         if args.teacher_model_name_or_path is not None:
-            self.teacher = load_teacher(
-                args.teacher_model_name_or_path,
-                config.grid_size,
-                args.teacher_feature,
-                resize=args.teacher_resize,
-                cls_token=True,
-                cache_dir=self.model_args.cache_dir,
-                token=self.model_args.token,
-            )
+            with named("teacher_model_name_or_path", self.args.teacher_model_name_or_path):
+                self.teacher = load_teacher(
+                    args.teacher_model_name_or_path,
+                    config.grid_size,
+                    args.teacher_feature,
+                    resize=args.teacher_resize,
+                    cls_token=True,
+                    cache_dir=self.model_args.cache_dir,
+                    token=self.model_args.token,
+                )
             if self.model_args.model_name_or_path is None:
                 config.target_dim = self.teacher.hidden_size
         return config

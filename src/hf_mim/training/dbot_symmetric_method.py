@@ -12,7 +12,7 @@ from ..modeling.modeling_beitv2 import Beitv2Model
 from .beit_method import BeitMethod
 from .dbot_symmetric_arguments import DBotSymmetricTrainingArguments
 from .dbot_symmetric_trainer import DBotSymmetricTrainer
-from .loading import pretraining_config
+from .loading import named, pretraining_config
 from .teachers import load_teacher
 
 
@@ -33,14 +33,15 @@ class DBotSymmetricMethod(BeitMethod):
         )
         if config.regression_loss is None:
             raise ValueError(f"{source} predicts codes, not features: continue from the encoder of its run instead")
-        self.teacher = load_teacher(
-            args.teacher_model_name_or_path,
-            config.grid_size,
-            args.teacher_feature,
-            args.teacher_resize,
-            cache_dir=self.model_args.cache_dir,
-            token=self.model_args.token,
-        )
+        with named("teacher_model_name_or_path", self.args.teacher_model_name_or_path):
+            self.teacher = load_teacher(
+                args.teacher_model_name_or_path,
+                config.grid_size,
+                args.teacher_feature,
+                args.teacher_resize,
+                cache_dir=self.model_args.cache_dir,
+                token=self.model_args.token,
+            )
         width = self.teacher.hidden_size
         if not config.name_or_path:
             # The head is new.

@@ -1,5 +1,8 @@
 """The model to train: a new one, or one to continue from."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
@@ -35,6 +38,16 @@ def parse_config_overrides(text: str | None, config_class: type[PreTrainedConfig
             parsed = float(parsed)  # YAML takes 1e-6 for text
         overrides[name] = parsed
     return overrides
+
+
+@contextmanager
+def named(option: str, source: str) -> Iterator[None]:
+    """Where `source` can be neither found nor downloaded, the `OSError` says which option gave it."""
+    try:
+        yield
+    except OSError as error:
+        first = str(error).splitlines()[0]
+        raise OSError(f"{option} {source}: no such folder, and nothing to be had from the Hub ({first})") from error
 
 
 def pretraining_config(

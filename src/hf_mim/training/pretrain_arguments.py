@@ -31,7 +31,9 @@ class ModelArguments:
     patch_size: int | None = field(default=None, metadata={"help": "Patch size of a new model in pixels."})
     attn_implementation: str = field(
         default="sdpa",
-        metadata={"help": "Attention back end: sdpa, eager, or flash_attention_2 with --bf16 on a GPU."},
+        metadata={
+            "help": "Attention back end: sdpa, eager, or, for ibot and dbot, flash_attention_2 with --bf16 on a GPU."
+        },
     )
     cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
@@ -59,14 +61,14 @@ class DataArguments:
         metadata={"help": "Folder of images (flat or nested), of parquet files or of WebDataset tars."},
     )
     validation_dir: str | None = field(
-        default=None, metadata={"help": "Folder with labelled images for the k-NN evaluation."}
+        default=None, metadata={"help": "Folder with the images to evaluate on, labelled for k-NN."}
     )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(
-        default=None, metadata={"help": "Labelled split for the k-NN evaluation, such as 'test'."}
+        default=None, metadata={"help": "Split to evaluate on, such as 'test'; labelled for k-NN."}
     )
     train_val_split: float | None = field(
-        default=None, metadata={"help": "Share of the labelled training images to hold out for the k-NN evaluation."}
+        default=None, metadata={"help": "Share of the training images to hold out for the evaluation."}
     )
     clean_list: str | None = field(
         default=None,
@@ -84,15 +86,14 @@ class DataArguments:
     )
     streaming: bool = field(
         default=False,
-        metadata={"help": "Read the data as a stream; needs --max_steps, leaves out the k-NN evaluation."},
+        metadata={"help": "Read the data as a stream; needs --max_steps, leaves out the evaluation."},
     )
     shuffle_buffer_size: int = field(default=1000, metadata={"help": "Images among which a stream is shuffled."})
     image_mean: list[float] | None = field(
-        default=None, metadata={"help": "Mean per channel; that of ImageNet for RGB, 0.5 otherwise."}
+        default=None,
+        metadata={"help": "Mean per channel; for RGB that of ImageNet (0.5 for a tokenizer), 0.5 otherwise."},
     )
-    image_std: list[float] | None = field(
-        default=None, metadata={"help": "Standard deviation per channel; that of ImageNet for RGB, 0.5 otherwise."}
-    )
+    image_std: list[float] | None = field(default=None, metadata={"help": "Standard deviation per channel, likewise."})
     resize_size: int | None = field(
         default=None,
         metadata={"help": "Shorter side before the central crop in evaluation; 256/224 of the image size by default."},

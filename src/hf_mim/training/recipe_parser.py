@@ -54,7 +54,9 @@ def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
     return recipe
 
 
-def parse_recipe_args(dataclass_types: tuple[type, ...], argv: Sequence[str]) -> tuple[Any, ...]:
+def parse_recipe_args(
+    dataclass_types: tuple[type, ...], argv: Sequence[str], without: Iterable[str] = ()
+) -> tuple[Any, ...]:
     """Fill dataclasses from `[RECIPE] [--option value ...]`.
 
     The first argument, unless it starts with `-`, is the recipe. Its values replace the defaults of the dataclasses,
@@ -64,6 +66,7 @@ def parse_recipe_args(dataclass_types: tuple[type, ...], argv: Sequence[str]) ->
     Args:
         dataclass_types: the dataclasses to fill; every field with `init=True` is an option, help text in its metadata.
         argv: arguments without the program name.
+        without: options of the recipe to pass over.
 
     Returns:
         One instance per entry of `dataclass_types`, in that order.
@@ -77,7 +80,8 @@ def parse_recipe_args(dataclass_types: tuple[type, ...], argv: Sequence[str]) ->
     arguments = list(argv)
     parser = _RecipeParser(dataclass_types)
     if arguments and not arguments[0].startswith("-"):
-        parser.set_recipe(arguments[0], load_recipe(arguments.pop(0)))
+        recipe = load_recipe(arguments[0])
+        parser.set_recipe(arguments.pop(0), {name: recipe[name] for name in recipe if name not in without})
     # Before anything is built: a misspelt option is a better message than what its absence leads to.
     _, unknown = parser.parse_known_args(arguments)
     if unknown:

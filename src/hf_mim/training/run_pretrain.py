@@ -128,9 +128,14 @@ def parse_arguments(argv: list[str]) -> Method:
     recipe = load_recipe(argv[0]) if argv and not argv[0].startswith("-") else {}
     # Which options there are depends on the method.
     chosen = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    chosen.add_argument("--model_type", default=recipe.get("model_type", ModelArguments.model_type))
-    method = method_class(chosen.parse_known_args(argv)[0].model_type)
-    model_args, data_args, args = parse_recipe_args((ModelArguments, DataArguments, method.arguments_class), argv)
+    chosen.add_argument("--model_type", "--model-type", default=recipe.get("model_type", ModelArguments.model_type))
+    chosen.add_argument("--base_learning_rate", "--base-learning-rate")
+    given = chosen.parse_known_args(argv)[0]
+    method = method_class(given.model_type)
+    # The rule that somebody asks for is not to be undone by the recipe's own rate.
+    without = {"learning_rate"} if given.base_learning_rate is not None else ()
+    types = (ModelArguments, DataArguments, method.arguments_class)
+    model_args, data_args, args = parse_recipe_args(types, argv, without)
     overrides = recipe.get("config_overrides")
     if overrides and model_args.config_overrides != overrides:
         model_args.config_overrides = ",".join(filter(None, (overrides, model_args.config_overrides)))

@@ -12,7 +12,7 @@ from ..data.crop_views import CropViews
 from ..modeling.configuration_vqkd import VQKDConfig
 from ..modeling.image_processing_pil_beitv2 import Beitv2ImageProcessorPil
 from ..modeling.modeling_vqkd import VQKDModel
-from .loading import load_for_pretraining, pretraining_config
+from .loading import load_for_pretraining, named, parse_config_overrides, pretraining_config
 from .method import Method
 from .processing import build_image_processor
 from .teachers import load_teacher
@@ -32,24 +32,28 @@ class VQKDMethod(Method):
         args, source = self.args, self.model_args.model_name_or_path
         if args.teacher_model_name_or_path is None:
             raise ValueError("say with --teacher_model_name_or_path from which vision model the tokenizer learns")
-        if args.eval_on_start and source is None:
-            raise ValueError("eval_on_start: a new tokenizer has no codebook before its first step; leave it out")
         config = pretraining_config(self.model_args, VQKDConfig)
-        self.teacher = load_teacher(
-            args.teacher_model_name_or_path,
-            config.grid_size,
-            args.teacher_feature,
-            cache_dir=self.model_args.cache_dir,
-            token=self.model_args.token,
-        )
-        if source is None:
+        if args.eval_on_start and source is None and config.kmeans_init:
+            raise ValueError("eval_on_start: a new tokenizer has no codebook before its first step; leave it out")
+        with named("teacher_model_name_or_path", self.args.teacher_model_name_or_path):
+            self.teacher = load_teacher(
+                args.teacher_model_name_or_path,
+                config.grid_size,
+                args.teacher_feature,
+                cache_dir=self.model_args.cache_dir,
+                token=self.model_args.token,
+            )
+        overrides = parse_config_overrides(self.model_args.config_overrides, VQKDConfig)
+        if source is None and "target_dim" not in overrides:
             config.target_dim = self.teacher.hidden_size
         elif config.target_dim != self.teacher.hidden_size:
             raise ValueError(
-                f"{source} predicts features of {config.target_dim} numbers, those of the teacher "
+                f"{source or 'target_dim'} predicts features of {config.target_dim} numbers, those of the teacher "
                 f"{self.teacher.name} have {self.teacher.hidden_size}"
             )
-        config.teacher, config.teacher_license = self.teacher.name, self.teacher.license
+        # Many a card does not state a licence that its owner knows.
+        config.teacher = overrides.get("teacher", self.teacher.name)
+        config.teacher_license = overrides.get("teacher_license", self.teacher.license)
         return config
 
     def build_views(self) -> CropViews:
@@ -102,12 +106,14 @@ class VQKDMethod(Method):
         return [
             *lines,
             f"{', '.join(files)} and {last} are in {output_dir}. An encoder learns from its codes with",
-            f"  hf-mim pretrain beitv2-vitb16 --tokenizer_name_or_path {output_dir} --train_dir ... --output_dir ...",
+            f"  hf-mim pretrain RECIPE --tokenizer_name_or_path {output_dir} ...",
+            "where RECIPE is beitv2-vitb16 or another one of BEiT v2.",
         ]
 
     def facts(self) -> dict:
         config = self.config
         return {
+            "native": False,
             "codebook_size": config.codebook_size,
             "teacher": config.teacher,
             "teacher_license": config.teacher_license,

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from ..evaluation.code_usage import code_statistics
 from ..evaluation.features import image_batches
+from ..modeling.code_usage import code_statistics
 from ..modeling.modeling_vqkd import VQKDModel
 from .frozen_target import FrozenTargetTrainer
 from .gradients import BEITV2_WITHOUT_DECAY, decayed_parameter_names
