@@ -517,6 +517,24 @@ class TestFineTuningFromPreTraining:
             assert_same(model(**inputs), expected, rtol=1e-5, atol=1e-5)
 
     @torch.no_grad()
+    def test_an_encoder_does_not_take_the_table_from_its_head_branch(self, folder):
+        model = Beitv2ForPreTraining.from_pretrained(folder).eval()
+        inputs = TestBeitv2ForPreTraining().training_inputs(model.config)
+        expected = model(**inputs)
+        with pytest.raises(ValueError, match="call this on the whole model"):
+            model.beitv2.unshare_relative_position_bias()
+        assert_same(model(**inputs), expected)
+        model.unshare_relative_position_bias()
+        assert_same(model(**inputs), expected, atol=1e-5)
+        encoder = Beitv2Model.from_pretrained(folder)
+        encoder.unshare_relative_position_bias()
+        assert encoder.shared_position_bias is None
+        # Without a head branch there is nobody else.
+        plain = TestBeitv2ForPreTraining().make_model(head_layers=0)
+        plain.beitv2.unshare_relative_position_bias()
+        assert plain.beitv2.shared_position_bias is None
+
+    @torch.no_grad()
     @pytest.mark.parametrize("overrides", [{}, PER_BLOCK])
     @pytest.mark.parametrize("size", [40, [16, 40]])
     def test_another_size_for_good(self, folder, overrides, size):

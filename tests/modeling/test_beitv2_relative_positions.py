@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_mim import Beitv2Config
 from hf_mim.modeling.relative_position_beitv2 import Beitv2RelativePositionBias, spline_matrix
@@ -93,6 +94,25 @@ def test_other_types(dtype):
     bias = filled((3, 4)).to(dtype)
     assert bias((5, 4)).dtype == dtype
     torch.testing.assert_close(bias((5, 4)).float(), filled((3, 4))((5, 4)), rtol=1e-2, atol=2e-2)
+
+
+class NoDouble(TorchDispatchMode):
+    """A device without double precision, but for matrices that are made and converted on the CPU."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        assert output.dtype != torch.float64 or "spline_matrix" in str(function), function
+        return output
+
+
+@torch.no_grad()
+def test_devices_without_double_precision(monkeypatch):
+    bias = filled((3, 4))
+    expected = bias.resized_table((5, 4))
+    monkeypatch.setattr("hf_mim.modeling.relative_position_beitv2.WITHOUT_DOUBLE", ("cpu",))
+    with NoDouble(), torch.autocast("cpu", torch.bfloat16):
+        actual = bias.resized_table((5, 4))
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_a_frozen_table_stays_frozen():

@@ -102,6 +102,21 @@ def test_each_view_is_normalised_for_its_network(tmp_path, second_size, patch_si
     assert len(logs_of(trainer)) == 4
 
 
+def test_normalised_views_are_put_in_the_tokenizers_scale(tmp_path):
+    trainer = make_trainer(tmp_path)
+    raw = trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
+    expected = trainer._prepare_inputs(dict(raw))
+    given = {**raw, "pixel_values": expected["pixel_values"].clone()}
+    inputs = trainer._prepare_inputs(dict(given))
+    assert torch.equal(inputs["pixel_values"], expected["pixel_values"])
+    torch.testing.assert_close(inputs["target_pixel_values"], expected["target_pixel_values"], rtol=0, atol=1e-5)
+    own = torch.rand(8, 3, 16, 16)
+    assert torch.equal(trainer._prepare_inputs(given | {"target_pixel_values": own})["target_pixel_values"], own)
+    trainer.processing_class = None
+    with pytest.raises(ValueError, match="normalised pixel_values need processing_class"):
+        trainer._prepare_inputs(given)
+
+
 def test_what_is_logged_and_deployed(tmp_path):
     trainer = make_trainer(tmp_path, max_steps=2)
     before = {name: value.clone() for name, value in trainer.teacher.state_dict().items()}

@@ -1,10 +1,13 @@
 """Frozen teachers: the features of each kind of model are those that its parts give when they are called by hand."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import (
+    AutoModel,
     BeitConfig,
     BeitModel,
     BertConfig,
@@ -47,6 +50,7 @@ from hf_mim import (
     IBotForPreTraining,
     IBotModel,
 )
+from hf_mim.analysis.encoders import load_encoder
 from hf_mim.training.teachers import FeatureTeacher, load_teacher
 
 
@@ -301,8 +305,44 @@ def test_images_of_one_channel_are_grey(tmp_path):
     teacher = load_teacher(str(tmp_path), (4, 4))
     grey = images(channels=1)
     assert torch.equal(teacher(grey), teacher(grey.expand(-1, 3, -1, -1)))
-    with pytest.raises(ValueError, match=r"images of 3 channels \(or 1\), got 4"):
+    with pytest.raises(ValueError, match="takes images of 3 channels, got 4"):
         teacher(images(channels=4))
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_students_and_teachers_of_other_channels(tmp_path, channels):
+    """As many channels as the student, or three where it has one."""
+    model = saved(ViTModel(ViTConfig(**VIT, num_channels=channels)), tmp_path)
+    mean, std = [0.4] * channels, [0.2] * channels
+    ViTImageProcessorPil(image_mean=mean, image_std=std).save_pretrained(tmp_path)
+    teacher = load_teacher(str(tmp_path), (4, 4), num_channels=channels)
+    pixels = images(channels=channels)
+    torch.testing.assert_close(teacher(pixels), vit(model, (pixels - 0.4) / 0.2), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=f"takes images of {channels} channels, got 3"):
+        teacher(images())
+    with pytest.raises(ValueError, match=f"takes images of {channels} channels, the student of 3"):
+        load_teacher(str(tmp_path), (4, 4))
+
+
+@pytest.mark.parametrize(("channels", "works"), [(1, True), (3, True), (4, False)])
+def test_students_of_a_teacher_of_three_channels(tmp_path, channels, works):
+    saved(ViTModel(ViTConfig(**VIT)), tmp_path)
+    if works:
+        assert load_teacher(str(tmp_path), (4, 4), num_channels=channels)(images(channels=channels)).shape[1] == 16
+    else:
+        with pytest.raises(ValueError, match="takes images of 3 channels, the student of 4"):
+            load_teacher(str(tmp_path), (4, 4), num_channels=channels)
+
+
+def test_a_teacher_without_pooler_is_loaded_quietly(tmp_path, caplog):
+    logging.getLogger("transformers").propagate = True
+    saved(ViTModel(ViTConfig(**VIT), add_pooling_layer=False), tmp_path)
+    load_teacher(str(tmp_path), (4, 4))
+    load_encoder(tmp_path)
+    assert not caplog.records
+    # Others hear of it.
+    AutoModel.from_pretrained(tmp_path)
+    assert "pooler" in caplog.text
 
 
 def test_license_and_name(tmp_path):
@@ -345,7 +385,7 @@ def test_a_feature_that_there_is_not(tmp_path, feature, message):
 
 
 def test_other_channels_and_other_kinds_are_refused():
-    with pytest.raises(ValueError, match="takes 1 channels; it has to take 3"):
+    with pytest.raises(ValueError, match="takes images of 1 channels, the student of 3"):
         FeatureTeacher(ViTModel(ViTConfig(**VIT, num_channels=1)), (4, 4), [0.5], [0.5])
     with pytest.raises(ValueError, match="BertModel takes input_ids: it is not a vision model"):
         FeatureTeacher(BertModel(BertConfig(**TEXT)), (4, 4), MEAN, STD)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoImageProcessor, AutoModel, BaseImageProcessor, PreTrainedModel
 
+from ..evaluation.load_report import without_load_report
 from ..modeling.modeling_vqkd import VQKDModel
 
 
@@ -24,7 +25,8 @@ def load_encoder(source: str | Path) -> tuple[PreTrainedModel, BaseImageProcesso
     if str(source).startswith(("/", ".", "~")) and not Path(source).is_dir():
         raise ValueError(f"{source}: there is no such folder; MODEL is a folder or a model id of the Hub")
     try:
-        model, report = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        with without_load_report():
+            model, report = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"{source}: no model can be loaded ({str(error).strip().splitlines()[0]})") from error
     try:

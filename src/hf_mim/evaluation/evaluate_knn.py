@@ -13,6 +13,7 @@ from ..data.files import replaced_file
 from ..data.sources import load_image_dataset, random_subset
 from .features import POOLINGS, extract_features
 from .knn import knn_accuracy
+from .load_report import without_load_report
 
 
 KS = (10, 20, 100, 200)
@@ -152,7 +153,8 @@ def _load_image_processor(source: str | Path) -> BaseImageProcessor:
 
 def _load_model(source: str | Path, pooling: str) -> PreTrainedModel:
     try:
-        model, report = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        with without_load_report():
+            model, report = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise ValueError(f"{source}: no model can be loaded ({_first_line(error)})") from error
     # transformers fills what a checkpoint lacks with random numbers; most encoders come without a pooler

@@ -202,9 +202,15 @@ class Beitv2PreTrainedModel(VisionPreTrainedModel):
         fine-tuning; outputs stay the same, and the configuration is updated.
 
         Raises:
-            ValueError: If the model has no shared table.
+            ValueError: If the model has no shared table, or if it is the encoder in a pre-training model, whose head
+                branch takes part.
         """
         encoder = self.base_model
+        if self is encoder and self.pretraining_init and self.config.head_layers > 0:
+            raise ValueError(
+                "the head branch of pre-training uses the shared table too: call this on the whole model, or on an "
+                "encoder that is loaded by itself"
+            )
         if encoder.shared_position_bias is None:
             raise ValueError("the model has no shared table of relative positions (use_shared_relative_position_bias)")
         shared = encoder.shared_position_bias

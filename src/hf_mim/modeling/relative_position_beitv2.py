@@ -4,6 +4,7 @@ Relative position bias of BEiT v2 (`modeling_finetune.py`) and its resizing (`ru
 Shapes: a window of H x W patches, N = H·W, h attention heads.
 """
 
+import contextlib
 import functools
 
 import numpy as np
@@ -12,6 +13,10 @@ from scipy.interpolate import make_interp_spline
 from torch import nn
 
 from .configuration_beitv2 import Beitv2Config
+
+
+# Devices that have no double precision: Apple's GPUs.
+WITHOUT_DOUBLE = ("mps",)
 
 
 class Beitv2RelativePositionBias(nn.Module):
@@ -54,10 +59,13 @@ class Beitv2RelativePositionBias(nn.Module):
         if grid == self.grid_size:
             return table
         known, sides = [2 * side - 1 for side in self.grid_size], [2 * side - 1 for side in grid]
-        rows, columns = (spline_matrix(*pair).to(table.device) for pair in zip(known, sides, strict=True))
-        # The matrices are in double precision: a table costs nothing, and rounds only once.
-        offsets = table[:-3].double().unflatten(0, known)
-        offsets = torch.einsum("ai,bj,ijh->abh", rows, columns, offsets)
+        # In double precision, where there is one, a table costs nothing, and rounds only once.
+        device = table.device.type
+        dtype = torch.float32 if device in WITHOUT_DOUBLE else torch.float64
+        rows, columns = (spline_matrix(*pair).to(dtype).to(table.device) for pair in zip(known, sides, strict=True))
+        # Autocast leaves double precision alone.
+        with torch.autocast(device, enabled=False) if dtype == torch.float32 else contextlib.nullcontext():
+            offsets = torch.einsum("ai,bj,ijh->abh", rows, columns, table[:-3].to(dtype).unflatten(0, known))
         return torch.cat((offsets.flatten(0, 1).to(table.dtype), table[-3:]))
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from ..modeling.modeling_vqkd import VQKDModel
 from .beitv2_arguments import Beitv2TrainingArguments
 from .frozen_target import FrozenTargetTrainer
 from .gradients import BEITV2_WITHOUT_DECAY, decayed_parameter_names
-from .teachers import source_name
+from .teachers import normalized_images, plain_images, source_name
 
 
 class Beitv2Trainer(FrozenTargetTrainer):
@@ -55,11 +55,20 @@ class Beitv2Trainer(FrozenTargetTrainer):
         return decayed_parameter_names(model, BEITV2_WITHOUT_DECAY)
 
     def normalize_inputs(self, inputs: dict[str, torch.Tensor]):
-        views = inputs.get("target_pixel_values", inputs["pixel_values"])
+        views, has_own = inputs.get("target_pixel_values", inputs["pixel_values"]), "target_pixel_values" in inputs
         super().normalize_inputs(inputs)
+        processor, own = self.processing_class, self.tokenizer_processor
         if views.dtype == torch.uint8:
-            processor = self.tokenizer_processor
-            views = normalize_views(views, processor.image_mean, processor.image_std)
+            views = normalize_views(views, own.image_mean, own.image_std)
+        elif not has_own:
+            # They are as the student sees them.
+            if processor is None:
+                raise ValueError(
+                    "normalised pixel_values need processing_class, the image processor, or target_pixel_values, "
+                    "normalised for the tokenizer"
+                )
+            images = plain_images(views, processor.image_mean, processor.image_std)
+            views = normalized_images(images, own.image_mean, own.image_std)
         inputs["target_pixel_values"] = views
 
     def compute_targets(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

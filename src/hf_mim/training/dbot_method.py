@@ -47,6 +47,7 @@ class DBotMethod(Method):
                     args.teacher_feature,
                     resize=args.teacher_resize,
                     cls_token=True,
+                    num_channels=config.num_channels,
                     cache_dir=self.model_args.cache_dir,
                     token=self.model_args.token,
                 )

@@ -39,6 +39,7 @@ class DBotSymmetricMethod(BeitMethod):
                 config.grid_size,
                 args.teacher_feature,
                 args.teacher_resize,
+                num_channels=config.num_channels,
                 cache_dir=self.model_args.cache_dir,
                 token=self.model_args.token,
             )

@@ -9,6 +9,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, BaseImageProcessor, CLIPVisionModelWithProjection, PreTrainedModel
 from transformers.utils import cached_file
 
+from ..evaluation.load_report import without_load_report
+
 
 FEATURES = ("auto", "projected", "normed", "raw")
 
@@ -36,6 +38,8 @@ class FeatureTeacher(nn.Module):
         resize (`"input"` or `"features"`, defaults to `"input"`): What is resized where the grids differ: the images,
             or (bilinearly) the features that the model gives at its own `image_size`.
         cls_token (`bool`, defaults to `False`): The features begin with the CLS token's, if the model has one.
+        num_channels (`int`, defaults to 3): Channels of the student's images: as many as the model takes, or one,
+            which a model of three channels gets three times.
         name (`str`, *optional*): Where the model comes from, for messages and results.
         license (`str`, *optional*): Its licence.
 
@@ -44,7 +48,8 @@ class FeatureTeacher(nn.Module):
         has_cls_token (`bool`): Whether the features begin with that of the CLS token.
 
     Raises:
-        ValueError: If the model is not a vision model of 3 channels, lacks the feature, or cannot give it on the grid.
+        ValueError: If the model is not a vision model of these channels, lacks the feature, or cannot give it on the
+            grid.
     """
 
     def __init__(
@@ -56,6 +61,7 @@ class FeatureTeacher(nn.Module):
         feature: str = "auto",
         resize: str = "input",
         cls_token: bool = False,
+        num_channels: int = 3,
         name: str | None = None,
         license: str | None = None,
     ):
@@ -68,8 +74,11 @@ class FeatureTeacher(nn.Module):
         encoder = getattr(model, "vision_model", model)
         if encoder.main_input_name != "pixel_values":
             raise ValueError(f"the teacher {self.name} takes {encoder.main_input_name}: it is not a vision model")
-        if getattr(encoder.config, "num_channels", 3) != 3:
-            raise ValueError(f"the teacher {self.name} takes {encoder.config.num_channels} channels; it has to take 3")
+        self.num_channels = getattr(encoder.config, "num_channels", 3)
+        if not self._takes(num_channels):
+            raise ValueError(
+                f"the teacher {self.name} takes images of {self.num_channels} channels, the student of {num_channels}"
+            )
         self.encoder = encoder
         if hasattr(encoder.config, "mask_ratio"):
             # ViTMAE leaves out patches otherwise.
@@ -114,7 +123,8 @@ class FeatureTeacher(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """
         Args:
-            images (`torch.Tensor` of shape `(B, 3, H, W)` or `(B, 1, H, W)`): Values in 0..1, not normalised.
+            images (`torch.Tensor` of shape `(B, C, H, W)`): Values in 0..1, not normalised; C is what the model takes,
+                or 1 where that is 3.
 
         Returns:
             Features of shape `(B, N, D)`, the patches row after row, or `(B, 1+N, D)` with the CLS token's first.
@@ -122,14 +132,16 @@ class FeatureTeacher(nn.Module):
         Raises:
             ValueError: For another number of channels.
         """
-        if images.shape[1] not in (1, 3):
-            raise ValueError(f"the teacher {self.name} takes images of 3 channels (or 1), got {images.shape[1]}")
+        if not self._takes(images.shape[1]):
+            raise ValueError(
+                f"the teacher {self.name} takes images of {self.num_channels} channels, got {images.shape[1]}"
+            )
         if images.shape[-2:] != self.input_size:
             # Without antialiasing PyTorch has another bicubic kernel than Pillow, also where images grow.
             images = nn.functional.interpolate(
                 images.float(), self.input_size, mode="bicubic", align_corners=False, antialias=True
             ).clamp(0, 1)
-        pixel_values = (images.to(self.dtype).expand(-1, 3, -1, -1) - self.image_mean) / self.image_std
+        pixel_values = (images.to(self.dtype).expand(-1, self.num_channels, -1, -1) - self.image_mean) / self.image_std
         features = self.projection(self.norm(self._tokens(pixel_values))).to(self.dtype)
         if self._model_grid == self.grid:
             return features
@@ -137,6 +149,9 @@ class FeatureTeacher(nn.Module):
         maps = patches.transpose(1, 2).unflatten(2, self._model_grid)
         maps = nn.functional.interpolate(maps, self.grid, mode="bilinear", align_corners=False, antialias=True)
         return torch.cat((features[:, : -patches.shape[1]], maps.flatten(2).transpose(1, 2)), dim=1)
+
+    def _takes(self, num_channels: int) -> bool:
+        return num_channels == self.num_channels or (num_channels, self.num_channels) == (1, 3)
 
     def _tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Output of the last block: `[B, N, D]`, or with a CLS token `[B, 1+N, D]`."""
@@ -182,7 +197,7 @@ class FeatureTeacher(nn.Module):
     def _probe(self) -> torch.Tensor:
         """Features of one image."""
         try:
-            return self(torch.zeros(1, 3, *self.input_size))
+            return self(torch.zeros(1, self.num_channels, *self.input_size))
         except Exception as error:
             rows, columns = self.grid
             height, width = self.input_size
@@ -203,7 +218,7 @@ class FeatureTeacher(nn.Module):
         """Which student would fit: one with the grid that the model was made for, if that works."""
         try:
             self.grid = self._model_grid = self._own_grid()
-            self(torch.zeros(1, 3, *self.input_size))
+            self(torch.zeros(1, self.num_channels, *self.input_size))
         except Exception:
             return ""
         rows, columns = self.grid
@@ -219,6 +234,7 @@ def load_teacher(
     feature: str = "auto",
     resize: str = "input",
     cls_token: bool = False,
+    num_channels: int = 3,
     **hub_options: str | None,
 ) -> FeatureTeacher:
     """
@@ -228,7 +244,7 @@ def load_teacher(
         name_or_path (`str`): Folder or Hub id of any vision model of transformers or of this package, with its image
             processor; of CLIP and the like the image tower is used, of models with a head their encoder.
         grid (`tuple[int, int]`): Rows and columns of the student's patches.
-        feature, resize, cls_token: As for [`FeatureTeacher`].
+        feature, resize, cls_token, num_channels: As for [`FeatureTeacher`].
         **hub_options: `revision`, `token`, `cache_dir`, as for `from_pretrained`.
 
     Raises:
@@ -240,9 +256,10 @@ def load_teacher(
     if config.architectures == ["CLIPVisionModelWithProjection"]:
         # It has the model type of the tower alone.
         model_class = CLIPVisionModelWithProjection
-    model, info = model_class.from_pretrained(
-        name_or_path, dtype=torch.float32, output_loading_info=True, **hub_options
-    )
+    with without_load_report():
+        model, info = model_class.from_pretrained(
+            name_or_path, dtype=torch.float32, output_loading_info=True, **hub_options
+        )
     lost = sorted(name for name in info["missing_keys"] if "pooler." not in name)
     if lost:
         raise ValueError(f"the teacher {name_or_path} lacks {len(lost)} tensors, such as {lost[0]}")
@@ -258,6 +275,7 @@ def load_teacher(
         feature,
         resize,
         cls_token,
+        num_channels,
         name=source_name(name_or_path),
         license=_license(name_or_path, **hub_options),
     )
@@ -265,11 +283,14 @@ def load_teacher(
 
 def plain_images(pixel_values: torch.Tensor, image_mean: list[float], image_std: list[float]) -> torch.Tensor:
     """Normalised images `[B, C, H, W]` as the values in 0..1 that a [`FeatureTeacher`] takes."""
-    mean, std = (
-        torch.tensor(values, dtype=pixel_values.dtype, device=pixel_values.device).view(-1, 1, 1)
-        for values in (image_mean, image_std)
-    )
+    mean, std = (pixel_values.new_tensor(values).view(-1, 1, 1) for values in (image_mean, image_std))
     return (pixel_values * std + mean).clamp(0, 1)
+
+
+def normalized_images(images: torch.Tensor, image_mean: list[float], image_std: list[float]) -> torch.Tensor:
+    """Images `[B, C, H, W]` with values in 0..1, normalised."""
+    mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (image_mean, image_std))
+    return (images - mean) / std
 
 
 def source_name(name_or_path: str) -> str:

@@ -40,6 +40,7 @@ class VQKDMethod(Method):
                 args.teacher_model_name_or_path,
                 config.grid_size,
                 args.teacher_feature,
+                num_channels=config.num_channels,
                 cache_dir=self.model_args.cache_dir,
                 token=self.model_args.token,
             )
