@@ -4,6 +4,8 @@ from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
+from .configuration_checks import check_counts, check_heads, check_image_size, check_rates, grid_of
+
 
 @strict
 class Beitv2Config(BackboneConfigMixin, PreTrainedConfig):
@@ -110,34 +112,22 @@ class Beitv2Config(BackboneConfigMixin, PreTrainedConfig):
     @property
     def grid_size(self) -> tuple[int, int]:
         """Rows and columns of patches for which the position tables are made."""
-        size = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
-        return size[0] // self.patch_size, size[1] // self.patch_size
+        return grid_of(self)
 
     def validate_architecture(self):
         """Called by `@strict` after every construction; raises `ValueError` for sizes that do not fit together."""
-        for name in (
+        check_counts(
+            self,
             "hidden_size",
             "num_hidden_layers",
             "num_attention_heads",
             "intermediate_size",
             "patch_size",
             "num_channels",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
-                f"({self.num_attention_heads})"
-            )
-        size = [self.image_size] if isinstance(self.image_size, int) else list(self.image_size)
-        if not isinstance(self.image_size, int) and len(size) != 2:
-            raise ValueError(f"image_size must be one number or (height, width), got {size}")
-        if any(side < self.patch_size or side % self.patch_size for side in size):
-            raise ValueError(f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size})")
-        for name in ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        )
+        check_heads(self)
+        check_image_size(self)
+        check_rates(self, "drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob")
         if self.layer_scale_init_value < 0:
             raise ValueError(f"layer_scale_init_value must be 0 (none) or positive, got {self.layer_scale_init_value}")
         if self.regression_loss not in (None, "negcosine", "l2", "l1", "smooth_l1"):

@@ -4,6 +4,8 @@ from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
+from .configuration_checks import check_counts, check_heads, check_image_size, check_rates, grid_of
+
 
 @strict
 class DBotConfig(BackboneConfigMixin, PreTrainedConfig):
@@ -118,12 +120,12 @@ class DBotConfig(BackboneConfigMixin, PreTrainedConfig):
     @property
     def grid_size(self) -> tuple[int, int]:
         """Rows and columns of patches of an image of `image_size`."""
-        size = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
-        return size[0] // self.patch_size, size[1] // self.patch_size
+        return grid_of(self)
 
     def validate_architecture(self):
         """Called by `@strict` after every construction; raises `ValueError` for sizes that do not fit together."""
-        for name in (
+        check_counts(
+            self,
             "hidden_size",
             "num_attention_heads",
             "intermediate_size",
@@ -134,30 +136,19 @@ class DBotConfig(BackboneConfigMixin, PreTrainedConfig):
             "decoder_num_attention_heads",
             "decoder_intermediate_size",
             "target_dim",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        )
         if self.num_hidden_layers < 0:
             raise ValueError(f"num_hidden_layers must be 0 (no blocks) or positive, got {self.num_hidden_layers}")
         for part in ("", "decoder_"):
-            width, heads = getattr(self, f"{part}hidden_size"), getattr(self, f"{part}num_attention_heads")
-            if width % heads:
-                raise ValueError(
-                    f"{part}hidden_size ({width}) must be a multiple of {part}num_attention_heads ({heads})"
-                )
+            check_heads(self, part)
+            width = getattr(self, f"{part}hidden_size")
             if width % 4:
                 raise ValueError(f"{part}hidden_size ({width}) must be a multiple of 4: sines and cosines of 2 axes")
-        size = [self.image_size] if isinstance(self.image_size, int) else list(self.image_size)
-        if not isinstance(self.image_size, int) and len(size) != 2:
-            raise ValueError(f"image_size must be one number or (height, width), got {size}")
-        if any(side < self.patch_size or side % self.patch_size for side in size):
-            raise ValueError(f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size})")
+        check_image_size(self)
         rates = ["mask_ratio", "drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"]
         if self.decoder_drop_path_rate is not None:
             rates.append("decoder_drop_path_rate")
-        for name in rates:
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        check_rates(self, *rates)
         if self.layer_scale_init_value < 0:
             raise ValueError(f"layer_scale_init_value must be 0 (none) or positive, got {self.layer_scale_init_value}")
         if self.norm_targets and self.target_dim == 1:

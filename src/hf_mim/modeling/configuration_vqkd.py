@@ -3,6 +3,8 @@
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
+from .configuration_checks import check_counts, check_heads, check_image_size, grid_of
+
 
 @strict
 class VQKDConfig(PreTrainedConfig):
@@ -82,12 +84,12 @@ class VQKDConfig(PreTrainedConfig):
     @property
     def grid_size(self) -> tuple[int, int]:
         """Rows and columns of patches for which the position tables are made."""
-        size = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
-        return size[0] // self.patch_size, size[1] // self.patch_size
+        return grid_of(self)
 
     def validate_architecture(self):
         """Called by `@strict` after every construction; raises `ValueError` for sizes that do not fit together."""
-        for name in (
+        check_counts(
+            self,
             "hidden_size",
             "num_hidden_layers",
             "decoder_num_hidden_layers",
@@ -97,19 +99,9 @@ class VQKDConfig(PreTrainedConfig):
             "num_channels",
             "codebook_dim",
             "target_dim",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
-                f"({self.num_attention_heads})"
-            )
-        size = [self.image_size] if isinstance(self.image_size, int) else list(self.image_size)
-        if not isinstance(self.image_size, int) and len(size) != 2:
-            raise ValueError(f"image_size must be one number or (height, width), got {size}")
-        if any(side < self.patch_size or side % self.patch_size for side in size):
-            raise ValueError(f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size})")
+        )
+        check_heads(self)
+        check_image_size(self)
         if self.codebook_size < 2:
             raise ValueError(f"codebook_size must be at least 2: one code says nothing, got {self.codebook_size}")
         if not 0 <= self.codebook_decay <= 1:
