@@ -199,7 +199,7 @@ def original_names(weights):
     """Weights of the student or of the tokenizer under the baseline's names, with query, key and value in one."""
     renamed = {}
     for name, tensor in weights.items():
-        if name.startswith(("decoder.", "decode_", "quantizer.initialized")) or name.endswith(
+        if name.startswith(("decoder.", "decode_", "quantizer.initialized", "quantizer.idle_steps")) or name.endswith(
             ("k_proj.weight", "v_proj.weight")
         ):
             continue
