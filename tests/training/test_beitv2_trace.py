@@ -39,8 +39,14 @@ def test_trace(beitv2_golden, tmp_path):
     tokenizer = VQKDModel(VQKDConfig(**sizes, num_hidden_layers=1, codebook_size=61, kmeans_init=False))
     codes = iter([golden[f"in/codes_{step}"] for step in range(4)])
     tokenizer.encode = lambda pixel_values: next(codes)
+    # The tokenizer's answers are recorded, whatever it sees.
     batches = iter(
-        [{name: golden[f"in/{name}_{step}"] for name in ("pixel_values", "bool_masked_pos")} for step in range(4)]
+        {
+            "pixel_values": golden[f"in/pixel_values_{step}"],
+            "target_pixel_values": golden[f"in/pixel_values_{step}"],
+            "bool_masked_pos": golden[f"in/bool_masked_pos_{step}"],
+        }
+        for step in range(4)
     )
     recorder = Recorder()
     trainer = Beitv2Trainer(
