@@ -31,14 +31,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
-from torch.profiler import profile
 
 from hf_mim import Beitv2Config, Beitv2ForPreTraining, VQKDConfig, VQKDModel
 from hf_mim.data.masking import BlockMaskGenerator
 from hf_mim.modeling.image_processing_pil_beitv2 import Beitv2ImageProcessorPil
 from hf_mim.training.beitv2_arguments import Beitv2TrainingArguments
 from hf_mim.training.beitv2_trainer import Beitv2Trainer
-from turns import THREADS, Meter, StepEnds, print_comparison, take_turns
+from turns import THREADS, Meter, Profiler, StepEnds, print_comparison, take_turns
 
 
 WIDTH, DEPTH, HEADS, PATCH, GRID, CODES, CODE_DIM = 768, 12, 12, 16, 14, 8192, 32
@@ -299,29 +298,6 @@ def run_ours(student_weights, tokenizer_weights, batches, meter):
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Measuring
-
-
-class Profiler:
-    """In place of a [`Meter`]: prints the operators on which the last step spends its time."""
-
-    def __init__(self, steps):
-        self.remaining = steps
-        self.profile = profile()
-
-    def start(self):
-        self.step()
-
-    def step(self):
-        self.remaining -= 1
-        if self.remaining == 0:
-            self.profile.start()
-        elif self.remaining < 0:
-            self.profile.stop()
-            print(
-                self.profile.key_averages().table(
-                    sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=60
-                )
-            )
 
 
 def make_batches(steps, batch_size):
