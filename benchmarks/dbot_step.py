@@ -13,10 +13,12 @@ minute to minute.
 - step: a whole step, targets included, in two processes: losses of the first steps from the same weights, images and
   noise, time per step, and the growth of resident memory while the steps run. The baseline is a step in the manner of
   MAE, written from the description of the original (`models_mae.py`, `engine_pretrain.py`): explicit softmax
-  attention, prediction, normalised targets and loss of all rows, loops over tensors for clipping and AdamW. The other
-  side is `DBotTrainer.train()`. Stochastic depth, which draws other random numbers on both sides, is off.
+  attention, prediction, normalised targets and loss of all rows, branches that are computed and then multiplied by 0
+  where stochastic depth drops them, loops over tensors for clipping and AdamW. The other side is
+  `DBotTrainer.train()`. Both drop the same samples.
 
-`--part` measures one of these only, `--profile` prints where one step of each side spends its time instead.
+`--part` measures one of these only, `--drop_path_rate 0` a step without stochastic depth; `--profile` prints where one
+step of each side spends its time instead.
 """
 
 import argparse
@@ -31,6 +33,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
+from transformers import TrainerCallback
 
 from hf_mim import DBotConfig, DBotForPreTraining
 from hf_mim.modeling.modeling_dbot import sincos_positions
@@ -54,9 +57,9 @@ PARTS = ("encoder", "decoder", "step")
 
 
 class Block(nn.Module):
-    def __init__(self, width, heads):
+    def __init__(self, width, heads, rate):
         super().__init__()
-        self.heads = heads
+        self.heads, self.rate = heads, rate
         self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
@@ -69,18 +72,28 @@ class Block(nn.Module):
         attention = attention.softmax(dim=-1)
         return self.proj((attention @ value).transpose(1, 2).reshape(rows, length, width))
 
+    def drop_path(self, branch):
+        if self.rate == 0:
+            return branch
+        keep = 1 - self.rate
+        return branch / keep * (torch.rand(len(branch), 1, 1) < keep)
+
     def forward(self, x):
-        x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        x = x + self.drop_path(self.attention(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+def blocks(width, heads, depth, rate):
+    return nn.ModuleList(Block(width, heads, rate * i / (depth - 1)) for i in range(depth))
 
 
 class Encoder(nn.Module):
-    def __init__(self):
+    def __init__(self, rate):
         super().__init__()
         self.patch_embed = nn.Conv2d(3, WIDTH, PATCH, PATCH)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, WIDTH))
         self.register_buffer("positions", sincos_positions(WIDTH, (GRID, GRID)), persistent=False)
-        self.blocks = nn.ModuleList(Block(WIDTH, HEADS) for _ in range(DEPTH))
+        self.blocks = blocks(WIDTH, HEADS, DEPTH, rate)
         self.norm = nn.LayerNorm(WIDTH, eps=1e-6)
 
     def forward(self, images, noise=None):
@@ -102,12 +115,12 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self):
+    def __init__(self, rate):
         super().__init__()
         self.embed = nn.Linear(WIDTH, DECODER_WIDTH)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, DECODER_WIDTH))
         self.register_buffer("positions", sincos_positions(DECODER_WIDTH, (GRID, GRID)), persistent=False)
-        self.blocks = nn.ModuleList(Block(DECODER_WIDTH, DECODER_HEADS) for _ in range(DECODER_DEPTH))
+        self.blocks = blocks(DECODER_WIDTH, DECODER_HEADS, DECODER_DEPTH, rate)
         self.norm = nn.LayerNorm(DECODER_WIDTH, eps=1e-6)
         self.prediction = nn.Linear(DECODER_WIDTH, WIDTH)
 
@@ -123,9 +136,9 @@ class Decoder(nn.Module):
 
 
 class Student(nn.Module):
-    def __init__(self):
+    def __init__(self, rate):
         super().__init__()
-        self.encoder, self.decoder = Encoder(), Decoder()
+        self.encoder, self.decoder = Encoder(rate), Decoder(rate)
 
     def forward(self, images, noise, targets):
         x, mask, ids_restore = self.encoder(images, noise)
@@ -172,8 +185,8 @@ def original_names(weights):
     return renamed
 
 
-def run_baseline(weights, batches, meter):
-    student, teacher = Student(), Encoder()
+def run_baseline(weights, batches, rate, meter):
+    student, teacher = Student(rate), Encoder(0.0)
     student.load_state_dict(original_names(weights))
     weights.clear()
     teacher.load_state_dict(student.encoder.state_dict())
@@ -188,6 +201,7 @@ def run_baseline(weights, batches, meter):
     meter.start()
 
     for step, batch in enumerate(batches):
+        torch.manual_seed(step)
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / len(batches)))
         with torch.no_grad():
@@ -208,13 +222,18 @@ def run_baseline(weights, batches, meter):
 # This package
 
 
-def student_config():
-    return DBotConfig(drop_path_rate=0.0)
+def student_config(rate=0.0):
+    return DBotConfig(drop_path_rate=rate)
 
 
-def run_ours(weights, batches, meter):
+class SeedEachStep(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        torch.manual_seed(state.global_step)
+
+
+def run_ours(weights, batches, rate, meter):
     with torch.device("meta"):
-        student = DBotForPreTraining(student_config())
+        student = DBotForPreTraining(student_config(rate))
     student.load_state_dict(weights, assign=True)
     batch_size = len(batches[0]["pixel_values"])
     with tempfile.TemporaryDirectory() as folder:
@@ -236,7 +255,7 @@ def run_ours(weights, batches, meter):
             args=args,
             data_collator=lambda samples: dict(next(remaining)),
             train_dataset=[{}] * (batch_size * len(batches)),
-            callbacks=[StepEnds(meter)],
+            callbacks=[SeedEachStep(), StepEnds(meter)],
         )
         trainer.train()
     return [{"loss": log["loss"]} for log in trainer.state.log_history if "loss" in log]
@@ -337,7 +356,8 @@ def measure_step(options):
     weights = {name: tensor.clone() for name, tensor in load_file(options.weights).items()}
     meter = Profiler(options.steps) if options.profile else Meter()
     run = run_ours if options.side == "ours" else run_baseline
-    print(json.dumps(run(weights, make_batches(options.steps, options.batch_size), meter)))
+    batches = make_batches(options.steps, options.batch_size)
+    print(json.dumps(run(weights, batches, options.drop_path_rate, meter)))
 
 
 def compare_steps(options):
@@ -345,7 +365,8 @@ def compare_steps(options):
         torch.manual_seed(SEED)
         options.weights = os.path.join(folder, "student")
         save_file(DBotForPreTraining(student_config()).state_dict(), options.weights)
-        arguments = ["--weights", options.weights, "--steps", options.steps, "--batch_size", options.batch_size]
+        names = ("weights", "steps", "batch_size", "drop_path_rate")
+        arguments = [text for name in names for text in (f"--{name}", getattr(options, name))]
         if options.profile:
             for options.side in SIDES:
                 print(options.side)
@@ -361,6 +382,7 @@ def main():
     parser.add_argument("--batch_size", type=int, default=4, help="images per step")
     parser.add_argument("--steps", type=int, default=12, help="steps of each side")
     parser.add_argument("--loss_steps", type=int, default=4, help="steps whose losses are compared")
+    parser.add_argument("--drop_path_rate", type=float, default=0.2, help="of the whole step")
     parser.add_argument("--profile", action="store_true", help="print the operators of the last whole step instead")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--weights", help=argparse.SUPPRESS)
