@@ -44,7 +44,15 @@ def test_a_signal_between_the_last_step_of_an_epoch_and_its_end_waits():
         assert signals.stopping
 
 
-def test_a_signal_after_the_last_step_takes_its_usual_effect():
+@pytest.fixture
+def usual_interrupt():
+    """A shell lets its background jobs ignore the interrupt."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_after_the_last_step_takes_its_usual_effect(usual_interrupt):
     with pytest.raises(KeyboardInterrupt):
         with StopSignals():
             signal.raise_signal(signal.SIGINT)
