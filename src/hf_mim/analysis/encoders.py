@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoImageProcessor, AutoModel, BaseImageProcessor, PreTrainedModel
 
-from ..evaluation.load_report import without_load_report
+from ..modeling.load_report import without_load_report
 from ..modeling.modeling_vqkd import VQKDModel
 
 

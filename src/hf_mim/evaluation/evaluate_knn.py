@@ -11,9 +11,9 @@ from transformers import AutoImageProcessor, AutoModel, BaseImageProcessor, PreT
 
 from ..data.files import replaced_file
 from ..data.sources import load_image_dataset, random_subset
+from ..modeling.load_report import without_load_report
 from .features import POOLINGS, extract_features
 from .knn import knn_accuracy
-from .load_report import without_load_report
 
 
 KS = (10, 20, 100, 200)

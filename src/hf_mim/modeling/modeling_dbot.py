@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
-from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .backbone import VisionBackbone
 from .configuration_dbot import DBotConfig
 from .layers import (
     MeanPatchPooler,
@@ -274,7 +274,7 @@ class DBotModel(DBotPreTrainedModel):
         return self.layernorm(hidden_states) if layernorm else hidden_states
 
 
-class DBotBackbone(BackboneMixin, DBotPreTrainedModel):
+class DBotBackbone(VisionBackbone, DBotPreTrainedModel):
     """
     The encoder as a backbone: feature maps `[B, D, h, w]` of the stages in `config.out_features`.
 
@@ -289,28 +289,6 @@ class DBotBackbone(BackboneMixin, DBotPreTrainedModel):
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
         self.dbot = DBotModel(config)
         self.post_init()
-
-    @can_return_tuple
-    @filter_output_hidden_states
-    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
-        r"""
-        Args:
-            pixel_values (`[B, C, H, W]`): Normalised images; H and W are any multiples of the patch size.
-        """
-        kwargs["output_hidden_states"] = True
-        outputs = self.dbot(pixel_values, **kwargs)
-        grid = [side // self.config.patch_size for side in pixel_values.shape[-2:]]
-        feature_maps = ()
-        for stage, state in zip(self.stage_names, outputs.hidden_states, strict=True):
-            if stage in self.out_features:
-                if self.config.apply_layernorm:
-                    state = self.dbot.layernorm(state)
-                if self.config.reshape_hidden_states:
-                    state = state[:, 1:].transpose(1, 2).unflatten(2, grid).contiguous()
-                feature_maps += (state,)
-        return BackboneOutput(
-            feature_maps=feature_maps, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
 
 
 class DBotForImageClassification(DBotPreTrainedModel):

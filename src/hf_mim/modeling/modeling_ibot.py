@@ -7,13 +7,13 @@ Shapes: B images, G global and L local views, N patches, D channels, K and P pro
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
-from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .backbone import VisionBackbone
 from .configuration_ibot import IBotConfig
 from .head_ibot import IBotHead, IBotWeightNormLinear
 from .layers import (
@@ -165,7 +165,7 @@ class IBotModel(IBotPreTrainedModel):
         return tuple(self.layernorm(state) for state in hidden_states[-n:])
 
 
-class IBotBackbone(BackboneMixin, IBotPreTrainedModel):
+class IBotBackbone(VisionBackbone, IBotPreTrainedModel):
     """The encoder as a backbone: feature maps `[B, D, h, w]` of the stages in `config.out_features`."""
 
     def __init__(self, config: IBotConfig):
@@ -173,28 +173,6 @@ class IBotBackbone(BackboneMixin, IBotPreTrainedModel):
         self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
         self.ibot = IBotModel(config)
         self.post_init()
-
-    @can_return_tuple
-    @filter_output_hidden_states
-    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
-        r"""
-        Args:
-            pixel_values (`[B, C, H, W]`): Normalised images; H and W are any multiples of the patch size.
-        """
-        kwargs["output_hidden_states"] = True
-        outputs = self.ibot(pixel_values, **kwargs)
-        grid = [side // self.config.patch_size for side in pixel_values.shape[-2:]]
-        feature_maps = ()
-        for stage, state in zip(self.stage_names, outputs.hidden_states, strict=True):
-            if stage in self.out_features:
-                if self.config.apply_layernorm:
-                    state = self.ibot.layernorm(state)
-                if self.config.reshape_hidden_states:
-                    state = state[:, 1:].transpose(1, 2).unflatten(2, grid).contiguous()
-                feature_maps += (state,)
-        return BackboneOutput(
-            feature_maps=feature_maps, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
 
 
 class IBotForImageClassification(IBotPreTrainedModel):

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, BaseImageProcessor, CLIPVisionModelWithProjection, PreTrainedModel
 from transformers.utils import cached_file
 
-from ..evaluation.load_report import without_load_report
+from ..modeling.load_report import without_load_report
 
 
 FEATURES = ("auto", "projected", "normed", "raw")
