@@ -28,7 +28,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hf_mim import VQKDConfig
-from hf_mim.modeling.quantizer_vqkd import VQKDQuantizer, code_statistics
+from hf_mim.modeling.quantizer_vqkd import VQKDQuantizer, counts_and_sums
 
 
 DECAY, STEPS, SEED = 0.99, 20, 0
@@ -131,7 +131,7 @@ def compare(options):
         (
             "statistics",
             lambda: baseline.statistics(flat, baseline.one_hot(codes)),
-            lambda: code_statistics(flat, codes, options.codes),
+            lambda: counts_and_sums(flat, codes, options.codes),
         ),
         ("encode", lambda: encode(baseline, features[0]), lambda: encode(ours, features[0])),
         ("step", lambda: train(baseline, features[0], gradient), lambda: train(ours, features[0], gradient)),

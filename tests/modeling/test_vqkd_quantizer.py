@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hf_mim.modeling.configuration_vqkd import VQKDConfig
 from hf_mim.modeling.quantizer_vqkd import (
     VQKDQuantizer,
-    code_statistics,
+    counts_and_sums,
     mean_directions,
     most_similar,
     spherical_kmeans,
@@ -142,7 +142,7 @@ def test_sums_equal_one_hot_arithmetic(sizes):
     samples = unit_vectors(num_samples, channels, seed=seed)
     codes = torch.randint(0, num_codes, (num_samples,), generator=torch.Generator().manual_seed(seed))
     one_hot = torch.nn.functional.one_hot(codes, num_codes).float()
-    counts, sums = code_statistics(samples, codes, num_codes)
+    counts, sums = counts_and_sums(samples, codes, num_codes)
     assert torch.equal(counts, one_hot.sum(0).long())
     torch.testing.assert_close(sums, one_hot.t() @ samples, rtol=1e-5, atol=1e-5)
 

@@ -35,7 +35,7 @@ def most_similar(samples: torch.Tensor, vectors: torch.Tensor, offsets: torch.Te
     return torch.cat(best)
 
 
-def code_statistics(samples: torch.Tensor, codes: torch.Tensor, num_codes: int) -> tuple[torch.Tensor, torch.Tensor]:
+def counts_and_sums(samples: torch.Tensor, codes: torch.Tensor, num_codes: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Per code, how many of the samples `[M, C]` it has, `int64 [K]`, and their sum, `[K, C]`; `codes` is `[M]`."""
     counts = torch.zeros(num_codes, dtype=torch.int64, device=codes.device)
     counts.index_add_(0, codes, torch.ones_like(codes))
@@ -61,7 +61,7 @@ def spherical_kmeans(samples: torch.Tensor, means: torch.Tensor) -> tuple[torch.
         The means `[K, C]`, and how many samples each had in the last iteration, `int64 [K]`.
     """
     for _ in range(KMEANS_ITERATIONS):
-        counts, sums = code_statistics(samples, most_similar(samples, means), len(means))
+        counts, sums = counts_and_sums(samples, most_similar(samples, means), len(means))
         means = mean_directions(counts, sums, means)
     return means, counts
 
@@ -209,7 +209,7 @@ class VQKDQuantizer(nn.Module):
         self.initialized.fill_(True)
 
     def _collect(self, samples: torch.Tensor, codes: torch.Tensor):
-        counts, sums = code_statistics(samples, codes, len(self.codebook))
+        counts, sums = counts_and_sums(samples, codes, len(self.codebook))
         self._counts = counts if self._counts is None else self._counts + counts
         self._sums = sums if self._sums is None else self._sums + sums
         if self.revive_after_steps:

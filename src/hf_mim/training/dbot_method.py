@@ -12,10 +12,9 @@ from ..modeling.modeling_dbot import DBotModel
 from ..modeling.modeling_dbot_pretraining import DBotForPreTraining
 from .dbot_arguments import DBotTrainingArguments
 from .dbot_trainer import DBotTrainer
-from .loading import load_for_pretraining, named, pretraining_config
+from .loading import load_for_pretraining, load_named_teacher, pretraining_config
 from .method import Method
 from .processing import build_image_processor
-from .teachers import load_teacher
 
 
 class DBotMethod(Method):
@@ -40,17 +39,9 @@ class DBotMethod(Method):
             raise ValueError("use_mean_pooling is for fine-tuning: dBOT is trained with the CLS token")
         self.teacher = None
         if args.teacher_model_name_or_path is not None:
-            with named("teacher_model_name_or_path", self.args.teacher_model_name_or_path):
-                self.teacher = load_teacher(
-                    args.teacher_model_name_or_path,
-                    config.grid_size,
-                    args.teacher_feature,
-                    resize=args.teacher_resize,
-                    cls_token=True,
-                    num_channels=config.num_channels,
-                    cache_dir=self.model_args.cache_dir,
-                    token=self.model_args.token,
-                )
+            self.teacher = load_named_teacher(
+                args, self.model_args, config, resize=args.teacher_resize, cls_token=True
+            )
             if self.model_args.model_name_or_path is None:
                 config.target_dim = self.teacher.hidden_size
         return config

@@ -12,8 +12,7 @@ from ..modeling.modeling_beitv2 import Beitv2Model
 from .beit_method import BeitMethod
 from .dbot_symmetric_arguments import DBotSymmetricTrainingArguments
 from .dbot_symmetric_trainer import DBotSymmetricTrainer
-from .loading import named, pretraining_config
-from .teachers import load_teacher
+from .loading import load_named_teacher, pretraining_config
 
 
 class DBotSymmetricMethod(BeitMethod):
@@ -33,16 +32,7 @@ class DBotSymmetricMethod(BeitMethod):
         )
         if config.regression_loss is None:
             raise ValueError(f"{source} predicts codes, not features: continue from the encoder of its run instead")
-        with named("teacher_model_name_or_path", self.args.teacher_model_name_or_path):
-            self.teacher = load_teacher(
-                args.teacher_model_name_or_path,
-                config.grid_size,
-                args.teacher_feature,
-                args.teacher_resize,
-                num_channels=config.num_channels,
-                cache_dir=self.model_args.cache_dir,
-                token=self.model_args.token,
-            )
+        self.teacher = load_named_teacher(args, self.model_args, config, resize=args.teacher_resize)
         width = self.teacher.hidden_size
         if not config.name_or_path:
             # The head is new.

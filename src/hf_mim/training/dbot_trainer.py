@@ -273,14 +273,9 @@ class DBotTrainer(MIMTrainer):
 
     def continue_target(self, source: str, **hub_options):
         """Start with the teacher beside the model at `source`, unless this run has one from elsewhere."""
-        config = cached_file(
-            source,
-            "config.json",
-            subfolder=TEACHER_FOLDER,
-            _raise_exceptions_for_missing_entries=False,
-            **hub_options,
-        )
-        if self._first_teacher is None and (config or find_reference(source, **hub_options)):
+        if self._first_teacher is not None:
+            return
+        if self.has_target(source, **hub_options) or find_reference(source, **hub_options):
             self.teacher = self._load_bootstrapped(source, **hub_options)
 
     def _load_bootstrapped(self, source: str, **hub_options) -> DBotModel:

@@ -8,8 +8,10 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from .arguments import MIMTrainingArguments
 from .pretrain_arguments import ModelArguments
 from .recipe_parser import did_you_mean
+from .teachers import FeatureTeacher, load_teacher
 
 
 logger = logging.get_logger(__name__)
@@ -48,6 +50,18 @@ def named(option: str, source: str) -> Iterator[None]:
     except OSError as error:
         first = str(error).splitlines()[0]
         raise OSError(f"{option} {source}: no such folder, and nothing to be had from the Hub ({first})") from error
+
+
+def load_named_teacher(
+    args: MIMTrainingArguments, model_args: ModelArguments, config: PreTrainedConfig, **options
+) -> FeatureTeacher:
+    """The teacher that `args` name, on the student's grid; `options` go to [`load_teacher`]."""
+    source = args.teacher_model_name_or_path
+    hub = {"cache_dir": model_args.cache_dir, "token": model_args.token}
+    with named("teacher_model_name_or_path", source):
+        return load_teacher(
+            source, config.grid_size, args.teacher_feature, num_channels=config.num_channels, **options, **hub
+        )
 
 
 def pretraining_config(

@@ -169,8 +169,9 @@ class MIMTrainer(Trainer, ABC):
         except RuntimeError as error:
             raise ValueError(f"{source}/{TEACHER_FOLDER} is of another model: {error}") from error
 
-    def continue_target(self, source: str, **hub_options):
-        """Start from the target network beside the model at `source`, a folder or a Hub id, if there is one."""
+    @staticmethod
+    def has_target(source: str, **hub_options) -> bool:
+        """Whether there is a target network beside the model at `source`, a folder or a Hub id."""
         config = cached_file(
             source,
             "config.json",
@@ -178,7 +179,11 @@ class MIMTrainer(Trainer, ABC):
             _raise_exceptions_for_missing_entries=False,
             **hub_options,
         )
-        if config is not None:
+        return config is not None
+
+    def continue_target(self, source: str, **hub_options):
+        """Start from the target network beside the model at `source`, a folder or a Hub id, if there is one."""
+        if self.has_target(source, **hub_options):
             self.load_target(source, **hub_options)
 
     def whole_student(self) -> PreTrainedModel:

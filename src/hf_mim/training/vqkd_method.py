@@ -12,10 +12,9 @@ from ..data.crop_views import CropViews
 from ..modeling.configuration_vqkd import VQKDConfig
 from ..modeling.image_processing_pil_beitv2 import Beitv2ImageProcessorPil
 from ..modeling.modeling_vqkd import VQKDModel
-from .loading import load_for_pretraining, named, parse_config_overrides, pretraining_config
+from .loading import load_for_pretraining, load_named_teacher, parse_config_overrides, pretraining_config
 from .method import Method
 from .processing import build_image_processor
-from .teachers import load_teacher
 from .vqkd_arguments import VQKDTrainingArguments
 from .vqkd_trainer import VQKDTrainer
 
@@ -35,15 +34,7 @@ class VQKDMethod(Method):
         config = pretraining_config(self.model_args, VQKDConfig)
         if args.eval_on_start and source is None and config.kmeans_init:
             raise ValueError("eval_on_start: a new tokenizer has no codebook before its first step; leave it out")
-        with named("teacher_model_name_or_path", self.args.teacher_model_name_or_path):
-            self.teacher = load_teacher(
-                args.teacher_model_name_or_path,
-                config.grid_size,
-                args.teacher_feature,
-                num_channels=config.num_channels,
-                cache_dir=self.model_args.cache_dir,
-                token=self.model_args.token,
-            )
+        self.teacher = load_named_teacher(args, self.model_args, config)
         overrides = parse_config_overrides(self.model_args.config_overrides, VQKDConfig)
         if source is None and "target_dim" not in overrides:
             config.target_dim = self.teacher.hidden_size
