@@ -1,8 +1,5 @@
 """The native export of BEiT v2: the numbers of ours in plain transformers, where this package is not imported."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -18,6 +15,7 @@ from hf_mim import (
 )
 from hf_mim.hub.export import export_native, has_native_beit, native_image_processor
 
+from .fresh_process import run_fresh
 from .test_export import PLAIN_TRANSFORMERS, image_of_mode
 
 
@@ -156,9 +154,7 @@ def test_in_a_process_without_this_package(tmp_path):
     native_image_processor(processor).save_pretrained(tmp_path)
     image = image_of_mode("P")
     image.save(tmp_path / "image.png")
-    run = subprocess.run([sys.executable, "-c", PLAIN_TRANSFORMERS, str(tmp_path)], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert "newly initialized" not in run.stderr and "MISSING" not in run.stderr and "UNEXPECTED" not in run.stderr
+    run_fresh(PLAIN_TRANSFORMERS, {"FOLDER": str(tmp_path)})
 
     expected = model.beitv2(**processor(image, return_tensors="pt"))
     outputs = np.load(tmp_path / "out.npz")
