@@ -1,14 +1,16 @@
 """The model card of a run, filled from its options and metrics."""
 
+import re
 from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import PreTrainedConfig, TrainingArguments
 
 
 # The method's template fills the blocks of base.md.
 TEMPLATES = Environment(loader=PackageLoader("hf_mim", "model_cards"), undefined=StrictUndefined)
+BLOCK_TEMPLATES = TEMPLATES.overlay(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
 # The options that say how a model was trained, in the order of the card.
 TRAINING_OPTIONS = (
     "learning_rate",
@@ -107,3 +109,86 @@ def build_card(
         total_batch=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         config=config,
     )
+
+
+def rename_card(card: str, repo_id: str) -> str:
+    """
+    The card of a model under the name of the repository that it goes to: title and `model_name` become the name of
+    the repository, and what its section "Use" loads becomes `repo_id`.
+
+    Args:
+        card (`str`): Text of a `README.md`; one without metadata, title or section "Use" stays without.
+        repo_id (`str`): The repository, `"organisation/name"` or `"name"`.
+
+    Returns:
+        The text of the new card.
+    """
+    renamed = ModelCard(card, ignore_metadata_errors=True)
+    renamed.data.model_name = repo_id.split("/")[-1]
+    text = re.sub(r"^# .*$", f"# {renamed.data.model_name}", renamed.text, count=1, flags=re.MULTILINE)
+    before, heading, rest = text.partition("\n## Use\n")
+    use, end, rest = rest.partition("\n## ")
+    loaded = re.search(r"""from_pretrained\(["']([^"']+)["']""", use)
+    if loaded:
+        use = re.sub(rf"(?<![\w./-]){re.escape(loaded[1])}(?![\w./-])", lambda _: repo_id, use)
+    renamed.text = "".join((before, heading, use, end, rest))
+    return f"---\n{renamed.data.to_yaml()}\n---\n{renamed.text}"
+
+
+def build_pretraining_card(
+    repo_id: str, encoder_repo_id: str, config: PreTrainedConfig, encoder_card: str, with_code: bool
+) -> str:
+    """
+    The card of the repository with a full pre-training model, beside the one with its encoder.
+
+    Licence, data sets, base model and tags come from the card of the encoder, and so do its sections "Licence",
+    "Limits" and "Citation".
+
+    Args:
+        repo_id (`str`): The repository of the full model.
+        encoder_repo_id (`str`): The repository of the encoder.
+        config (`PreTrainedConfig`): Configuration of the full model.
+        encoder_card (`str`): Text of the encoder's card.
+        with_code (`bool`): Whether the repository holds the code of the model.
+
+    Returns:
+        The text of `README.md`.
+    """
+    encoder = ModelCard(encoder_card, ignore_metadata_errors=True)
+    name = repo_id.split("/")[-1]
+    known = ("license", "license_name", "license_link", "datasets", "base_model", "tags")
+    data = ModelCardData(
+        library_name="transformers" if with_code else "hf_mim",
+        model_name=name,
+        **{field: encoder.data.get(field) for field in known},
+    )
+    method, parts, target = _full_model(config)
+    sections = re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", encoder.text, flags=re.MULTILINE | re.DOTALL)
+    return BLOCK_TEMPLATES.get_template("pretraining.md").render(
+        card_data=data.to_yaml(),
+        name=name,
+        repo_id=repo_id,
+        encoder=encoder_repo_id,
+        method=method,
+        parts=parts,
+        target=target,
+        with_code=with_code,
+        trust=", trust_remote_code=True" if with_code else "",
+        sections={heading: text.strip() for heading, text in sections if heading in ("Licence", "Limits", "Citation")},
+    )
+
+
+def _full_model(config: PreTrainedConfig) -> tuple[str, str, str]:
+    """The method of a full model, what is in it beside the encoder, and which options its training needs."""
+    if config.model_type in ("ibot", "ibot_swin"):
+        prototypes = f"{config.out_dim:,} prototypes"
+        if not config.shared_head:
+            prototypes += f" for the CLS token and {config.patch_out_dim:,} for patches"
+        return "ibot", f"student with its projection head of {prototypes}, and in `teacher/` the teacher", ""
+    if config.model_type == "dbot":
+        return "dbot", f"encoder and the decoder that predicts features of {config.target_dim:,} numbers", ""
+    if config.regression_loss is not None:
+        parts = f"encoder with mask token and the head that predicts features of {config.vocab_size:,} numbers"
+        return "dbot_symmetric", parts, " \\\n    --teacher_model_name_or_path TEACHER"
+    parts = "encoder with mask token and the head, or heads, that predict one of "
+    return "beitv2", f"{parts}{config.vocab_size:,} codes", " \\\n    --tokenizer_name_or_path TOKENIZER"
