@@ -106,6 +106,7 @@ _LAZY = {
     "VQKDCollator": "data.collator_vqkd",
     "VQKDTrainer": "training.vqkd_trainer",
     "VQKDTrainingArguments": "training.vqkd_arguments",
+    "convert_checkpoint": "hub.convert",
     "export_native": "hub.export",
     "layer_decay_groups": "training.layer_decay",
     "load_teacher": "training.teachers",

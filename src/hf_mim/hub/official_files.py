@@ -1,0 +1,205 @@
+"""Reading the checkpoint files of the original codes: pickles without running code from them, wrappers taken off."""
+
+import argparse
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+
+# Where a checkpoint keeps the network that the original evaluates; the first one found counts.
+NETWORK_ENTRIES = ("model", "module", "state_dict")
+# What a training run keeps beside the networks. Anything else that holds tensors is an error.
+TRAINING_ENTRIES = (
+    "optimizer",
+    "optimizers",
+    "scheduler",
+    "schedulers",
+    "lr_scheduler",
+    "scaler",
+    "fp16_scaler",
+    "model_ema",
+)
+# Wrappers that stand before the name of a tensor, in any order, also repeatedly.
+WRAPPERS = ("module.", "_orig_mod.", "backbone.")
+# Wrappers which are also the name of a part: only if they stand before every tensor of the encoder.
+ENCODER_WRAPPERS = ("encoder.", "model.", "net.")
+
+
+@dataclass
+class OfficialCheckpoint:
+    """
+    What a checkpoint of an original code holds, as far as it concerns this package.
+
+    Attributes:
+        name (`str`): File name, for messages.
+        networks (`dict[str, dict[str, Tensor]]`): State dicts under official names, without the wrappers' prefixes and
+            with weight norm in its old spelling (`weight_g`, `weight_v`): `"student"` and `"teacher"` of a full iBOT
+            checkpoint, otherwise one `"model"`. The tensors may lie in a memory-mapped file: copy them before use.
+        centers (`dict[str, Tensor]`): `center` `[1, K]` and `center2` `[1, 1, P]` of a full iBOT checkpoint.
+        args (`dict`): The options of the run that wrote the file, if it holds them.
+        dropped (`list[str]`): Entries of the file that are left behind, with the reason.
+    """
+
+    name: str
+    networks: dict[str, dict[str, Tensor]]
+    centers: dict[str, Tensor] = field(default_factory=dict)
+    args: dict[str, Any] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
+
+
+class _Unneeded:
+    """Takes the place of the NumPy scalars in optimizer states, which are not used: nothing of NumPy is called."""
+
+    def __init__(self, *arguments):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+# All that an official file may name beside tensors and containers. Learning rates are NumPy scalars there, because the
+# schedules are NumPy arrays (`main_ibot.py`); NumPy 1 and 2 give the function that makes them two names.
+ALLOWED = [
+    argparse.Namespace,
+    (_Unneeded, "numpy.core.multiarray.scalar"),
+    (_Unneeded, "numpy._core.multiarray.scalar"),
+    (_Unneeded, "numpy.dtype"),
+    (_Unneeded, "_codecs.encode"),
+]
+
+
+def read_official(source: str | Path | Mapping) -> OfficialCheckpoint:
+    """
+    Read a checkpoint of an original code.
+
+    Args:
+        source (`str`, `Path` or `Mapping`): A `.safetensors` file, a file of `torch.save` of any age, or what it
+            holds: a state dict, or a dict with one in `student` and `teacher`, `model`, `module` or `state_dict`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no checkpoint, or damaged; if it names classes or functions that tensors do not need (no
+            code of the file is ever run); if it holds tensors in an entry whose meaning is not known.
+    """
+    if isinstance(source, Mapping):
+        return _unpacked(source, "the state dict")
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"{source}: no such file")
+    if path.is_dir():
+        raise ValueError(f"{source} is a folder: give the checkpoint file (a folder of hf_mim needs no conversion)")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path.name} holds a {type(content).__name__}, not a checkpoint, which is a dict of tensors")
+    return _unpacked(content, path.name)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path.name} is damaged, or not a safetensors file ({error}): download it again") from error
+
+
+def _read_pickle(path: Path) -> Any:
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if not start:
+        raise ValueError(f"{path.name} is empty: download it again")
+    if start.lstrip().startswith((b"<", b"{")):
+        raise ValueError(f"{path.name} is a text or web page, not a checkpoint: the download has failed")
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path.name} is a Git LFS pointer: fetch the file itself with `git lfs pull`")
+    is_zip = zipfile.is_zipfile(path)
+    if start.startswith(b"PK") and not is_zip:
+        raise ValueError(f"{path.name} is incomplete, its end is missing: download it again")
+    try:
+        with torch.serialization.safe_globals(ALLOWED):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        if named := re.search(r"GLOBAL (\S+)", str(error)):
+            raise ValueError(
+                f"{path.name} holds code: it names {named[1]}, which no checkpoint of these methods needs. Nothing of "
+                f"it was run. If you trust the file, save the state dict alone and convert that"
+            ) from error
+        raise ValueError(f"{path.name} is not a checkpoint, or damaged: torch.load cannot read it") from error
+    except Exception as error:  # whatever a damaged file makes of the unpickler
+        raise ValueError(f"{path.name} is not a checkpoint, or damaged: torch.load cannot read it") from error
+
+
+def _unpacked(content: Mapping, name: str) -> OfficialCheckpoint:
+    """Networks, centres and options out of the nested dicts of a file."""
+    args = content.get("args")
+    args = dict(vars(args)) if isinstance(args, argparse.Namespace) else {}
+    dropped = [f"{key}: state of the training run" for key in TRAINING_ENTRIES if key in content]
+    taken = {"args", "epoch", *TRAINING_ENTRIES}
+    centers = {}
+    if isinstance(content.get("student"), Mapping) and isinstance(content.get("teacher"), Mapping):
+        networks = {"student": content["student"], "teacher": content["teacher"]}
+        centers = dict(content.get("ibot_loss") or {})
+        taken |= {"student", "teacher", "ibot_loss"}
+    else:
+        entries = ("teacher", "student", *NETWORK_ENTRIES)
+        entry = next((key for key in entries if isinstance(content.get(key), Mapping)), None)
+        if entry is None:
+            # The file is the state dict.
+            return OfficialCheckpoint(name, {"model": _state_dict(content, name)})
+        taken.add(entry)
+        inner = content[entry]
+        while len(inner) == 1 and isinstance(next(iter(inner.values())), Mapping):
+            inner = next(iter(inner.values()))
+        networks = {"model": inner}
+    for key, value in content.items():
+        if key not in taken and _holds_tensors(value):
+            raise ValueError(f"{name} holds tensors in {key!r} beside {', '.join(networks)}: their use is not known")
+    networks = {network: _state_dict(weights, name) for network, weights in networks.items()}
+    return OfficialCheckpoint(name, networks, centers, args, dropped)
+
+
+def _holds_tensors(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_tensors, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_tensors, value))
+    return isinstance(value, Tensor)
+
+
+def _state_dict(weights: Mapping, name: str) -> dict[str, Tensor]:
+    """The tensors under their bare names."""
+    others = [key for key, value in weights.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
+    if others or not weights:
+        raise ValueError(
+            f"{name} is not a checkpoint of tensors: {others[0]!r} is a {type(weights[others[0]]).__name__}"
+            if others
+            else f"{name} holds no tensors"
+        )
+    bare: dict[str, str] = {key: _unwrapped(key) for key in weights}
+    for wrapper in ENCODER_WRAPPERS:
+        if f"{wrapper}cls_token" in bare.values() and not any(
+            inner.startswith(("decoder.", "quantize.")) for inner in bare.values()
+        ):
+            bare = {key: _unwrapped(inner.removeprefix(wrapper)) for key, inner in bare.items()}
+    found: dict[str, str] = {}
+    for key, inner in bare.items():
+        if inner in found:
+            raise ValueError(f"{name} holds {found[inner]} and {key}, which are the same tensor once unwrapped")
+        found[inner] = key
+    return {inner: weights[key].detach() for key, inner in bare.items()}
+
+
+def _unwrapped(key: str) -> str:
+    """`key` without leading wrappers, without those of compiled blocks, and with weight norm in its old spelling."""
+    key = key.replace("_orig_mod.", "")
+    while key.startswith(WRAPPERS):
+        key = key.split(".", 1)[1]
+    key = key.replace(".parametrizations.weight.original0", ".weight_g")
+    return key.replace(".parametrizations.weight.original1", ".weight_v")

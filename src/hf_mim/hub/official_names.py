@@ -1,0 +1,114 @@
+"""What the conversions of all families share: sizes from shapes, and loading in which nothing may be left over."""
+
+import difflib
+from collections.abc import Mapping
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+
+# Attention heads of the published Vision Transformers, by width; the shapes do not tell them.
+HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
+
+
+def published_heads(width: int, num_attention_heads: int | None) -> int:
+    """
+    The number of attention heads: `num_attention_heads` if given, else that of the published model of this width.
+
+    Raises:
+        ValueError: If none is given and there is no published model of this width.
+    """
+    if num_attention_heads is not None:
+        return num_attention_heads
+    if width not in HEADS:
+        known = ", ".join(map(str, HEADS))
+        raise ValueError(
+            f"num_attention_heads must be given: a width of {width} is not a published one ({known}), and the weights "
+            f"do not tell"
+        )
+    return HEADS[width]
+
+
+def square_side(num_patches: int) -> int | None:
+    """Patches along one side of a square grid of `num_patches`, None if there is none."""
+    side = round(num_patches**0.5)
+    return side if side * side == num_patches else None
+
+
+def split_qkv(block: str, kind: str, joint: Tensor) -> dict[str, Tensor]:
+    """The joint projection `[3D, ...]` of the attention `block` as the `kind` (weight or bias) of q, k and v."""
+    return {f"{block}.{name}_proj.{kind}": part for name, part in zip("qkv", joint.chunk(3), strict=True)}
+
+
+def checked_config(config_class: type[PreTrainedConfig], fields: dict, overrides: dict) -> PreTrainedConfig:
+    """
+    A configuration from what the weights tell and what the user says, which wins.
+
+    Raises:
+        ValueError: For an override that the configuration does not have (the nearest name is given), or sizes that do
+            not fit together.
+    """
+    known = config_class.__dataclass_fields__
+    for name in overrides:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f", did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"config_overrides: {config_class.__name__} has no {name!r}{hint}")
+    try:
+        return config_class(**fields | overrides)
+    except StrictDataclassError as error:
+        raise ValueError(f"configuration of the model: {error.__cause__ or error}") from error
+
+
+def load_strictly(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, weights: Mapping[str, Tensor], source_name: str
+) -> PreTrainedModel:
+    """
+    A model with these weights, in float32 and eval mode, and with its own copy of them.
+
+    It is built without memory and gets the weights assigned, so that there is one copy of what is used and none of
+    what is not. Half precision and float64 become float32; integers keep their values.
+
+    Args:
+        model_class (`type`): Class of the model.
+        config (`PreTrainedConfig`): Its configuration.
+        weights (`Mapping[str, Tensor]`): Under the names of this package; those that could not be translated under
+            their official ones. They may be views of each other, and lie in a memory-mapped file.
+        source_name (`str`): File name, for messages.
+
+    Raises:
+        ValueError: If a tensor is missing, left over, or of another shape; it is named.
+    """
+    with torch.device("meta"):
+        model = model_class(config)
+    expected = model.state_dict()
+    unexpected = [name for name in weights if name not in expected]
+    missing = [name for name in expected if name not in weights]
+    if unexpected or missing:
+        raise ValueError(
+            f"{source_name} does not fit {model_class.__name__}: "
+            + "; ".join(
+                f"{problem} {_listed(names)}"
+                for problem, names in (("not used", unexpected), ("missing", missing))
+                if names
+            )
+        )
+    for name, tensor in weights.items():
+        if tensor.shape != expected[name].shape:
+            raise ValueError(
+                f"{source_name} does not fit {model_class.__name__}: {name} has shape {list(tensor.shape)}, "
+                f"{list(expected[name].shape)} is wanted"
+            )
+    owned = {
+        name: tensor.detach().to(expected[name].dtype, copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in weights.items()
+    }
+    model.load_state_dict(owned, strict=True, assign=True)
+    return model.eval()
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
