@@ -1,0 +1,168 @@
+"""The checkpoints that the authors publish: where they lie, what they are, and what the authors report of them."""
+
+import difflib
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+
+import yaml
+
+
+# What the authors measure, as the tables call it.
+FIGURES = {
+    "knn": "k-NN",
+    "linear": "linear",
+    "finetuned": "fine-tuned",
+    "finetuned_256": "fine-tuned at 256 px",
+    "finetuned_384": "fine-tuned at 384 px",
+    "finetuned_512": "fine-tuned at 512 px",
+    "top1": "top-1",
+    "top5": "top-5",
+    "coco_box_ap": "COCO box AP",
+    "ade20k_miou": "ADE20K mIoU",
+    "codes_used": "codes in use",
+}
+
+
+@dataclass(frozen=True)
+class PublishedTeacher:
+    """A network that others learned from: its name, the page of its authors, their licence, its id on the Hub."""
+
+    name: str
+    page: str
+    license: str
+    hub_id: str
+
+
+@dataclass(frozen=True)
+class CatalogueEntry:
+    """
+    A published checkpoint.
+
+    Attributes:
+        name (`str`): As in `hf-mim convert NAME`; that of the recipe, where the recipe trains such a model.
+        method (`str`): iBOT, BEiT v2 or dBOT.
+        paper, page (`str`): Addresses of the paper and of the authors' repository.
+        license (`str`): Licence of that repository, by its identifier on the Hub. None states another one for weights.
+        family (`str`): Family of the converter.
+        architecture (`str`): Such as `"ViT-B/16"`; of Swin, the number is the window.
+        data (`str`): What it was pre-trained on.
+        masks (`str`, *optional*): `"block"` or `"random"`; a tokenizer has none.
+        epochs (`int`, *optional*): Of the pre-training, where the authors' repository states them.
+        network (`str`, *optional*): Which of iBOT's networks `encoder_url` holds and the figures belong to.
+        teacher (`PublishedTeacher`, *optional*): The network whose features were learned, directly or as codes.
+        first_teacher (`str`, *optional*): The teacher of dBOT's first stage, where it is not a published one.
+        classes (`int`, *optional*): Classes of a classifier.
+        finetuned_on (`str`, *optional*): Data and epochs of a classifier's training.
+        note (`str`, *optional*): What else sets it apart.
+        url (`str`, *optional*): Address of the file that holds most; None where only `share` has it.
+        encoder_url (`str`, *optional*): Address of a smaller file with the encoder alone.
+        share (`str`, *optional*): Page of a cloud share, from which a person has to fetch the file.
+        reported (`dict[str, float]`): Figures of the authors in percent, by the names in `FIGURES`.
+    """
+
+    name: str
+    method: str
+    paper: str
+    page: str
+    license: str
+    family: str
+    architecture: str
+    data: str
+    masks: str | None = None
+    epochs: int | None = None
+    network: str | None = None
+    teacher: PublishedTeacher | None = None
+    first_teacher: str | None = None
+    classes: int | None = None
+    finetuned_on: str | None = None
+    note: str | None = None
+    url: str | None = None
+    encoder_url: str | None = None
+    share: str | None = None
+    reported: dict[str, float] = field(default_factory=dict)
+
+
+@cache
+def load_catalogue() -> dict[str, CatalogueEntry]:
+    """All entries by name, in the order of `catalogue.yaml`."""
+    file = resources.files("hf_mim.hub") / "catalogue.yaml"
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    teachers = {name: PublishedTeacher(**facts) for name, facts in content["teachers"].items()}
+    catalogue = {}
+    for name, facts in content["checkpoints"].items():
+        source = dict(content["sources"][facts.pop("source")])
+        files = source.pop("files")
+        for key, address in (("file", "url"), ("encoder_file", "encoder_url")):
+            if key in facts:
+                facts[address] = files + facts.pop(key)
+        if "teacher" in facts:
+            facts["teacher"] = teachers[facts["teacher"]]
+        catalogue[name] = CatalogueEntry(name=name, **source, **facts)
+    return catalogue
+
+
+def find_entry(name: str) -> CatalogueEntry:
+    """
+    The published checkpoint of this name.
+
+    Raises:
+        ValueError: If there is none; the nearest name is in the message.
+    """
+    catalogue = load_catalogue()
+    if name not in catalogue:
+        nearest = difflib.get_close_matches(name, list(catalogue), n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"{name}: no such file, and no published checkpoint of that name; did you mean '{nearest}'? "
+            "(hf-mim convert --list names all)"
+        )
+    return catalogue[name]
+
+
+def format_catalogue() -> str:
+    """The table that `hf-mim convert --list` prints, one line per checkpoint, and what its columns mean."""
+    header = (
+        "NAME",
+        "ARCHITECTURE",
+        "MASKS",
+        "TRAINED ON",
+        "EPOCHS",
+        "HOLDS",
+        "LICENCE",
+        "REPORTED BY THE AUTHORS (%)",
+    )
+    rows = [header] + [
+        (
+            entry.name,
+            entry.architecture,
+            entry.masks or "-",
+            entry.data.replace("ImageNet-", "IN-"),
+            str(entry.epochs or "-"),
+            _holds(entry),
+            entry.license,
+            ", ".join(f"{FIGURES[key]} {value:.1f}" for key, value in entry.reported.items()) or "-",
+        )
+        for entry in load_catalogue().values()
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    pages = dict.fromkeys(f"  {entry.method}: {entry.page}" for entry in load_catalogue().values())
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "hf-mim convert NAME OUT downloads and converts one. Figures are of ImageNet-1K and were measured by the",
+            "authors; a licence is that of their repository, which states no other one for the weights.",
+            *pages,
+        ]
+    )
+
+
+def _holds(entry: CatalogueEntry) -> str:
+    if entry.share:
+        return "in a cloud share"
+    if entry.family == "vqkd":
+        return "tokenizer"
+    if entry.classes:
+        return f"classifier, {entry.classes:,}"
+    return "student and teacher" if entry.network else "pre-training model"
