@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from huggingface_hub import HfApi
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, BeitConfig, BeitModel, dynamic_module_utils
@@ -21,6 +22,7 @@ from hf_mim.hub.remote_code import AUTO_MAPS, IMAGE_PROCESSORS, MODELING, add_co
 from hf_mim.modeling import relative_position_beitv2
 
 from .fresh_process import run_fresh
+from .loopback import TOKEN
 
 
 SIZES = dict(hidden_size=32, num_attention_heads=4, image_size=24, patch_size=8, initializer_range=0.2)
@@ -263,6 +265,51 @@ def test_the_package_wins_where_it_is_imported(root, method):
         assert type(model) is type(pretraining_model(method).base_model)
         assert type(AutoConfig.from_pretrained(root / method, **flag)) is type(model.config)
         assert type(AutoImageProcessor.from_pretrained(root / method, **flag)) is type(image_processor(method))
+
+
+FROM_THE_HUB = """
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoBackbone, AutoModel, AutoModelForPreTraining, AutoImageProcessor
+
+trusted = dict(trust_remote_code=True)
+for name, options in (("ibot", dict(subfolder="teacher")), ("beitv2", dict())):
+    backbone = AutoBackbone.from_pretrained(f"org/{{name}}", out_indices=[1], **trusted)
+    encoder = AutoModel.from_pretrained(f"org/{{name}}", **trusted)
+    model = AutoModelForPreTraining.from_pretrained(f"org/{{name}}", **options, **trusted)
+    processor = AutoImageProcessor.from_pretrained(f"org/{{name}}", **trusted)
+    assert all(type(part).__module__.startswith("transformers_modules.org.") for part in (backbone, model, processor))
+    inputs = load_file(f"{root}/{{name}}-inputs.safetensors")
+    images = inputs["pixel_values"].flatten(0, -4)
+    with torch.no_grad():
+        results = {{
+            "loss": model(**inputs).loss,
+            "map": backbone(images).feature_maps[0],
+            "tokens": encoder(images).last_hidden_state,
+        }}
+    save_file(results, f"{root}/{{name}}-hub.safetensors")
+"""
+
+
+@torch.no_grad()
+def test_from_the_hub(root, loopback_hub):
+    """There the code of a repository has one place, and a backbone can be loaded by name."""
+    api = HfApi(endpoint=loopback_hub.url, token=TOKEN)
+    for method in ("ibot", "beitv2"):
+        api.create_repo(f"org/{method}")
+        api.upload_folder(repo_id=f"org/{method}", folder_path=root / method)
+    environment = loopback_hub.environment | {"HF_MODULES_CACHE": str(root / "hub-modules")}
+    run_fresh(FROM_THE_HUB.format(root=root), environment)
+    for method, backbone_class in (("ibot", hf_mim.IBotBackbone), ("beitv2", hf_mim.Beitv2Backbone)):
+        inputs, model = inputs_of(method), pretraining_model(method)
+        images = inputs["pixel_values"].flatten(0, -4)
+        backbone = backbone_class.from_pretrained(root / method, out_indices=[1]).eval()
+        expected = {
+            "loss": (shaken(pretraining_model(method)) if method == "ibot" else model)(**inputs).loss,
+            "map": backbone(images).feature_maps[0],
+            "tokens": model.base_model(images).last_hidden_state,
+        }
+        assert_saved(root / f"{method}-hub.safetensors", expected)
 
 
 def test_what_is_in_the_folder(root, tmp_path):
