@@ -352,6 +352,8 @@ def test_what_is_in_the_folder(root, tmp_path):
     assert not list((tmp_path / "next").glob("*.py"))
     assert "auto_map" not in (tmp_path / "next" / "config.json").read_text()
     assert "auto_map" not in (tmp_path / "next" / "preprocessor_config.json").read_text()
+    # Nor does a native processor name the code of the one that it was made from.
+    assert "auto_map" not in native_image_processor(AutoImageProcessor.from_pretrained(tmp_path)).to_dict()
 
 
 def test_folders_that_get_no_code(tmp_path):

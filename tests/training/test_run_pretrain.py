@@ -16,6 +16,7 @@ from transformers import AutoModel, AutoModelForPreTraining, ViTModel
 
 from hf_mim import IBotConfig, cli
 from hf_mim.data.collator_ibot import IBotCollator
+from hf_mim.hub.remote_code import add_code
 from hf_mim.training import ibot_method, run_pretrain
 from hf_mim.training.loading import parse_config_overrides
 from hf_mim.training.recipe_parser import list_recipes
@@ -87,17 +88,21 @@ def test_a_finished_run_is_left_alone(finished, pictures, capsys):
 @pytest.mark.parametrize("source", ["pretraining", "checkpoint-8", ".", "pretraining/teacher"])
 def test_continue_from(finished, pictures, tmp_path, source):
     """A full model brings its teacher and centres along, an encoder gets a new head; the learning rate is 0 here."""
-    folder = finished[0] / source
+    folder, output = shutil.copytree(finished[0] / source, tmp_path / "source"), tmp_path / "run"
+    if source == "pretraining":
+        add_code(folder)
     options = ("--train_dir", pictures, "--model_name_or_path", folder, "--learning_rate", 0, "--momentum_teacher", 1)
     sizes = SIZES.partition("out_dim")[2] if source == "." else ""
-    pretrain(*options, "--config_overrides", f"out_dim{sizes}" if sizes else "", output=tmp_path)
-    student = AutoModelForPreTraining.from_pretrained(tmp_path / "pretraining")
-    teacher = AutoModelForPreTraining.from_pretrained(tmp_path / "pretraining", subfolder="teacher")
+    pretrain(*options, "--config_overrides", f"out_dim{sizes}" if sizes else "", output=output)
+    student = AutoModelForPreTraining.from_pretrained(output / "pretraining")
+    teacher = AutoModelForPreTraining.from_pretrained(output / "pretraining", subfolder="teacher")
     if source == ".":
         native = ViTModel.from_pretrained(folder, add_pooling_layer=False).state_dict()
         for name, value in native.items():
             assert torch.equal(student.ibot.state_dict()[name], value), name
         return
+    # What this run saves may not name code that lies beside the model it continues from.
+    assert not any("auto_map" in file.read_text() for file in output.rglob("*.json"))
     expected = AutoModelForPreTraining.from_pretrained(folder).state_dict()
     for name, value in student.state_dict().items():
         assert torch.equal(value, expected[name]), name

@@ -258,4 +258,5 @@ def native_image_processor(
         from transformers import ViTImageProcessor as native_class
     settings = processor.to_dict()
     del settings["image_processor_type"]
+    settings.pop("auto_map", None)
     return native_class(**settings)

@@ -104,6 +104,8 @@ def pretraining_config(
     if other:
         raise ValueError(f"{args.model_name_or_path} has weights for another {other[0]} than {overrides[other[0]]}")
     if isinstance(config, config_class):
+        # It names files of code, which are not in the folder of this run.
+        vars(config).pop("auto_map", None)
         config.update(overrides)
         config.validate_architecture()
         return config
