@@ -21,6 +21,7 @@ verbs:
   analyze codes TOKENIZER IMAGES ...       pictures of which patches share a code, and how often each is used
   analyze distance MODEL IMAGES ...        how far each head looks in each layer, of one or several encoders
   analyze svd MODEL IMAGES ...             how few directions the patch features of each layer fill
+  convert SOURCE OUTPUT_DIR                a checkpoint of an original code as a model of this package or transformers
   check-data SOURCE                        reads every image once; names the unreadable ones and the duplicates
   env                                      versions, devices and back ends; belongs into every bug report
 
@@ -29,7 +30,7 @@ verbs:
 
 A mistake in the arguments or the data is reported in one line; HF_MIM_DEBUG=1 shows the traceback as well.
 """
-VERBS = ("pretrain", "evaluate", "analyze", "check-data", "env")
+VERBS = ("pretrain", "evaluate", "analyze", "convert", "check-data", "env")
 EVALUATIONS = ("knn",)
 ANALYSES = ("codes", "distance", "svd")
 
@@ -87,6 +88,10 @@ def _run(arguments: list[str]) -> int:
             from hf_mim.analysis import analyze_properties
 
             analyze_properties.main(rest)
+    elif verb == "convert":
+        from hf_mim.hub import convert_command
+
+        convert_command.main(rest)
     elif verb == "check-data":
         from hf_mim.data import check_data
 

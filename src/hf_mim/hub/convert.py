@@ -6,17 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.image_utils import PILImageResampling
 
+from ..data.files import replaced_folder
 from ..modeling.image_processing_pil_ibot import IBotImageProcessorPil
 from ..modeling.modeling_ibot import IBotForImageClassification
+from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
+from .export import export_native, native_image_processor
 from .official_files import OfficialCheckpoint, read_official
-from .official_ibot import convert_ibot, ibot_options, is_ibot
+from .official_ibot import convert_ibot, ibot_options, is_ibot, unknown_to_ibot
 
 
 FAMILIES = ("ibot",)
+# As a trainer names them beside its model.
+TEACHER_FOLDER, CENTERS_FILE = "teacher", "centers.safetensors"
 # What other codes' checkpoints can be told by, and what that says about them.
 OTHERS = (
     (
@@ -28,7 +34,6 @@ OTHERS = (
     ("embeddings.patch_embeddings.", "a model of transformers, which `from_pretrained` reads"),
     ("vit.embeddings.", "a model of transformers, which `from_pretrained` reads"),
     ("0.module.linear.", "linear classifiers without their encoder: join them first (analysis/combine_ckpt.py)"),
-    ("linear.weight", "a linear classifier without its encoder: join them first (analysis/combine_ckpt.py)"),
     ("decode_head.", "a segmentation model: convert the encoder's own file"),
 )
 
@@ -45,8 +50,8 @@ class ConvertedCheckpoint:
         config (`PreTrainedConfig`): That of `model`.
         centers (`dict[str, Tensor]`): `cls_center` `[K]` and `patch_center` `[P]` of a full iBOT checkpoint, as
             [`IBotTrainer`] keeps them beside its teacher; otherwise empty.
-        dropped (`list[str]`): What the file holds besides, and why it is left behind.
-        image_processor (`BaseImageProcessor`, *optional*): The transform with which the original evaluates it.
+        dropped (`list[str]`): What of the file is left behind or changed, and why.
+        image_processor (`BaseImageProcessor`): The transform with which the original evaluates the model.
     """
 
     model: PreTrainedModel
@@ -71,7 +76,9 @@ def convert_checkpoint(
 
     Args:
         source (`str`, `Path` or `Mapping`): A `.pth`, `.pt`, `.bin` or `.safetensors` file, or what it holds.
-        family (`str`, *optional*): `"ibot"`; found from the names of the tensors when not given.
+        family (`str`, *optional*): `"ibot"`; found from the names of the tensors when not given. A plain ViT with a
+            CLS token (DINO's encoder, timm's) has the names of iBOT's encoder and is the same function at its own
+            image size.
         num_attention_heads (`int`, *optional*): Attention heads of the encoder; those of the published model of this
             width when not given.
         **config_overrides: Fields of the configuration that the weights do not tell, or tell wrongly.
@@ -86,22 +93,20 @@ def convert_checkpoint(
     """
     checkpoint = read_official(source)
     networks = checkpoint.networks
-    weights = networks["student" if "student" in networks else "model"]
-    family = _family(weights, family, checkpoint.name)
-    if "student" in networks:
-        model = _convert(family, checkpoint, "student", num_attention_heads, config_overrides)
-        # The teacher has the student's head; nothing in it is dropped at random.
-        for_teacher = {name: getattr(model.config, name) for name in ("norm_last_layer",)} | {"drop_path_rate": 0.0}
-        teacher = _convert(family, checkpoint, "teacher", num_attention_heads, config_overrides | for_teacher)
-    else:
-        model = _convert(family, checkpoint, "model", num_attention_heads, config_overrides)
-        teacher = None
+    first = "student" if "student" in networks else "model"
+    family = _family(networks[first], family, checkpoint.name)
+    model = _convert(family, checkpoint, first, num_attention_heads, config_overrides)
+    teacher = None
+    if "teacher" in networks:
+        # Its head learns what the student's does, and nothing in it is dropped at random.
+        options = config_overrides | {"norm_last_layer": model.config.norm_last_layer, "drop_path_rate": 0.0}
+        teacher = _convert(family, checkpoint, "teacher", num_attention_heads, options)
     return ConvertedCheckpoint(
         model=model,
         teacher=teacher,
         config=model.config,
         centers=_centers(checkpoint, teacher),
-        dropped=checkpoint.dropped,
+        dropped=checkpoint.dropped + _changes(family, checkpoint),
         image_processor=_image_processor(model, checkpoint.args),
     )
 
@@ -111,24 +116,76 @@ def matching_families(weights: Mapping[str, Tensor]) -> list[str]:
     return [family for family, matches in (("ibot", is_ibot(weights)),) if matches]
 
 
+def save_converted(
+    converted: ConvertedCheckpoint, output_dir: str | Path, native: bool = False, which: str | None = None
+) -> dict[str, PreTrainedModel]:
+    """
+    Write a converted checkpoint into a new folder, from which `hf-mim pretrain --model_name_or_path` goes on.
+
+    - The model and its image processor, and of a full iBOT checkpoint `teacher/` with the teacher and the centres;
+    - with `native`, the layout of a finished run: at the root the encoder (of a full iBOT checkpoint the teacher's) or
+      the classifier as a model of transformers, and in `pretraining/` what the file holds beyond it.
+
+    Args:
+        converted (`ConvertedCheckpoint`): Result of [`convert_checkpoint`].
+        output_dir (`str` or `Path`): A new or empty folder; it appears whole or not at all.
+        native (`bool`, defaults to `False`): Whether to write a model of transformers.
+        which (`str`, *optional*): `"teacher"` or `"student"`, to take one network of a full iBOT checkpoint alone.
+
+    Returns:
+        `dict[str, PreTrainedModel]`: The models that were written, by their folder within `output_dir`.
+
+    Raises:
+        ValueError: If the folder has files in it; if `which` does not fit the checkpoint; if no model of transformers
+            computes the same.
+    """
+    output = Path(output_dir)
+    check_output(output)
+    model, teacher = converted.model, converted.teacher
+    if which not in (None, "teacher", "student"):
+        raise ValueError(f"which must be teacher or student, got {which!r}")
+    if which is not None:
+        if teacher is None:
+            raise ValueError("which is for a full checkpoint with student and teacher; this file holds one network")
+        model, teacher = (teacher if which == "teacher" else model), None
+
+    written: dict[str, PreTrainedModel] = {}
+    with replaced_folder(output) as folder:
+        full = "."
+        if native:
+            deployed = model if teacher is None else teacher
+            if isinstance(deployed, IBotForPreTraining):
+                deployed = deployed.base_model
+            written["."] = export_native(deployed)
+            native_image_processor(converted.image_processor).save_pretrained(folder)
+            full = "pretraining"
+        if not native or isinstance(model, IBotForPreTraining):
+            written[full] = model
+            converted.image_processor.save_pretrained(folder / full)
+        if teacher is not None:
+            written[str(Path(full, TEACHER_FOLDER))] = teacher
+        for name, network in written.items():
+            network.save_pretrained(folder / name)
+        if teacher is not None and converted.centers:
+            save_file(converted.centers, folder / full / TEACHER_FOLDER / CENTERS_FILE)
+    return written
+
+
+def check_output(output_dir: Path):
+    """Raises a `ValueError` unless `output_dir` is a new or empty folder."""
+    if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
+        raise ValueError(f"{output_dir} exists and is not an empty folder: give another one")
+
+
 def _family(weights: Mapping[str, Tensor], wanted: str | None, name: str) -> str:
     if wanted not in (None, *FAMILIES):
         raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {wanted!r}")
     found = matching_families(weights)
     if found and wanted is None:
         return found[0]
-    if wanted is not None and (wanted in found or not found):
-        return wanted  # where the names fit no family, loading says which of them do not
+    if wanted is not None and wanted in found:
+        return wanted
     raise ValueError(f"{name} {_description(weights, found, wanted)}")
-
-
-def _convert(
-    family: str, checkpoint: OfficialCheckpoint, network: str, num_attention_heads: int | None, overrides: dict
-) -> PreTrainedModel:
-    weights, name = checkpoint.networks[network], checkpoint.name
-    if family == "ibot":
-        return convert_ibot(weights, name, num_attention_heads, **ibot_options(checkpoint.args) | overrides)
-    raise ValueError(f"unknown family {family!r}")
 
 
 def _description(weights: Mapping[str, Tensor], found: list[str], wanted: str | None) -> str:
@@ -138,7 +195,42 @@ def _description(weights: Mapping[str, Tensor], found: list[str], wanted: str | 
     for start, description in OTHERS:
         if any(key.startswith(start) for key in weights):
             return f"looks like {description}"
-    return f"is of no family known here ({', '.join(FAMILIES)}); its tensors are {', '.join(list(weights)[:5])}, ..."
+    if set(weights) <= {"linear.weight", "linear.bias"}:
+        return "is a linear classifier without its encoder: join them first (analysis/combine_ckpt.py)"
+    unknown = unknown_to_ibot(weights)
+    known = len(weights) - len(unknown)
+    nearest = f"{known} of its tensors have names of iBOT's encoder, but not {', '.join(unknown[:5])}"
+    return f"is of no family known here ({', '.join(FAMILIES)}): {nearest}"
+
+
+def _convert(
+    family: str, checkpoint: OfficialCheckpoint, network: str, num_attention_heads: int | None, overrides: dict
+) -> PreTrainedModel:
+    weights, name = checkpoint.networks[network], checkpoint.name
+    if len(checkpoint.networks) > 1:
+        name = f"{name} ({network})"
+    if family == "ibot":
+        return convert_ibot(weights, name, num_attention_heads, **ibot_options(checkpoint.args) | overrides)
+    raise ValueError(f"unknown family {family!r}")
+
+
+def _changes(family: str, checkpoint: OfficialCheckpoint) -> list[str]:
+    """What becomes of tensors that are not simply renamed."""
+    networks = checkpoint.networks
+    types = {
+        tensor.dtype for weights in networks.values() for tensor in weights.values() if tensor.is_floating_point()
+    }
+    changes = [f"{str(dtype).removeprefix('torch.')}: becomes float32" for dtype in types - {torch.float32}]
+    if "teacher" in networks and not checkpoint.centers:
+        changes.append("centres: the file has no ibot_loss, so that training cannot go on from it")
+    if family == "ibot" and "model" in networks:
+        if "masked_embed" not in networks["model"]:
+            changes.append("mask token: not in the file, zero")
+        if "linear.weight" in networks["model"]:
+            changes.append(
+                "linear: taken for a classifier of the last CLS token (n_last_blocks 1, no average pooling)"
+            )
+    return changes
 
 
 def _centers(checkpoint: OfficialCheckpoint, teacher: PreTrainedModel | None) -> dict[str, Tensor]:
@@ -162,8 +254,11 @@ def _image_processor(model: PreTrainedModel, args: Mapping[str, Any]) -> BaseIma
     settings: dict[str, Any] = {"crop_size": {"height": height, "width": width}}
     resized = round(side * 256 / 224)
     if isinstance(model, IBotForImageClassification) and "crop_pct" in args:
-        # `run_class_finetuning.py` resizes bilinearly, and crops nothing off from 384 pixels on.
+        # `run_class_finetuning.py` resizes bilinearly, crops nothing off from 384 pixels on, and has its own option
+        # for the mean and deviation of ImageNet.
         settings["resample"] = PILImageResampling.BILINEAR
         resized = int(side / (args["crop_pct"] or (224 / 256 if side < 384 else 1.0)))
+        if not args.get("imagenet_default_mean_and_std", True):
+            settings["image_mean"] = settings["image_std"] = [0.5, 0.5, 0.5]
     settings["size"] = {"shortest_edge": resized}
     return IBotImageProcessorPil(**settings)

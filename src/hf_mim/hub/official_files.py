@@ -28,10 +28,8 @@ TRAINING_ENTRIES = (
     "fp16_scaler",
     "model_ema",
 )
-# Wrappers that stand before the name of a tensor, in any order, also repeatedly.
-WRAPPERS = ("module.", "_orig_mod.", "backbone.")
-# Wrappers which are also the name of a part: only if they stand before every tensor of the encoder.
-ENCODER_WRAPPERS = ("encoder.", "model.", "net.")
+# Wrappers that stand before the names of tensors, in any order, also repeatedly.
+WRAPPERS = ("module.", "backbone.", "model.", "net.")
 
 
 @dataclass
@@ -175,19 +173,15 @@ def _holds_tensors(value: Any) -> bool:
 
 def _state_dict(weights: Mapping, name: str) -> dict[str, Tensor]:
     """The tensors under their bare names."""
-    others = [key for key, value in weights.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
-    if others or not weights:
-        raise ValueError(
-            f"{name} is not a checkpoint of tensors: {others[0]!r} is a {type(weights[others[0]]).__name__}"
-            if others
-            else f"{name} holds no tensors"
-        )
-    bare: dict[str, str] = {key: _unwrapped(key) for key in weights}
-    for wrapper in ENCODER_WRAPPERS:
-        if f"{wrapper}cls_token" in bare.values() and not any(
-            inner.startswith(("decoder.", "quantize.")) for inner in bare.values()
-        ):
-            bare = {key: _unwrapped(inner.removeprefix(wrapper)) for key, inner in bare.items()}
+    if not weights:
+        raise ValueError(f"{name} holds no tensors")
+    for key, value in weights.items():
+        if not (isinstance(key, str) and isinstance(value, Tensor)):
+            raise ValueError(f"{name} is not a checkpoint of tensors: {key!r} is a {type(value).__name__}")
+    bare = {key: _unwrapped(key, WRAPPERS) for key in weights}
+    # In a tokenizer the encoder is one of several parts, and its name is needed.
+    if not any(inner.startswith(("decoder.", "quantize.")) for inner in bare.values()):
+        bare = {key: _unwrapped(key, (*WRAPPERS, "encoder.")) for key in weights}
     found: dict[str, str] = {}
     for key, inner in bare.items():
         if inner in found:
@@ -196,10 +190,10 @@ def _state_dict(weights: Mapping, name: str) -> dict[str, Tensor]:
     return {inner: weights[key].detach() for key, inner in bare.items()}
 
 
-def _unwrapped(key: str) -> str:
+def _unwrapped(key: str, wrappers: tuple[str, ...]) -> str:
     """`key` without leading wrappers, without those of compiled blocks, and with weight norm in its old spelling."""
     key = key.replace("_orig_mod.", "")
-    while key.startswith(WRAPPERS):
+    while key.startswith(wrappers):
         key = key.split(".", 1)[1]
     key = key.replace(".parametrizations.weight.original0", ".weight_g")
     return key.replace(".parametrizations.weight.original1", ".weight_v")

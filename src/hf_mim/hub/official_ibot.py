@@ -1,5 +1,6 @@
 """Official iBOT weights with a Vision Transformer (SPEC section 7 of the original code) as models of this package."""
 
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -29,6 +30,15 @@ BLOCK_RENAMES = {
     "gamma_1": "lambda_1",
     "gamma_2": "lambda_2",
 }
+HEAD_RENAMES = {
+    "last_layer.weight_v": "last_layer.direction",
+    "last_layer.weight_g": "last_layer.magnitude",
+    "last_layer2.weight_v": "patch_last_layer.direction",
+    "last_layer2.weight_g": "patch_last_layer.magnitude",
+    "mlp2.weight": "patch_projection.weight",
+    "mlp2.bias": "patch_projection.bias",
+}
+MLP_NAME = re.compile(r"mlp\.(\d+)\.(\w+)")
 # Options of `main_ibot.py` and of the fine-tuning scripts that are fields of the configuration and not to be seen in
 # the weights.
 OPTIONS = {
@@ -50,14 +60,17 @@ def is_ibot(keys: Collection[str]) -> bool:
     """
     if not {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= set(keys):
         return False
-    rest = [key for key in keys if _backbone_name(key) is None]
+    if "masked_embed" in keys or "head.last_layer2.weight_v" in keys:
+        return True
+    # A last layer for the CLS token alone is DINO's.
+    return "head.last_layer.weight_v" not in keys and not unknown_to_ibot(keys)
+
+
+def unknown_to_ibot(keys: Collection[str]) -> list[str]:
+    """The names among these that neither an encoder of iBOT nor one of its heads has."""
     heads = ("head.mlp.", "head.mlp2.", "head.last_layer.", "head.last_layer2.")
-    has_projection = any(key.startswith("head.mlp.") for key in rest)
-    if has_projection and "head.last_layer.weight_v" in keys and "head.last_layer2.weight_v" not in keys:
-        return False  # DINO
-    return all(
-        key.startswith(heads) or key in ("head.weight", "head.bias", "linear.weight", "linear.bias") for key in rest
-    )
+    classifiers = ("head.weight", "head.bias", "linear.weight", "linear.bias")
+    return [key for key in keys if _encoder_name(key) is None and not key.startswith(heads) and key not in classifiers]
 
 
 def ibot_options(args: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,21 +116,37 @@ def convert_ibot(
         model_class = IBotForImageClassification
     else:
         model_class, head = IBotModel, {}
-    if parts["head"] and parts["linear"]:
-        head |= parts["linear"]  # one too many, which loading reports
+    if parts["head"]:
+        head |= parts["linear"]  # one classifier too many, if any, which loading reports
     prefix = "" if model_class is IBotModel else "ibot."
     config = checked_config(IBotConfig, fields, overrides)
     ours = {key if key in weights else f"{prefix}{key}": tensor for key, tensor in encoder.items()}
-    return load_strictly(model_class, config, ours | head, name)
+    return load_strictly(model_class, config, ours | head, name, official_name)
+
+
+def official_name(ours: str) -> str:
+    """The official name of one of ours; that of the joint projection for q, k and v."""
+    name = ours.removeprefix("ibot.")
+    if name.startswith("head."):
+        return next((f"head.{theirs}" for theirs, part in HEAD_RENAMES.items() if name == f"head.{part}"), name)
+    name = name.replace("classifier.", "head.")
+    if name.startswith("layers."):
+        _, number, rest = name.split(".", 2)
+        kind = rest.rsplit(".", 1)[-1]
+        if rest.startswith(("attention.q_proj", "attention.k_proj", "attention.v_proj")):
+            return f"blocks.{number}.attn.qkv.{kind}"
+        for official, part in BLOCK_RENAMES.items():
+            if rest.startswith(part):
+                return f"blocks.{number}.{official}{rest.removeprefix(part)}"
+    for official, part in RENAMES.items():
+        if name.startswith(part):
+            return official + name.removeprefix(part)
+    return name
 
 
 def _encoder_fields(weights: Mapping[str, Tensor], name: str, heads: int | None, overrides: dict) -> dict:
-    for key, rank in (
-        ("cls_token", 3),
-        ("pos_embed", 3),
-        ("patch_embed.proj.weight", 4),
-        ("blocks.0.mlp.fc1.weight", 2),
-    ):
+    ranks = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.mlp.fc1.weight": 2}
+    for key, rank in ranks.items():
         if key not in weights:
             raise ValueError(f"{name} has no {key}: it is not an iBOT encoder")
         if weights[key].ndim != rank:
@@ -129,7 +158,7 @@ def _encoder_fields(weights: Mapping[str, Tensor], name: str, heads: int | None,
             f"{name}: the position table is for {weights['pos_embed'].shape[1] - 1} patches, which are no square: "
             f"give image_size=[height, width]"
         )
-    blocks = {int(key.split(".")[1]) for key in weights if key.startswith("blocks.")}
+    blocks = {key.split(".")[1] for key in weights if key.startswith("blocks.") and _encoder_name(key) is not None}
     fields = {
         "hidden_size": width,
         "num_hidden_layers": len(blocks),
@@ -147,7 +176,7 @@ def _encoder_fields(weights: Mapping[str, Tensor], name: str, heads: int | None,
     return fields
 
 
-def _backbone_name(key: str) -> str | None:
+def _encoder_name(key: str) -> str | None:
     """Our name of an official tensor of the encoder, None if there is none; of `qkv` that of the attention."""
     if key.startswith("blocks."):
         parts = key.split(".", 2)
@@ -168,7 +197,7 @@ def _encoder_weights(weights: Mapping[str, Tensor], width: int) -> dict[str, Ten
     """Under our names, what has none under its official one."""
     converted = {}
     for key, tensor in weights.items():
-        ours = _backbone_name(key)
+        ours = _encoder_name(key)
         if ours is None:
             converted[key] = tensor
         elif ".attn.qkv." in key:
@@ -181,54 +210,53 @@ def _encoder_weights(weights: Mapping[str, Tensor], width: int) -> dict[str, Ten
 
 
 def _projection_head(weights: Mapping[str, Tensor], name: str, overrides: dict) -> tuple[dict, dict[str, Tensor]]:
-    """Fields and our names of `iBOTHead`: linear layers `mlp.N` of the hidden sizes, and one norm under many names."""
+    """
+    Fields and tensors of `iBOTHead`: the modules of its `mlp` are numbered, activations included. Linear layers are
+    those with a matrix; the others are norms, of which there is one, under several numbers.
+    """
     official = {key.removeprefix("head."): tensor for key, tensor in weights.items()}
-    numbers = sorted({int(key.split(".")[1]) for key in official if key.startswith("mlp.")})
-    linears = [n for n in numbers if official.get(f"mlp.{n}.weight", official[f"mlp.{numbers[0]}.weight"]).ndim == 2]
+    numbers = sorted({int(found[1]) for found in map(MLP_NAME.fullmatch, official) if found})
+    linears = [n for n in numbers if getattr(official.get(f"mlp.{n}.weight"), "ndim", 0) == 2]
     norms = [n for n in numbers if n not in linears]
+    if not linears:
+        raise ValueError(f"{name}: head.mlp has no linear layer")
     head = {}
     for key, tensor in official.items():
-        part, _, rest = key.partition(".")
-        if part == "mlp":
-            number, kind = rest.split(".")
-            if int(number) in linears:
-                head[f"head.layers.{linears.index(int(number))}.{kind}"] = tensor
-            elif int(number) == norms[0]:
-                head[f"head.norm.{kind}"] = tensor
-            elif not _equal(tensor, official[f"mlp.{norms[0]}.{kind}"]):
-                raise ValueError(f"{name}: head.{key} differs from head.mlp.{norms[0]}.{kind}, which is the same norm")
-        elif part == "mlp2":
-            head[f"head.patch_projection.{rest}"] = tensor
-        elif part in ("last_layer", "last_layer2") and rest in ("weight_g", "weight_v"):
-            module = "last_layer" if part == "last_layer" else "patch_last_layer"
-            head[f"head.{module}.{'magnitude' if rest == 'weight_g' else 'direction'}"] = tensor
-        else:
-            head[f"head.{key}"] = tensor  # without a name here, which loading reports
+        found = MLP_NAME.fullmatch(key)
+        if found is None:
+            head[f"head.{HEAD_RENAMES.get(key, key)}"] = tensor
+        elif int(found[1]) in linears:
+            head[f"head.layers.{linears.index(int(found[1]))}.{found[2]}"] = tensor
+        elif (known := head.setdefault(f"head.norm.{found[2]}", tensor)) is not tensor and not _equal(known, tensor):
+            raise ValueError(f"{name}: head.{key} differs from head.mlp.{norms[0]}.{found[2]}, which is the same norm")
 
-    last = official[f"mlp.{linears[-1]}.weight"]
-    has_bottleneck = "last_layer.weight_v" in official
-    fields = {
-        "head_num_layers": len(linears),
-        "head_hidden_size": len(official[f"mlp.{linears[0]}.weight"]) if len(linears) > 1 else 2048,
-        "head_bottleneck_size": len(last) if has_bottleneck else 0,
-        "out_dim": len(official["last_layer.weight_v"]) if has_bottleneck else len(last),
-    }
+    first, last = (official[f"mlp.{n}.weight"] for n in (linears[0], linears[-1]))
+    fields = {"head_num_layers": len(linears)}
+    if len(linears) > 1:
+        fields["head_hidden_size"] = len(first)
     if norms:
-        fields["head_norm"] = "bn" if f"mlp.{norms[0]}.running_mean" in official else "ln"
-    pairs = [(f"head.last_layer.{kind}", f"head.patch_last_layer.{kind}") for kind in ("direction", "magnitude")]
-    if has_bottleneck:
-        fields["shared_head"] = all(b in head and _equal(head[a], head[b]) for a, b in pairs if a in head)
-        fields["norm_last_layer"] = bool((official["last_layer.weight_g"].float() - 1).abs().max() < 1e-4)
-        if overrides.get("shared_head", fields["shared_head"]):
-            for cls_key, patch_key in pairs:
-                if patch_key in head and not _equal(head[cls_key], head.pop(patch_key)):
-                    raise ValueError(f"{name}: head.last_layer and head.last_layer2 differ: shared_head must be False")
-        else:
-            fields["patch_out_dim"] = len(official["last_layer2.weight_v"])
-    else:
-        fields["shared_head"] = "mlp2.weight" not in official
-        if "mlp2.weight" in official:
+        fields["head_norm"] = "bn" if "head.norm.running_mean" in head else "ln"
+    if "last_layer.weight_v" not in official:
+        fields |= {"head_bottleneck_size": 0, "out_dim": len(last), "shared_head": "mlp2.weight" not in official}
+        if not fields["shared_head"]:
             fields["patch_out_dim"] = len(official["mlp2.weight"])
+        return fields, head
+
+    fields |= {"head_bottleneck_size": len(last), "out_dim": len(official["last_layer.weight_v"])}
+    if "last_layer.weight_g" in official:
+        fields["norm_last_layer"] = bool((official["last_layer.weight_g"].float() - 1).abs().max() < 1e-4)
+    # A shared last layer is kept under both names.
+    pairs = [(f"head.last_layer.{kind}", f"head.patch_last_layer.{kind}") for kind in ("direction", "magnitude")]
+    differing = [
+        patch for cls, patch in pairs if patch in head and not (cls in head and _equal(head[cls], head[patch]))
+    ]
+    fields["shared_head"] = not differing
+    if overrides.get("shared_head", fields["shared_head"]):
+        if differing:
+            raise ValueError(f"{name}: last_layer and last_layer2 of the head differ, so that shared_head is false")
+        head = {key: tensor for key, tensor in head.items() if not key.startswith("head.patch_last_layer.")}
+    elif "last_layer2.weight_v" in official:
+        fields["patch_out_dim"] = len(official["last_layer2.weight_v"])
     return fields, head
 
 

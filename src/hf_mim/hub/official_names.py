@@ -1,7 +1,7 @@
 """What the conversions of all families share: sizes from shapes, and loading in which nothing may be left over."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -37,9 +37,16 @@ def square_side(num_patches: int) -> int | None:
     return side if side * side == num_patches else None
 
 
-def split_qkv(block: str, kind: str, joint: Tensor) -> dict[str, Tensor]:
-    """The joint projection `[3D, ...]` of the attention `block` as the `kind` (weight or bias) of q, k and v."""
-    return {f"{block}.{name}_proj.{kind}": part for name, part in zip("qkv", joint.chunk(3), strict=True)}
+def split_qkv(attention: str, kind: str, joint: Tensor) -> dict[str, Tensor]:
+    """
+    The joint projection `[3D, ...]` as the `kind` (weight or bias) of the projections q, k and v of `attention`.
+
+    Raises:
+        ValueError: If its rows are not three equal blocks.
+    """
+    if joint.ndim == 0 or len(joint) % 3:
+        raise ValueError(f"{attention}: the joint {kind} of q, k and v has shape {list(joint.shape)}")
+    return {f"{attention}.{name}_proj.{kind}": part for name, part in zip("qkv", joint.chunk(3), strict=True)}
 
 
 def checked_config(config_class: type[PreTrainedConfig], fields: dict, overrides: dict) -> PreTrainedConfig:
@@ -63,7 +70,11 @@ def checked_config(config_class: type[PreTrainedConfig], fields: dict, overrides
 
 
 def load_strictly(
-    model_class: type[PreTrainedModel], config: PreTrainedConfig, weights: Mapping[str, Tensor], source_name: str
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    weights: Mapping[str, Tensor],
+    source_name: str,
+    official_name: Callable[[str], str] = str,
 ) -> PreTrainedModel:
     """
     A model with these weights, in float32 and eval mode, and with its own copy of them.
@@ -77,6 +88,7 @@ def load_strictly(
         weights (`Mapping[str, Tensor]`): Under the names of this package; those that could not be translated under
             their official ones. They may be views of each other, and lie in a memory-mapped file.
         source_name (`str`): File name, for messages.
+        official_name (`Callable`, *optional*): Gives the name in the file of one of ours, for messages.
 
     Raises:
         ValueError: If a tensor is missing, left over, or of another shape; it is named.
@@ -84,22 +96,18 @@ def load_strictly(
     with torch.device("meta"):
         model = model_class(config)
     expected = model.state_dict()
-    unexpected = [name for name in weights if name not in expected]
-    missing = [name for name in expected if name not in weights]
-    if unexpected or missing:
-        raise ValueError(
-            f"{source_name} does not fit {model_class.__name__}: "
-            + "; ".join(
-                f"{problem} {_listed(names)}"
-                for problem, names in (("not used", unexpected), ("missing", missing))
-                if names
-            )
-        )
+    problems = {
+        "not used": [name for name in weights if name not in expected],
+        "missing": [official_name(name) for name in expected if name not in weights],
+    }
+    if any(problems.values()):
+        told = "; ".join(f"{problem} {_listed(names)}" for problem, names in problems.items() if names)
+        raise ValueError(f"{source_name} does not fit {model_class.__name__}: {told}")
     for name, tensor in weights.items():
         if tensor.shape != expected[name].shape:
             raise ValueError(
-                f"{source_name} does not fit {model_class.__name__}: {name} has shape {list(tensor.shape)}, "
-                f"{list(expected[name].shape)} is wanted"
+                f"{source_name} does not fit {model_class.__name__}: {official_name(name)} gives {name} the shape "
+                f"{list(tensor.shape)}, {list(expected[name].shape)} is wanted"
             )
     owned = {
         name: tensor.detach().to(expected[name].dtype, copy=True, memory_format=torch.contiguous_format)
@@ -110,5 +118,6 @@ def load_strictly(
 
 
 def _listed(names: list[str]) -> str:
+    names = list(dict.fromkeys(names))
     shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
