@@ -35,6 +35,7 @@ def verb(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("HF_MIM_DEBUG", raising=False)
     import hf_mim.analysis
     import hf_mim.evaluation
+    import hf_mim.hub
     import hf_mim.training  # noqa: F401
 
     return replace
@@ -48,6 +49,7 @@ def verb(monkeypatch: pytest.MonkeyPatch):
         (["analyze", "codes", "runs/x", "photos", "a.png"], "hf_mim.analysis.analyze_codes"),
         (["analyze", "distance", "runs/x", "photos"], "hf_mim.analysis.analyze_properties"),
         (["analyze", "svd", "runs/x", "photos"], "hf_mim.analysis.analyze_properties"),
+        (["convert", "checkpoint.pth", "out", "--native"], "hf_mim.hub.convert_command"),
     ],
 )
 def test_a_verb_gets_the_arguments_after_it(verb, argv, module):
@@ -85,7 +87,7 @@ def test_usage_names_every_verb():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "which verb? pretrain, evaluate, analyze, check-data, env (hf-mim --help tells more)"),
+        ([], f"which verb? {', '.join(cli.VERBS)} (hf-mim --help tells more)"),
         (["pretrian"], "unknown verb 'pretrian', did you mean 'pretrain'?"),
         (["evaluate"], "evaluate what? knn (hf-mim evaluate knn --help tells more)"),
         (["evaluate", "nkn"], "unknown evaluation 'nkn', did you mean 'knn'?"),

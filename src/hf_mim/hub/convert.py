@@ -27,7 +27,7 @@ TEACHER_FOLDER, CENTERS_FILE = "teacher", "centers.safetensors"
 OTHERS = (
     (
         "head.last_layer.weight_v",
-        "DINO, whose head has no last_layer2: without `head.*`, its encoder is one of iBOT's",
+        "DINO, whose head has no last_layer2: without `head.*` the encoder is as iBOT's",
     ),
     ("decoder_pred.", "MAE with its pixel decoder, which none of these methods has"),
     ("layer1.0.conv1.", "a ResNet"),
@@ -139,7 +139,7 @@ def save_converted(
         ValueError: If the folder has files in it; if `which` does not fit the checkpoint; if no model of transformers
             computes the same.
     """
-    output = Path(output_dir)
+    output = Path(output_dir).expanduser().resolve()
     check_output(output)
     model, teacher = converted.model, converted.teacher
     if which not in (None, "teacher", "student"):
@@ -220,7 +220,9 @@ def _changes(family: str, checkpoint: OfficialCheckpoint) -> list[str]:
     types = {
         tensor.dtype for weights in networks.values() for tensor in weights.values() if tensor.is_floating_point()
     }
-    changes = [f"{str(dtype).removeprefix('torch.')}: becomes float32" for dtype in types - {torch.float32}]
+    changes = [
+        f"{str(dtype).removeprefix('torch.')}: becomes float32" for dtype in sorted(types - {torch.float32}, key=str)
+    ]
     if "teacher" in networks and not checkpoint.centers:
         changes.append("centres: the file has no ibot_loss, so that training cannot go on from it")
     if family == "ibot" and "model" in networks:
@@ -228,7 +230,7 @@ def _changes(family: str, checkpoint: OfficialCheckpoint) -> list[str]:
             changes.append("mask token: not in the file, zero")
         if "linear.weight" in networks["model"]:
             changes.append(
-                "linear: taken for a classifier of the last CLS token (n_last_blocks 1, no average pooling)"
+                "linear: taken for a classifier of the last CLS token (n_last_blocks 1, avgpool_patchtokens 0)"
             )
     return changes
 

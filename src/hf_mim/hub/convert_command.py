@@ -20,8 +20,8 @@ def main(argv: Sequence[str] | None = None):
         ValueError, OSError: As [`convert_checkpoint`] and [`save_converted`]; nothing is written then.
     """
     arguments = _parser().parse_args(argv)
-    output = Path(arguments.output_dir).expanduser()
-    check_output(output)  # before minutes of work
+    output = Path(arguments.output_dir)
+    check_output(output.expanduser())  # before minutes of work
     overrides = parse_overrides(arguments.config_overrides)
     converted = convert_checkpoint(arguments.source, arguments.family, arguments.num_attention_heads, **overrides)
     written = save_converted(converted, output, native=arguments.native, which=arguments.which)
@@ -64,8 +64,8 @@ def _loading_lines(output: Path, written: dict[str, PreTrainedModel]) -> list[st
     name = type(written["."]).__name__
     package = type(written["."]).__module__.split(".")[0]
     lines = [
-        "from transformers import AutoImageProcessor",
         f"from {package} import {name}",
+        "from transformers import AutoImageProcessor",
         "",
         f'model = {name}.from_pretrained("{output}")',
         f'processor = AutoImageProcessor.from_pretrained("{output}")',
