@@ -1,5 +1,5 @@
 """
-Masked image modelling for the Hugging Face stack: iBOT, BEiT v2 and dBOT with Vision Transformers.
+Masked image modelling for the Hugging Face stack: iBOT (also with Swin Transformers), BEiT v2 and dBOT.
 
 Importing the package registers its models with the Auto classes of transformers.
 """
@@ -22,6 +22,7 @@ try:
     from .modeling.configuration_beitv2 import Beitv2Config
     from .modeling.configuration_dbot import DBotConfig
     from .modeling.configuration_ibot import IBotConfig
+    from .modeling.configuration_ibot_swin import IBotSwinConfig
     from .modeling.configuration_vqkd import VQKDConfig
     from .modeling.image_processing_pil_beitv2 import Beitv2ImageProcessorPil
     from .modeling.image_processing_pil_dbot import DBotImageProcessorPil
@@ -32,6 +33,8 @@ try:
     from .modeling.modeling_dbot_pretraining import DBotForPreTraining
     from .modeling.modeling_ibot import IBotBackbone, IBotForImageClassification, IBotModel
     from .modeling.modeling_ibot_pretraining import IBotForPreTraining
+    from .modeling.modeling_ibot_swin import IBotSwinBackbone, IBotSwinForImageClassification, IBotSwinModel
+    from .modeling.modeling_ibot_swin_pretraining import IBotSwinForPreTraining
     from .modeling.modeling_vqkd import VQKDModel
 except (ImportError, RuntimeError) as error:
     if "torchvision" not in f"{error} {error.__cause__}":
@@ -49,6 +52,12 @@ AutoModel.register(IBotConfig, IBotModel)
 AutoModelForPreTraining.register(IBotConfig, IBotForPreTraining)
 AutoModelForImageClassification.register(IBotConfig, IBotForImageClassification)
 AutoBackbone.register(IBotConfig, IBotBackbone)
+
+AutoConfig.register("ibot_swin", IBotSwinConfig)
+AutoModel.register(IBotSwinConfig, IBotSwinModel)
+AutoModelForPreTraining.register(IBotSwinConfig, IBotSwinForPreTraining)
+AutoModelForImageClassification.register(IBotSwinConfig, IBotSwinForImageClassification)
+AutoBackbone.register(IBotSwinConfig, IBotSwinBackbone)
 
 AutoConfig.register("beitv2", Beitv2Config)
 AutoModel.register(Beitv2Config, Beitv2Model)
@@ -79,6 +88,7 @@ if is_torchvision_available():
     _beitv2_processors["torchvision"] = Beitv2ImageProcessor
     _dbot_processors["torchvision"] = DBotImageProcessor
 AutoImageProcessor.register(IBotConfig, image_processor_classes=_ibot_processors)
+AutoImageProcessor.register(IBotSwinConfig, image_processor_classes=_ibot_processors)
 AutoImageProcessor.register(Beitv2Config, image_processor_classes=_beitv2_processors)
 AutoImageProcessor.register(DBotConfig, image_processor_classes=_dbot_processors)
 # With a mean and standard deviation of 0.5, which preprocessor_config.json holds.
@@ -131,6 +141,11 @@ __all__ = [
     "IBotForPreTraining",
     "IBotImageProcessorPil",
     "IBotModel",
+    "IBotSwinBackbone",
+    "IBotSwinConfig",
+    "IBotSwinForImageClassification",
+    "IBotSwinForPreTraining",
+    "IBotSwinModel",
     "VQKDConfig",
     "VQKDModel",
     *_LAZY,

@@ -2,13 +2,13 @@
 
 from huggingface_hub.dataclasses import strict
 from transformers.backbone_utils import BackboneConfigMixin
-from transformers.configuration_utils import PreTrainedConfig
 
 from .configuration_checks import check_counts, check_heads, check_image_size, check_rates, grid_of
+from .configuration_head_ibot import IBotHeadConfig
 
 
 @strict
-class IBotConfig(BackboneConfigMixin, PreTrainedConfig):
+class IBotConfig(BackboneConfigMixin, IBotHeadConfig):
     r"""
     Sizes, initialisation, projection head and loss of an iBOT model ([Zhou et al., 2022](https://arxiv.org/abs/2111.07832)).
 
@@ -86,21 +86,6 @@ class IBotConfig(BackboneConfigMixin, PreTrainedConfig):
     drop_path_rate: float | int = 0.1
     layer_scale_init_value: float | int = 0.0
     use_mean_pooling: bool = False
-    linear_init: str = "trunc_normal"
-
-    out_dim: int = 8192
-    patch_out_dim: int = 8192
-    shared_head: bool = True
-    norm_last_layer: bool = True
-    head_norm: str | None = None
-    head_act: str = "gelu"
-    head_num_layers: int = 3
-    head_hidden_size: int = 2048
-    head_bottleneck_size: int = 256
-
-    student_temperature: float | int = 0.1
-    cls_loss_weight: float | int = 1.0
-    patch_loss_weight: float | int = 1.0
 
     apply_layernorm: bool = True
     reshape_hidden_states: bool = True
@@ -117,6 +102,11 @@ class IBotConfig(BackboneConfigMixin, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @property
+    def token_stride(self) -> int:
+        """Side in pixels of the part of an image that a token of the output stands for."""
+        return self.patch_size
+
+    @property
     def grid_size(self) -> tuple[int, int]:
         """Rows and columns of patches for which the position table is made."""
         return grid_of(self)
@@ -131,26 +121,11 @@ class IBotConfig(BackboneConfigMixin, PreTrainedConfig):
             "intermediate_size",
             "patch_size",
             "num_channels",
-            "head_num_layers",
-            "head_hidden_size",
         )
         check_heads(self)
         check_image_size(self)
-        for name, allowed in (
-            ("linear_init", ("trunc_normal", "xavier_uniform")),
-            ("head_norm", (None, "bn", "syncbn", "ln")),
-            ("head_act", ("gelu", "relu")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {allowed}, got {getattr(self, name)!r}")
-        for name in ("out_dim", "patch_out_dim"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"{name} must be at least 2: with one prototype there is nothing to predict")
         check_rates(self, "drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob")
-        if self.student_temperature <= 0:
-            raise ValueError(f"student_temperature must be positive, got {self.student_temperature}")
-        if self.head_bottleneck_size < 0:
-            raise ValueError(f"head_bottleneck_size must be 0 (none) or positive, got {self.head_bottleneck_size}")
+        self.check_head()
 
 
 __all__ = ["IBotConfig"]

@@ -20,14 +20,17 @@ from transformers.utils import TransformersKwargs
 
 
 class PatchEmbeddings(nn.Module):
-    """Cuts images into patches and projects each one: `[B, C, H, W]` to `[B, N, D]`."""
+    """
+    Cuts images into patches and projects each one: `[B, C, H, W]` to `[B, N, D]`, D being `config.hidden_size` unless
+    `width` is given.
+    """
 
-    def __init__(self, config: PreTrainedConfig):
+    def __init__(self, config: PreTrainedConfig, width: int | None = None):
         super().__init__()
         self.patch_size = config.patch_size
         self.num_channels = config.num_channels
         self.projection = nn.Conv2d(
-            config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
+            config.num_channels, width or config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
         )
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -85,6 +88,18 @@ def resize_position_table(table: torch.Tensor, table_grid: tuple[int, int], grid
     patches = table[:, 1:].unflatten(1, table_grid).permute(0, 3, 1, 2).float()
     patches = nn.functional.interpolate(patches, size=grid, mode="bicubic", align_corners=False)
     return torch.cat((table[:, :1], patches.flatten(2).transpose(1, 2).to(table.dtype)), dim=1)
+
+
+def relative_position_bias(table: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+    """
+    Bias `[h, N, N]`, query first, of a `grid` of N = H·W patches, from a table `[(2H-1)(2W-1), h]` of the offsets
+    (query row - key row, query column - key column) in row-major order from (1-H, 1-W) on.
+    """
+    height, width = grid
+    offsets = table.unflatten(0, (2 * height - 1, 2 * width - 1))
+    # Window s of `unfold` holds the offsets s, s+1, …: it belongs to query row s, the key rows count backwards.
+    patches = offsets.unfold(0, height, 1).unfold(1, width, 1).flip(-2, -1)
+    return patches.permute(2, 0, 1, 3, 4).flatten(3, 4).flatten(1, 2)
 
 
 def eager_attention_forward(
@@ -153,11 +168,11 @@ class SelfAttention(nn.Module):
 class MLP(nn.Module):
     """The two linear layers of a block."""
 
-    def __init__(self, config: PreTrainedConfig):
+    def __init__(self, hidden_size: int, intermediate_size: int, hidden_act: str):
         super().__init__()
-        self.activation_fn = ACT2FN[config.hidden_act]
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.activation_fn = ACT2FN[hidden_act]
+        self.fc1 = nn.Linear(hidden_size, intermediate_size)
+        self.fc2 = nn.Linear(intermediate_size, hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         hidden_states = self.fc1(hidden_states)
@@ -231,7 +246,7 @@ class TransformerLayer(GradientCheckpointingLayer):
         self.attention = SelfAttention(config, key_bias)
         self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_act)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path = DropPathResidual(drop_path_rate)
         if config.layer_scale_init_value > 0:
@@ -335,6 +350,7 @@ __all__ = [
     "eager_attention_forward",
     "init_like_torch",
     "interpolate_position_table",
+    "relative_position_bias",
     "replace_masked_patches",
     "resize_position_table",
     "wanted_tokens",

@@ -178,10 +178,12 @@ class IBotBackbone(VisionBackbone, IBotPreTrainedModel):
 class IBotForImageClassification(IBotPreTrainedModel):
     """Encoder with a linear classifier on token 0 (the CLS token, or the mean patch with `use_mean_pooling`)."""
 
+    encoder_class: type[IBotPreTrainedModel] = IBotModel
+
     def __init__(self, config: IBotConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
-        self.ibot = IBotModel(config)
+        self.ibot = self.encoder_class(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
         self.post_init()
 

@@ -4,6 +4,7 @@ Pre-training of iBOT ([Zhou et al., 2022](https://arxiv.org/abs/2111.07832)): en
 Shapes: B images, G global and L local views, N patches, D channels, K and P prototypes, M masked patches.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -65,9 +66,11 @@ class IBotTeachingOutput(ModelOutput):
 class IBotForPreTraining(IBotPreTrainedModel):
     """Encoder and projection head; computes the iBOT loss when it is given the teacher's targets."""
 
+    encoder_class: type[IBotPreTrainedModel] = IBotModel
+
     def __init__(self, config: IBotConfig):
         super().__init__(config)
-        self.ibot = IBotModel(config)
+        self.ibot = self.encoder_class(config)
         self.head = IBotHead(config)
         self.post_init()
 
@@ -108,8 +111,8 @@ class IBotForPreTraining(IBotPreTrainedModel):
         outputs = self._encode(pixel_values, wanted[0], bool_masked_pos=bool_masked_pos.flatten(0, 1), **kwargs)
         tokens = [outputs.last_hidden_state]
         if local_pixel_values is not None:
-            height, width = (side // self.config.patch_size for side in local_pixel_values.shape[-2:])
-            wanted.append(wanted_tokens(local_pixel_values.shape[:2].numel(), height * width, mask_indices[:0]))
+            num_local = local_pixel_values.shape[:2].numel()
+            wanted.append(wanted_tokens(num_local, self._num_patches(local_pixel_values), mask_indices[:0]))
             tokens.append(self._encode(local_pixel_values, wanted[1]).last_hidden_state)
         # All views together, so that the head's weights are normalised and read once.
         logits, patch_logits = self.head(tokens, wanted, num_views)
@@ -152,9 +155,8 @@ class IBotForPreTraining(IBotPreTrainedModel):
             mean_patch_logit (`bool`, defaults to `False`): Also give the mean logit of all patches, predicted or not,
                 which moves the centre of the original's targets.
         """
-        height, width = (side // self.config.patch_size for side in pixel_values.shape[-2:])
         views = pixel_values.shape[:2]
-        wanted = wanted_tokens(views.numel(), height * width, mask_indices)
+        wanted = wanted_tokens(views.numel(), self._num_patches(pixel_values), mask_indices)
         tokens = self._encode(pixel_values, wanted, mean_patch_logit).last_hidden_state
         cls_tokens = tokens[:, 0] if tokens.ndim == 3 else tokens[: views.numel()]
         if mean_patch_logit:
@@ -167,6 +169,11 @@ class IBotForPreTraining(IBotPreTrainedModel):
             patch_logits=patch_logits,
             mean_patch_logit=mean,
         )
+
+    def _num_patches(self, views: torch.Tensor) -> int:
+        """Tokens of the output for one of the views `[B, V, C, H, W]`, the first one left out."""
+        height, width = (math.ceil(side / self.config.token_stride) for side in views.shape[-2:])
+        return height * width
 
     def _encode(
         self, views: torch.Tensor, wanted: torch.Tensor, all_tokens: bool = False, **kwargs

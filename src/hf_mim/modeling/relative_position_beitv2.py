@@ -13,6 +13,7 @@ from scipy.interpolate import make_interp_spline
 from torch import nn
 
 from .configuration_beitv2 import Beitv2Config
+from .layers import relative_position_bias
 
 
 # Devices that have no double precision: Apple's GPUs.
@@ -37,12 +38,9 @@ class Beitv2RelativePositionBias(nn.Module):
 
     def forward(self, grid: tuple[int, int]) -> torch.Tensor:
         """Bias `[1, h, 1+N, 1+N]` for a `grid` of H x W patches, query first, CLS token before the patches."""
-        (height, width), table = grid, self.resized_table(grid)
-        offsets = table[:-3].unflatten(0, (2 * height - 1, 2 * width - 1))
-        # Window s of `unfold` holds the offsets s, s+1, …: it belongs to query row s, the key rows count backwards.
-        patches = offsets.unfold(0, height, 1).unfold(1, width, 1).flip(-2, -1)
-        patches = patches.permute(2, 0, 1, 3, 4).flatten(3, 4).flatten(1, 2)
-        num_patches = height * width
+        table = self.resized_table(grid)
+        patches = relative_position_bias(table[:-3], grid)
+        num_patches = grid[0] * grid[1]
         cls_to_patch, patch_to_cls, cls_to_cls = table[-3:, :, None, None].unbind()
         first_row = torch.cat((cls_to_cls, cls_to_patch.expand(-1, -1, num_patches)), dim=2)
         other_rows = torch.cat((patch_to_cls.expand(-1, num_patches, -1), patches), dim=2)

@@ -1,0 +1,143 @@
+"""Configuration of the iBOT models with a Swin Transformer backbone."""
+
+from huggingface_hub.dataclasses import strict
+from transformers.backbone_utils import BackboneConfigMixin
+
+from .configuration_checks import check_counts, check_image_size, check_rates, grid_of
+from .configuration_head_ibot import IBotHeadConfig
+
+
+@strict
+class IBotSwinConfig(BackboneConfigMixin, IBotHeadConfig):
+    r"""
+    Sizes, initialisation, projection head and loss of an iBOT model ([Zhou et al., 2022](https://arxiv.org/abs/2111.07832))
+    with a Swin Transformer ([Liu et al., 2021](https://arxiv.org/abs/2103.14030)).
+
+    The defaults are Swin-T with windows of 7 x 7 patches. The released Swin-T/14 is `IBotSwinConfig(window_size=14)`;
+    Swin-S is `IBotSwinConfig(depths=[2, 2, 18, 2], drop_path_rate=0.2)`, Swin-B that with `embed_dim=128,
+    num_heads=[4, 8, 16, 32]`, Swin-L with `embed_dim=192, num_heads=[6, 12, 24, 48]`. Field names are those of
+    transformers' `SwinConfig`.
+
+    > Parameters of the backbone (`models/swin_transformer.py`)
+
+    Args:
+        embed_dim (`int`, defaults to 96): Width of the first stage; each later one is twice as wide.
+        depths (`list[int]`, defaults to `(2, 2, 6, 2)`): Blocks of every stage.
+        num_heads (`list[int]`, defaults to `(3, 6, 12, 24)`): Attention heads of every stage; must divide its width.
+        window_size (`int`, defaults to 7): Side of the attention windows in patches. A stage whose map is not larger
+            takes the map as its only window.
+        mlp_ratio (`float`, defaults to 4.0): Width of the blocks' MLP, in widths of the stage.
+        hidden_act (`str`, defaults to `"gelu"`): Activation of the MLP (the exact, erf form of GELU).
+        hidden_dropout_prob (`float`, defaults to 0.0): Dropout after the embeddings and after each branch, in [0, 1).
+        attention_probs_dropout_prob (`float`, defaults to 0.0): Dropout on the attention weights, in [0, 1).
+        initializer_range (`float`, defaults to 0.02): Standard deviation of the truncated normal initialisation.
+        layer_norm_eps (`float`, defaults to 1e-6): Epsilon of every LayerNorm.
+        image_size (`int`, defaults to 224): Side in pixels of the square images that the windows are made for. They
+            stay as they are for other sizes.
+        patch_size (`int`, defaults to 4): Side of a patch in pixels; must divide the image size.
+        num_channels (`int`, defaults to 3): Channels of the images.
+        qkv_bias (`bool`, defaults to `True`): Bias of the query, key and value projections.
+        drop_path_rate (`float`, defaults to 0.1): Stochastic depth of the last block, in [0, 1); it grows linearly
+            from 0 at the first block. The original has 0.1 for Swin-T and 0.2 for the others. Only active in training
+            mode, and never in the teacher.
+        linear_init (`str`, defaults to `"trunc_normal"`): `"trunc_normal"`, the original initialisation of the linear
+            layers, or `"xavier_uniform"`, with which short runs leave the start plateau of the loss sooner.
+
+    > Parameters of the projection head and of the loss: those of [`IBotConfig`], with the same defaults
+
+        out_dim, patch_out_dim, shared_head, norm_last_layer, head_norm, head_act, head_num_layers, head_hidden_size,
+        head_bottleneck_size, student_temperature, cls_loss_weight, patch_loss_weight.
+
+    > Parameters of the backbone API
+
+        out_features, out_indices (*optional*): Stages that `IBotSwinBackbone` returns, out of `stem, stage1, …`.
+
+    Raises:
+        ValueError: If sizes do not fit together, or a value lies outside its range.
+    """
+
+    model_type = "ibot_swin"
+
+    embed_dim: int = 96
+    depths: list[int] | tuple[int, ...] = (2, 2, 6, 2)
+    num_heads: list[int] | tuple[int, ...] = (3, 6, 12, 24)
+    window_size: int = 7
+    mlp_ratio: float | int = 4.0
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.0
+    attention_probs_dropout_prob: float | int = 0.0
+    initializer_range: float | int = 0.02
+    layer_norm_eps: float = 1e-6
+    image_size: int | list[int] | tuple[int, int] = 224
+    patch_size: int = 4
+    num_channels: int = 3
+    qkv_bias: bool = True
+    drop_path_rate: float | int = 0.1
+
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
+
+    def __post_init__(self, **kwargs):
+        self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, len(self.depths) + 1)]
+        self.set_output_features_output_indices(
+            out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
+        )
+        super().__post_init__(**kwargs)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the last stage, and so of the output."""
+        return self.embed_dim * 2 ** (len(self.depths) - 1)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of blocks in all stages."""
+        return sum(self.depths)
+
+    @property
+    def token_stride(self) -> int:
+        """Side in pixels of the part of an image that a token of the output stands for."""
+        return self.patch_size * 2 ** (len(self.depths) - 1)
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of patches in an image of `image_size`."""
+        return grid_of(self)
+
+    @property
+    def stage_windows(self) -> list[tuple[int, int]]:
+        """Window size of every stage, and by how many patches every second block moves its windows."""
+        sides = [self.grid_size[0] // 2**stage for stage in range(len(self.depths))]
+        whole = self.window_size, self.window_size // 2
+        return [(side, 0) if side <= self.window_size else whole for side in sides]
+
+    def validate_architecture(self):
+        """Called by `@strict` after every construction; raises `ValueError` for sizes that do not fit together."""
+        check_counts(self, "embed_dim", "window_size", "patch_size", "num_channels")
+        if len(self.depths) != len(self.num_heads) or not self.depths or min(*self.depths, *self.num_heads) < 1:
+            raise ValueError(
+                f"depths and num_heads must hold one positive number per stage, got {list(self.depths)} and "
+                f"{list(self.num_heads)}"
+            )
+        for stage, heads in enumerate(self.num_heads):
+            if self.embed_dim * 2**stage % heads:
+                raise ValueError(
+                    f"the width of stage {stage + 1} ({self.embed_dim * 2**stage}) must be a multiple of its "
+                    f"num_heads ({heads})"
+                )
+        if self.mlp_ratio <= 0:
+            raise ValueError(f"mlp_ratio must be positive, got {self.mlp_ratio}")
+        check_image_size(self)
+        rows, columns = self.grid_size
+        if rows != columns:
+            raise ValueError(f"image_size ({self.image_size}) must be square: Swin takes square images only")
+        if rows < 2 ** (len(self.depths) - 1):
+            raise ValueError(
+                f"image_size ({self.image_size}) must be at least {self.token_stride}: {len(self.depths)} stages "
+                f"halve the map of patches {len(self.depths) - 1} times"
+            )
+        check_rates(self, "drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob")
+        self.check_head()
+
+
+__all__ = ["IBotSwinConfig"]

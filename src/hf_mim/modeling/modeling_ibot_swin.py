@@ -1,0 +1,428 @@
+"""
+iBOT with a Swin Transformer backbone ([Zhou et al., 2022](https://arxiv.org/abs/2111.07832);
+[Liu et al., 2021](https://arxiv.org/abs/2103.14030); `models/swin_transformer.py`).
+
+Parameter names are those of transformers' own Swin. What is computed is not always the same: here the windows are
+those of `config.image_size`, whatever the size of the images, while transformers fits them to each image.
+
+Shapes: B images, S patches per side of a stage's map, C channels of the stage, W windows of w x w patches, h attention
+heads with d channels each; N patches and D channels of the output.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import accumulate
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_ibot_swin import IBotSwinConfig
+from .layers import (
+    MLP,
+    DropPathResidual,
+    PatchEmbeddings,
+    eager_attention_forward,
+    relative_position_bias,
+    replace_masked_patches,
+)
+from .modeling_ibot import IBotForImageClassification, IBotPreTrainedModel
+
+
+class IBotSwinEmbeddings(nn.Module):
+    """Normalised patch embeddings with the mask token: `[B, C, H, W]` to `[B, S·S, C]`."""
+
+    def __init__(self, config: IBotSwinConfig):
+        super().__init__()
+        self.patch_embeddings = PatchEmbeddings(config, config.embed_dim)
+        self.norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None) -> torch.Tensor:
+        height, width = pixel_values.shape[-2:]
+        if height != width:
+            raise ValueError(f"image size {height}x{width} is not square: Swin takes square images only")
+        embeddings = self.norm(self.patch_embeddings(pixel_values))
+        if bool_masked_pos is not None:
+            mask = repeat_mask(bool_masked_pos, math.isqrt(embeddings.shape[1]))
+            embeddings = replace_masked_patches(embeddings, mask, self.mask_token)
+        return self.dropout(embeddings)
+
+
+def repeat_mask(bool_masked_pos: torch.Tensor, side: int) -> torch.Tensor:
+    """
+    The mask of `side` x `side` patches, `[B, side·side]`, from a square one `[B, M]` of as many or larger cells.
+
+    Raises:
+        ValueError: If the patches cannot be divided among the cells.
+    """
+    cells = math.isqrt(bool_masked_pos.shape[-1])
+    if bool_masked_pos.ndim != 2 or cells == 0 or cells**2 != bool_masked_pos.shape[1] or side % cells:
+        raise ValueError(
+            f"bool_masked_pos has shape {tuple(bool_masked_pos.shape)}, the images give {side}x{side} patches: "
+            f"it must be [batch, n·n] with an n that divides {side}"
+        )
+    factor = side // cells
+    mask = bool_masked_pos.unflatten(1, (cells, cells))
+    return mask.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2).flatten(1)
+
+
+def to_windows(patches: torch.Tensor, window: int) -> torch.Tensor:
+    """`[B, S, S, C]` to `[B, W, w·w, C]`, windows and their patches in row-major order."""
+    per_side = patches.shape[1] // window
+    return (
+        patches.unflatten(2, (per_side, window))
+        .unflatten(1, (per_side, window))
+        .transpose(2, 3)
+        .flatten(3, 4)
+        .flatten(1, 2)
+    )
+
+
+def from_windows(windows: torch.Tensor, window: int) -> torch.Tensor:
+    """`[B, W, w·w, C]` to `[B, S, S, C]`: the inverse of `to_windows`."""
+    per_side = math.isqrt(windows.shape[1])
+    patches = windows.unflatten(2, (window, window)).unflatten(1, (per_side, per_side))
+    return patches.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def shift_mask(side: int, window: int, shift: int, like: torch.Tensor) -> torch.Tensor:
+    """
+    `[W, w·w, w·w]`, added to attention logits: -100 between patches that a cyclic shift has brought together from
+    opposite edges of a map of `side` x `side` patches, 0 elsewhere.
+    """
+    position = torch.arange(side, device=like.device)
+    region = (position >= side - window).long() + (position >= side - shift).long()
+    regions = to_windows((3 * region[:, None] + region)[None, :, :, None], window)[0, :, :, 0]
+    return (regions[:, None] != regions[:, :, None]).to(like.dtype) * -100.0
+
+
+class IBotSwinRelativePositionBias(nn.Module):
+    """A learned number per head and per offset between two patches of a window; `[h, w·w, w·w]`, query first."""
+
+    def __init__(self, window: int, num_heads: int):
+        super().__init__()
+        self.window = window
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
+
+    def forward(self) -> torch.Tensor:
+        return relative_position_bias(self.relative_position_bias_table, (self.window, self.window))
+
+
+class IBotSwinAttention(nn.Module):
+    """Multi-head self-attention within windows."""
+
+    def __init__(self, config: IBotSwinConfig, width: int, num_heads: int, window: int):
+        super().__init__()
+        self.config = config
+        self.head_dim = width // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_probs_dropout_prob
+        # Without this attribute the sdpa interface makes the attention causal.
+        self.is_causal = False
+        self.q_proj = nn.Linear(width, width, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(width, width, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(width, width, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(width, width)
+        self.relative_position_bias = IBotSwinRelativePositionBias(window, num_heads)
+
+    def forward(
+        self,
+        windows: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Args:
+            windows (`[B, W, w·w, C]`): Patches of every window.
+            mask (`[W, w·w, w·w]`, *optional*): Added to the attention logits of every head.
+
+        Returns:
+            `[B, W, w·w, C]`, and with eager attention the weights `[B·W, h, w·w, w·w]`.
+        """
+        batch_size, num_windows, length, _ = windows.shape
+        bias = self.relative_position_bias()
+        # Windows count as images, or, where each has a mask of its own, as heads: no mask is copied for every image.
+        rows = batch_size * num_windows
+        if mask is not None:
+            bias, rows = (bias + mask[:, None]).flatten(0, 1), batch_size
+        query, key, value = (
+            projection(windows)
+            .unflatten(-1, (-1, self.head_dim))
+            .transpose(2, 3)
+            .reshape(rows, -1, length, self.head_dim)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            # Under autocast the projections have another type than the table.
+            bias[None].to(query.dtype),
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        if mask is not None:
+            output = output.unflatten(2, (num_windows, -1)).transpose(1, 2)
+        if weights is not None:
+            weights = weights.reshape(batch_size * num_windows, -1, length, length)
+        return self.o_proj(output.reshape(windows.shape)), weights
+
+
+class IBotSwinLayer(GradientCheckpointingLayer):
+    """
+    Pre-norm block: `x += droppath(attention(norm(x)))` within windows, which every second block moves cyclically, then
+    the same with the MLP.
+
+    A map that is no multiple of the window is padded by zeros after the norm; these take part in the attention, as
+    keys and values that are the projections' bias.
+    """
+
+    def __init__(
+        self, config: IBotSwinConfig, width: int, num_heads: int, window: int, shift: int, drop_path_rate: float
+    ):
+        super().__init__()
+        self.window, self.shift = window, shift
+        self.attention = IBotSwinAttention(config, width, num_heads, window)
+        self.layernorm_before = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.layernorm_after = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.mlp = MLP(width, int(width * config.mlp_ratio), config.hidden_act)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.drop_path = DropPathResidual(drop_path_rate)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        """`[B, S·S, C]` to the same."""
+        hidden_states = self.drop_path(hidden_states, self.attention_branch, **kwargs)
+        return self.drop_path(hidden_states, self.mlp_branch)
+
+    def attention_branch(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        side = math.isqrt(hidden_states.shape[1])
+        missing = -side % self.window
+        patches = self.layernorm_before(hidden_states).unflatten(1, (side, side))
+        if missing:
+            patches = nn.functional.pad(patches, (0, 0, 0, missing, 0, missing))
+        mask = None
+        if self.shift:
+            patches = patches.roll((-self.shift, -self.shift), dims=(1, 2))
+            mask = shift_mask(side + missing, self.window, self.shift, patches)
+        output, _ = self.attention(to_windows(patches, self.window), mask, **kwargs)
+        patches = from_windows(output, self.window)
+        if self.shift:
+            patches = patches.roll((self.shift, self.shift), dims=(1, 2))
+        return self.dropout(patches[:, :side, :side].flatten(1, 2))
+
+    def mlp_branch(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.dropout(self.mlp(self.layernorm_after(hidden_states)))
+
+
+class IBotSwinPatchMerging(nn.Module):
+    """Halves the map, zeros added to an odd one, and doubles the width: `[B, S·S, C]` to `[B, ⌈S/2⌉², 2C]`."""
+
+    def __init__(self, config: IBotSwinConfig, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * width, eps=config.layer_norm_eps)
+        self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        side = math.isqrt(hidden_states.shape[1])
+        patches = hidden_states.unflatten(1, (side, side))
+        if side % 2:
+            patches = nn.functional.pad(patches, (0, 0, 0, 1, 0, 1))
+        # The four patches of a cell go down its first column and then down its second.
+        cells = torch.cat([patches[:, row::2, column::2] for column in range(2) for row in range(2)], dim=-1)
+        return self.reduction(self.norm(cells.flatten(1, 2)))
+
+
+class IBotSwinStage(nn.Module):
+    """Blocks at one resolution, and, but for the last stage, the merging of patches after them."""
+
+    def __init__(self, config: IBotSwinConfig, stage: int, drop_path_rates: list[float]):
+        super().__init__()
+        width, (window, shift) = config.embed_dim * 2**stage, config.stage_windows[stage]
+        self.blocks = nn.ModuleList(
+            [
+                IBotSwinLayer(config, width, config.num_heads[stage], window, shift if i % 2 else 0, rate)
+                for i, rate in enumerate(drop_path_rates)
+            ]
+        )
+        is_last = stage == len(config.depths) - 1
+        self.downsample = None if is_last else IBotSwinPatchMerging(config, width)
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        for block in self.blocks:
+            hidden_states = block(hidden_states, **kwargs)
+        return hidden_states if self.downsample is None else self.downsample(hidden_states)
+
+
+class IBotSwinEncoder(nn.Module):
+    """All stages: `[B, S·S, C]` to `[B, N, D]`."""
+
+    def __init__(self, config: IBotSwinConfig):
+        super().__init__()
+        steps = max(config.num_hidden_layers - 1, 1)
+        rates = [config.drop_path_rate * i / steps for i in range(config.num_hidden_layers)]
+        ends = accumulate(config.depths)
+        self.layers = nn.ModuleList(
+            [
+                IBotSwinStage(config, stage, rates[end - depth : end])
+                for stage, (depth, end) in enumerate(zip(config.depths, ends, strict=True))
+            ]
+        )
+
+    def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        for stage in self.layers:
+            hidden_states = stage(hidden_states, **kwargs)
+        return hidden_states
+
+
+class IBotSwinPreTrainedModel(IBotPreTrainedModel):
+    """Initialisation and loading shared by all iBOT models with a Swin Transformer."""
+
+    config: IBotSwinConfig
+    _no_split_modules = ["IBotSwinLayer"]
+    # They take no table that is added to the attention logits.
+    _supports_flash_attn = False
+    _supports_flex_attn = False
+    _can_record_outputs = {"hidden_states": IBotSwinLayer, "attentions": IBotSwinAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """Initialisation of the original code, or Xavier linears with `config.linear_init`."""
+        if isinstance(module, IBotSwinEmbeddings):
+            init.zeros_(module.mask_token)
+        elif isinstance(module, IBotSwinRelativePositionBias):
+            init.trunc_normal_(module.relative_position_bias_table, std=self.config.initializer_range)
+        else:
+            super()._init_weights(module)
+
+
+class IBotSwinModel(IBotSwinPreTrainedModel):
+    """
+    The bare encoder. `last_hidden_state` `[B, 1+N, D]` holds the patches of the last stage in row-major order after
+    the final norm, and before them, in the place of a CLS token, their mean, which is also the `pooler_output`
+    `[B, D]`. Each of the N patches is `config.token_stride` pixels wide.
+
+    `hidden_states` are those before the first block and after every block, `[B, S·S, C]` with the sizes of their
+    stage; `attentions` are the weights within the windows, `[B·W, h, w·w, w·w]`, one per block.
+    """
+
+    def __init__(self, config: IBotSwinConfig):
+        super().__init__(config)
+        self.embeddings = IBotSwinEmbeddings(config)
+        self.encoder = IBotSwinEncoder(config)
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        token_indices: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        Args:
+            pixel_values (`[B, C, H, W]`): Normalised images; H = W is any multiple of the patch size.
+            bool_masked_pos (`bool [B, M]`, *optional*): True where patches are replaced by the mask token, after their
+                norm. M is a square number of cells, such as N, among which the patches of the first stage can be
+                divided.
+            token_indices (`int64 [T]`, *optional*): Tokens that are wanted, as positions in the flattened `[B, 1+N]`
+                sequences: `last_hidden_state` is `[T, D]` then, and there is no `pooler_output`.
+
+        Raises:
+            ValueError: If the images are not square, or their channels, size or mask do not fit.
+        """
+        pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
+        hidden_states = self.encoder(self.embeddings(pixel_values, bool_masked_pos), **kwargs)
+        hidden_states = with_mean(self.layernorm(hidden_states))
+        if token_indices is None:
+            return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states.flatten(0, 1)[token_indices])
+
+    def get_intermediate_layers(self, pixel_values: torch.Tensor, n: int = 1) -> tuple[torch.Tensor, ...]:
+        """
+        Outputs `[B, 1+S·S, C]` of the last `n` blocks of all stages, oldest first, each with its mean in front; only
+        those of the last stage pass the final norm.
+        """
+        if not 1 <= n <= self.config.num_hidden_layers:
+            raise ValueError(
+                f"n must lie in 1..{self.config.num_hidden_layers} (the number of blocks in all stages), got {n}"
+            )
+        states = self(pixel_values, output_hidden_states=True).hidden_states
+        first_of_last_stage = len(states) - self.config.depths[-1]
+        return tuple(
+            with_mean(self.layernorm(states[i]) if i >= first_of_last_stage else states[i])
+            for i in range(len(states) - n, len(states))
+        )
+
+
+def with_mean(tokens: torch.Tensor) -> torch.Tensor:
+    """`[B, N, D]` to `[B, 1+N, D]`, the mean token in front."""
+    return torch.cat((tokens.mean(dim=1, keepdim=True), tokens), dim=1)
+
+
+class IBotSwinBackbone(BackboneMixin, IBotSwinPreTrainedModel):
+    """
+    The encoder as a backbone: feature maps `[B, C, S, S]` of the stages in `config.out_features`, before their patches
+    are merged; that of the last stage after the final norm.
+    """
+
+    def __init__(self, config: IBotSwinConfig):
+        super().__init__(config)
+        self.num_features = [config.embed_dim] + [config.embed_dim * 2**stage for stage in range(len(config.depths))]
+        self.ibot = IBotSwinModel(config)
+        self.post_init()
+
+    @can_return_tuple
+    @filter_output_hidden_states
+    def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
+        r"""
+        Args:
+            pixel_values (`[B, C, H, W]`): Normalised images; H = W is any multiple of the patch size.
+        """
+        kwargs["output_hidden_states"] = True
+        outputs = self.ibot(pixel_values, **kwargs)
+        return BackboneOutput(
+            feature_maps=tuple(self._feature_maps(outputs.hidden_states)),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _feature_maps(self, hidden_states: tuple[torch.Tensor, ...]) -> Iterator[torch.Tensor]:
+        for stage, last_block in zip(self.stage_names, accumulate(self.config.depths, initial=0), strict=True):
+            if stage in self.out_features:
+                state = hidden_states[last_block]
+                if stage == self.stage_names[-1]:
+                    state = self.ibot.layernorm(state)
+                side = math.isqrt(state.shape[1])
+                yield state.transpose(1, 2).unflatten(2, (side, side)).contiguous()
+
+
+class IBotSwinForImageClassification(IBotSwinPreTrainedModel, IBotForImageClassification):
+    """Encoder with a linear classifier on the mean patch."""
+
+    encoder_class = IBotSwinModel
+
+
+__all__ = [
+    "IBotSwinBackbone",
+    "IBotSwinForImageClassification",
+    "IBotSwinModel",
+    "IBotSwinPreTrainedModel",
+]
