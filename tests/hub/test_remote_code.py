@@ -27,7 +27,7 @@ from .loopback import TOKEN
 
 SIZES = dict(hidden_size=32, num_attention_heads=4, image_size=24, patch_size=8, initializer_range=0.2)
 PROCESSOR = dict(size={"shortest_edge": 30}, crop_size={"height": 24, "width": 24})
-METHODS = ("ibot", "beitv2", "dbot", "vqkd")
+METHODS = ("ibot", "ibot_swin", "beitv2", "dbot", "vqkd")
 
 
 def shaken(model):
@@ -40,11 +40,14 @@ def shaken(model):
 
 def pretraining_model(method: str):
     torch.manual_seed(0)
+    head = dict(out_dim=16, patch_out_dim=16, head_hidden_size=24, head_bottleneck_size=8)
     if method == "ibot":
-        config = hf_mim.IBotConfig(
-            **SIZES, num_hidden_layers=2, out_dim=16, patch_out_dim=16, head_hidden_size=24, head_bottleneck_size=8
+        model = hf_mim.IBotForPreTraining(hf_mim.IBotConfig(**SIZES, **head, num_hidden_layers=2))
+    elif method == "ibot_swin":
+        config = hf_mim.IBotSwinConfig(
+            **head, embed_dim=16, depths=[1, 2], num_heads=[2, 4], window_size=2, image_size=24, initializer_range=0.2
         )
-        model = hf_mim.IBotForPreTraining(config)
+        model = hf_mim.IBotSwinForPreTraining(config)
     elif method == "beitv2":
         model = hf_mim.Beitv2ForPreTraining(
             hf_mim.Beitv2Config(**SIZES, num_hidden_layers=3, early_layers=2, vocab_size=16)
@@ -73,7 +76,7 @@ def inputs_of(method: str) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     images, mask = torch.randn(2, 3, 24, 24, generator=generator), torch.zeros(2, 9, dtype=torch.bool)
     mask[0, ::2] = mask[1, 1::3] = True
-    if method == "ibot":
+    if method in ("ibot", "ibot_swin"):
         targets = torch.rand(2, 1, 16, generator=generator), torch.rand(int(mask.sum()), 16, generator=generator)
         return {
             "pixel_values": images[:, None],
@@ -100,6 +103,7 @@ def image_processor(method: str):
         return hf_mim.Beitv2ImageProcessorPil(image_mean=[0.5] * 3, image_std=[0.5] * 3, **PROCESSOR)
     return {
         "ibot": hf_mim.IBotImageProcessorPil,
+        "ibot_swin": hf_mim.IBotImageProcessorPil,
         "beitv2": hf_mim.Beitv2ImageProcessorPil,
         "dbot": hf_mim.DBotImageProcessorPil,
     }[method](**PROCESSOR)
@@ -109,6 +113,7 @@ def classifier_of(folder: Path, method: str):
     """A classifier on the encoder of the model in `folder`, with weights for its three classes."""
     classes = {
         "ibot": hf_mim.IBotForImageClassification,
+        "ibot_swin": hf_mim.IBotSwinForImageClassification,
         "beitv2": hf_mim.Beitv2ForImageClassification,
         "dbot": hf_mim.DBotForImageClassification,
     }
@@ -145,7 +150,7 @@ def save(output, name):
     save_file(tensors, name)
 
 
-for method in ("ibot", "beitv2", "dbot", "vqkd"):
+for method in ("ibot", "ibot_swin", "beitv2", "dbot", "vqkd"):
     for flag in (dict(), dict(trust_remote_code=False)):
         for auto_class in (AutoConfig, AutoModel, AutoModelForPreTraining, AutoImageProcessor):
             try:
@@ -324,6 +329,7 @@ def test_what_is_in_the_folder(root, tmp_path):
     assert added == [
         "backbone.py",
         "configuration_checks.py",
+        "configuration_head_ibot.py",
         "configuration_ibot.py",
         "head_ibot.py",
         "image_processing_ibot.py",

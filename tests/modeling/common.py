@@ -93,6 +93,8 @@ class ModelChecks:
     variants: tuple[dict, ...] = ({},)
     # Parameters that serve another class of the family, and get no gradient in this one.
     unused_in_training: set[str] = set()
+    # Gradients of several views may be added in another order.
+    checkpointing_tolerance = 1e-6
 
     def make_config(self, **overrides) -> PreTrainedConfig:
         raise NotImplementedError
@@ -256,11 +258,11 @@ class ModelChecks:
         next(block.children()).register_forward_pre_hook(lambda *_: calls.append(1))
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": use_reentrant})
         assert model.is_activation_checkpointing
-        assert_same_step(gradients_of(model, inputs), expected, 1e-6)
+        assert_same_step(gradients_of(model, inputs), expected, self.checkpointing_tolerance)
         recomputed = len(calls)
         calls.clear()
         model.activation_checkpointing_disable()
-        assert_same_step(gradients_of(model, inputs), expected, 1e-6)
+        assert_same_step(gradients_of(model, inputs), expected, self.checkpointing_tolerance)
         assert recomputed == 2 * len(calls) > 0
 
     def test_input_embeddings_can_require_gradients(self):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig
 
 from hf_mim import IBotConfig
+from hf_mim.modeling.configuration_head_ibot import IBotHeadConfig
 
 
 def test_defaults_are_vit_base_with_the_released_head():
@@ -78,7 +79,8 @@ def test_round_trip_with_every_field_changed(tmp_path):
     default = IBotConfig()
     for name in CHANGED:
         assert getattr(config, name) != getattr(default, name), name
-    fields = {name for name in IBotConfig.__annotations__ if not name.startswith("_")} - {"model_type"}
+    names = {*IBotConfig.__annotations__, *IBotHeadConfig.__annotations__}
+    fields = {name for name in names if not name.startswith("_")} - {"model_type"}
     assert fields <= set(CHANGED)
 
     config.save_pretrained(tmp_path)

@@ -18,9 +18,10 @@ from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
 from .export import export_native, native_image_processor
 from .official_files import OfficialCheckpoint, read_official
 from .official_ibot import convert_ibot, ibot_options, is_ibot, unknown_to_ibot
+from .official_ibot_swin import convert_ibot_swin, ibot_swin_options, is_ibot_swin
 
 
-FAMILIES = ("ibot",)
+FAMILIES = ("ibot", "ibot_swin")
 # As a trainer names them beside its model.
 TEACHER_FOLDER, CENTERS_FILE = "teacher", "centers.safetensors"
 # What other codes' checkpoints can be told by, and what that says about them.
@@ -76,9 +77,9 @@ def convert_checkpoint(
 
     Args:
         source (`str`, `Path` or `Mapping`): A `.pth`, `.pt`, `.bin` or `.safetensors` file, or what it holds.
-        family (`str`, *optional*): `"ibot"`; found from the names of the tensors when not given. A plain ViT with a
-            CLS token (DINO's encoder, timm's) has the names of iBOT's encoder and is the same function at its own
-            image size.
+        family (`str`, *optional*): `"ibot"` or `"ibot_swin"`; found from the names of the tensors when not given. A
+            plain ViT with a CLS token (DINO's encoder, timm's) has the names of iBOT's encoder and is the same
+            function at its own image size; so has a plain Swin.
         num_attention_heads (`int`, *optional*): Attention heads of the encoder; those of the published model of this
             width when not given.
         **config_overrides: Fields of the configuration that the weights do not tell, or tell wrongly.
@@ -113,7 +114,8 @@ def convert_checkpoint(
 
 def matching_families(weights: Mapping[str, Tensor]) -> list[str]:
     """The families to which these official names may belong; an encoder alone has the same names in several."""
-    return [family for family, matches in (("ibot", is_ibot(weights)),) if matches]
+    found = {"ibot": is_ibot(weights), "ibot_swin": is_ibot_swin(weights)}
+    return [family for family, matches in found.items() if matches]
 
 
 def save_converted(
@@ -211,6 +213,8 @@ def _convert(
         name = f"{name} ({network})"
     if family == "ibot":
         return convert_ibot(weights, name, num_attention_heads, **ibot_options(checkpoint.args) | overrides)
+    if family == "ibot_swin":
+        return convert_ibot_swin(weights, name, num_attention_heads, **ibot_swin_options(checkpoint.args) | overrides)
     raise ValueError(f"unknown family {family!r}")
 
 
@@ -225,7 +229,9 @@ def _changes(family: str, checkpoint: OfficialCheckpoint) -> list[str]:
     ]
     if "teacher" in networks and not checkpoint.centers:
         changes.append("centres: the file has no ibot_loss, so that training cannot go on from it")
-    if family == "ibot" and "model" in networks:
+    if family == "ibot_swin" and any(key.endswith("_index") for weights in networks.values() for key in weights):
+        changes.append("relative_position_index: left behind, it follows from the size of the windows")
+    if family in ("ibot", "ibot_swin") and "model" in networks:
         if "masked_embed" not in networks["model"]:
             changes.append("mask token: not in the file, zero")
         if "linear.weight" in networks["model"]:

@@ -1,13 +1,13 @@
 """Official iBOT weights with a Vision Transformer (SPEC section 7 of the original code) as models of this package."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
-from ..modeling.configuration_ibot import IBotConfig
 from ..modeling.modeling_ibot import IBotForImageClassification, IBotModel
 from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
 from .official_names import checked_config, load_strictly, published_heads, split_qkv, square_side
@@ -98,29 +98,57 @@ def convert_ibot(
         ValueError: If a tensor is missing, left over or of another shape; if the classifier takes features that
             [`IBotForImageClassification`] does not give it.
     """
+    parts = split_parts(weights)
+    fields = _encoder_fields(parts["encoder"], name, num_attention_heads, overrides)
+    encoder = _encoder_weights(parts["encoder"])
+    if "masked_embed" not in weights:
+        encoder["embeddings.mask_token"] = torch.zeros(1, 1, fields["hidden_size"])
+    classes = (IBotModel, IBotForPreTraining, IBotForImageClassification)
+    return assemble(classes, fields, fields["hidden_size"], encoder, parts, name, overrides, official_name)
+
+
+def split_parts(weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The official tensors of encoder, projection head or classifier (`head`), and `linear` classifier."""
     parts = {"encoder": {}, "head": {}, "linear": {}}
     for key, tensor in weights.items():
         part = next((part for part in ("head", "linear") if key.startswith(f"{part}.")), "encoder")
         parts[part][key] = tensor
-    fields = _encoder_fields(parts["encoder"], name, num_attention_heads, overrides)
-    encoder = _encoder_weights(parts["encoder"], fields["hidden_size"])
+    return parts
+
+
+def assemble(
+    classes: tuple[type[PreTrainedModel], type[PreTrainedModel], type[PreTrainedModel]],
+    fields: dict,
+    width: int,
+    encoder: dict[str, Tensor],
+    parts: dict[str, dict[str, Tensor]],
+    name: str,
+    overrides: dict,
+    official_name: Callable[[str], str],
+) -> PreTrainedModel:
+    """
+    The most complete model of an encoder, of `width` channels and already under our names, and what `parts` hold
+    beside it. The classes are those of the encoder, of pre-training and of the classifier; `official_name` gives the
+    name in the file of one of ours, for messages.
+    """
+    encoder_class, pretraining_class, classifier_class = classes
     if any(key.startswith("head.mlp.") for key in parts["head"]):
         head_fields, head = _projection_head(parts["head"], name, overrides)
-        model_class, fields = IBotForPreTraining, fields | head_fields
+        model_class, fields = pretraining_class, fields | head_fields
     elif parts["head"] or parts["linear"]:
         prefix = "head" if parts["head"] else "linear"
         head = {key.replace(f"{prefix}.", "classifier."): tensor for key, tensor in parts[prefix].items()}
         if "classifier.weight" in head:
-            _check_features(head["classifier.weight"], fields["hidden_size"], name)
+            _check_features(head["classifier.weight"], width, name)
             fields["num_labels"] = len(head["classifier.weight"])
-        model_class = IBotForImageClassification
+        model_class = classifier_class
     else:
-        model_class, head = IBotModel, {}
+        model_class, head = encoder_class, {}
     if parts["head"]:
         head |= parts["linear"]  # one classifier too many, if any, which loading reports
-    prefix = "" if model_class is IBotModel else "ibot."
-    config = checked_config(IBotConfig, fields, overrides)
-    ours = {key if key in weights else f"{prefix}{key}": tensor for key, tensor in encoder.items()}
+    prefix = "" if model_class is encoder_class else f"{model_class.base_model_prefix}."
+    config = checked_config(model_class.config_class, fields, overrides)
+    ours = {key if key in parts["encoder"] else f"{prefix}{key}": tensor for key, tensor in encoder.items()}
     return load_strictly(model_class, config, ours | head, name, official_name)
 
 
@@ -193,7 +221,7 @@ def _encoder_name(key: str) -> str | None:
     return None
 
 
-def _encoder_weights(weights: Mapping[str, Tensor], width: int) -> dict[str, Tensor]:
+def _encoder_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Under our names, what has none under its official one."""
     converted = {}
     for key, tensor in weights.items():
@@ -204,8 +232,6 @@ def _encoder_weights(weights: Mapping[str, Tensor], width: int) -> dict[str, Ten
             converted |= split_qkv(ours, key.rsplit(".", 1)[1], tensor)
         else:
             converted[ours] = tensor.unsqueeze(0) if key == "masked_embed" else tensor
-    if "masked_embed" not in weights:
-        converted["embeddings.mask_token"] = torch.zeros(1, 1, width)
     return converted
 
 

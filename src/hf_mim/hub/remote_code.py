@@ -20,6 +20,13 @@ AUTO_MAPS = {
         "AutoModelForImageClassification": "modeling_ibot.IBotForImageClassification",
         "AutoBackbone": "modeling_ibot.IBotBackbone",
     },
+    "ibot_swin": {
+        "AutoConfig": "configuration_ibot_swin.IBotSwinConfig",
+        "AutoModel": "modeling_ibot_swin.IBotSwinModel",
+        "AutoModelForPreTraining": "modeling_ibot_swin_pretraining.IBotSwinForPreTraining",
+        "AutoModelForImageClassification": "modeling_ibot_swin.IBotSwinForImageClassification",
+        "AutoBackbone": "modeling_ibot_swin.IBotSwinBackbone",
+    },
     "beitv2": {
         "AutoConfig": "configuration_beitv2.Beitv2Config",
         "AutoModel": "modeling_beitv2.Beitv2Model",

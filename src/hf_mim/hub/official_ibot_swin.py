@@ -1,0 +1,166 @@
+"""Official iBOT weights with a Swin Transformer (SPEC section 7 of the original code) as models of this package."""
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..modeling.modeling_ibot_swin import IBotSwinForImageClassification, IBotSwinModel
+from ..modeling.modeling_ibot_swin_pretraining import IBotSwinForPreTraining
+from .official_ibot import assemble, ibot_options, official_name, split_parts
+from .official_names import split_qkv
+
+
+RENAMES = {
+    "masked_embed": "embeddings.mask_token",
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "patch_embed.norm": "embeddings.norm",
+    "norm": "layernorm",
+}
+BLOCK_RENAMES = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attn.proj": "attention.o_proj",
+    "attn.relative_position_bias_table": "attention.relative_position_bias.relative_position_bias_table",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+# Side in pixels of the images that the windows are made for, where their sizes do not tell.
+IMAGE_SIZE = 224
+
+
+def is_ibot_swin(keys: Collection[str]) -> bool:
+    """
+    Whether these official names are iBOT's with a Swin Transformer: an encoder alone, with its projection head, or
+    with a classifier. An encoder of a plain Swin Transformer has the same names and the same function.
+    """
+    return {"patch_embed.proj.weight", "patch_embed.norm.weight", "layers.0.blocks.0.attn.qkv.weight"} <= set(keys)
+
+
+def ibot_swin_options(args: Mapping[str, Any]) -> dict[str, Any]:
+    """What the options of the run that wrote a checkpoint say about the configuration."""
+    # The original does not hand on `--drop_path` to a Swin Transformer.
+    return {name: value for name, value in ibot_options(args).items() if name != "drop_path_rate"}
+
+
+def convert_ibot_swin(
+    weights: Mapping[str, Tensor], name: str, num_attention_heads: int | None = None, **overrides
+) -> IBotSwinForPreTraining | IBotSwinForImageClassification | IBotSwinModel:
+    """
+    The most complete iBOT model that these weights make, in eval mode.
+
+    Windows and heads come from the shapes of the relative position tables. The size of the images is told by them
+    where a window is as large as its stage's map, as in the released Swin-T/14; otherwise it is taken to be 224. The
+    `relative_position_index` of a block follows from its window, and is left behind. Mask token and magnitudes are
+    treated as by `convert_ibot`.
+
+    Args:
+        weights (`Mapping[str, Tensor]`): One network of an `OfficialCheckpoint`.
+        name (`str`): File name, for messages.
+        num_attention_heads (`int`, *optional*): Of no use: it differs from stage to stage, and the tables tell it.
+        **overrides: Fields of [`IBotSwinConfig`].
+
+    Raises:
+        ValueError: If a tensor is missing, left over or of another shape; if a `relative_position_index` is not that
+            of its window; if the classifier takes features that [`IBotSwinForImageClassification`] does not give it;
+            if `num_attention_heads` is given.
+    """
+    if num_attention_heads is not None:
+        raise ValueError(f"{name} tells its attention heads, which differ from stage to stage: leave the number out")
+    parts = split_parts(weights)
+    fields, windows = _encoder_fields(parts["encoder"], name)
+    encoder = {}
+    for key, tensor in parts["encoder"].items():
+        if key.endswith(".attn.relative_position_index"):
+            _check_index(key, tensor, windows, name)
+        else:
+            encoder |= _renamed(key, tensor)
+    encoder.setdefault("embeddings.mask_token", torch.zeros(1, 1, fields["embed_dim"]))
+    classes = (IBotSwinModel, IBotSwinForPreTraining, IBotSwinForImageClassification)
+    width = fields["embed_dim"] * 2 ** (len(windows) - 1)
+    return assemble(classes, fields, width, encoder, parts, name, overrides, official_swin_name)
+
+
+def official_swin_name(ours: str) -> str:
+    """The official name of one of ours; that of the joint projection for q, k and v."""
+    name = ours.removeprefix("ibot.")
+    if name.startswith(("head.", "classifier.")):
+        return official_name(name)
+    prefix, rest, renames = "", name, RENAMES
+    if match := re.fullmatch(r"encoder\.(layers\.\d+\.blocks\.\d+\.)(.+)", name):
+        prefix, rest, renames = match[1], match[2], BLOCK_RENAMES
+        if rest.startswith(("attention.q_proj", "attention.k_proj", "attention.v_proj")):
+            return f"{prefix}attn.qkv.{rest.rpartition('.')[2]}"
+    for official, part in renames.items():
+        if rest.startswith(part):
+            return prefix + official + rest.removeprefix(part)
+    return name.removeprefix("encoder.")
+
+
+def _encoder_fields(weights: Mapping[str, Tensor], name: str) -> tuple[dict, list[int]]:
+    """Fields of the configuration, and the window size of every stage."""
+    stages = sorted({int(key.split(".")[1]) for key in weights if key.startswith("layers.")})
+    depths, heads, windows = [], [], []
+    for stage in stages:
+        blocks = {key.split(".")[3] for key in weights if key.startswith(f"layers.{stage}.blocks.")}
+        table = _needed(weights, f"layers.{stage}.blocks.0.attn.relative_position_bias_table", 2, name)
+        depths.append(len(blocks))
+        heads.append(table.shape[1])
+        windows.append((math.isqrt(len(table)) + 1) // 2)
+    embed_dim, channels, patch_size = _needed(weights, "patch_embed.proj.weight", 4, name).shape[:3]
+    fields = {
+        "embed_dim": embed_dim,
+        "depths": depths,
+        "num_heads": heads,
+        "window_size": max(windows),
+        "mlp_ratio": len(_needed(weights, "layers.0.blocks.0.mlp.fc1.weight", 2, name)) / embed_dim,
+        "qkv_bias": "layers.0.blocks.0.attn.qkv.bias" in weights,
+        "patch_size": patch_size,
+        "num_channels": channels,
+        "image_size": IMAGE_SIZE,
+        # That of the original's constructors.
+        "drop_path_rate": 0.2 if depths == [2, 2, 18, 2] else 0.1,
+    }
+    for stage, window in enumerate(windows):
+        if window < max(windows):
+            fields["image_size"] = window * 2**stage * patch_size
+            break
+    return fields, windows
+
+
+def _needed(weights: Mapping[str, Tensor], key: str, rank: int, name: str) -> Tensor:
+    if key not in weights:
+        raise ValueError(f"{name} has no {key}: it is not an iBOT encoder with a Swin Transformer")
+    if weights[key].ndim != rank:
+        raise ValueError(f"{name}: {key} has shape {list(weights[key].shape)}, which is not Swin's")
+    return weights[key]
+
+
+def _check_index(key: str, index: Tensor, windows: list[int], name: str):
+    window = windows[int(key.split(".")[1])]
+    position = torch.arange(window**2)
+    rows, columns = position // window, position % window
+    expected = (rows[:, None] - rows + window - 1) * (2 * window - 1) + columns[:, None] - columns + window - 1
+    if not torch.equal(index.cpu(), expected):
+        raise ValueError(f"{name}: {key} is not the index of a window of {window} x {window} patches")
+
+
+def _renamed(key: str, tensor: Tensor) -> dict[str, Tensor]:
+    """The tensor under our name, or our names; under its official one if it has none."""
+    if key == "masked_embed":
+        return {RENAMES[key]: tensor.unsqueeze(0)}
+    parts = key.split(".", 4)
+    prefix, rest, renames = "", key, RENAMES
+    if key.startswith("layers.") and parts[2:3] == ["downsample"]:
+        return {f"encoder.{key}": tensor}
+    if key.startswith("layers.") and parts[2:3] == ["blocks"] and len(parts) == 5:
+        prefix, rest, renames = f"encoder.{key.removesuffix(parts[4])}", parts[4], BLOCK_RENAMES
+        if rest in ("attn.qkv.weight", "attn.qkv.bias"):
+            return split_qkv(f"{prefix}attention", rest.rpartition(".")[2], tensor)
+    for old, new in renames.items():
+        if rest == old or rest in (f"{old}.weight", f"{old}.bias"):
+            return {prefix + new + rest.removeprefix(old): tensor}
+    return {key: tensor}
