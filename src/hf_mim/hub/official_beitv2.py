@@ -1,0 +1,272 @@
+"""
+Official BEiT v2 checkpoints (`beit2` of microsoft/unilm) as models of this package; those of dBOT's symmetric variant
+(branch `beit` of liuxingbin/dbot) have the same names.
+
+Shapes: D channels, C channels of the images, P pixels along a patch, H x W patches, N = H·W, h attention heads.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..modeling.configuration_beitv2 import Beitv2Config
+from ..modeling.modeling_beitv2 import Beitv2ForImageClassification, Beitv2Model
+from ..modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
+from .official_names import (
+    checked_config,
+    count_blocks,
+    load_strictly,
+    needed,
+    published_heads,
+    rename_tensors,
+    square_side,
+)
+
+
+ENCODER = {
+    "cls_token": "embeddings.cls_token",
+    "mask_token": "embeddings.mask_token",
+    "pos_embed": "embeddings.position_embeddings",
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "rel_pos_bias.relative_position_bias_table": "shared_position_bias.relative_position_bias_table",
+    "norm": "layernorm",
+    "fc_norm": "pooler.layernorm",
+}
+HEADS = {
+    "lm_head": "lm_head",
+    "cls_pt_norm": "head_layernorm",
+    "cls_pt_lm_head": "head_lm_head",
+    "head": "classifier",
+}
+BLOCK = {
+    "attn.q_bias": "attention.q_proj.bias",
+    "attn.v_bias": "attention.v_proj.bias",
+    "attn.relative_position_bias_table": "relative_position_bias.relative_position_bias_table",
+}
+TABLE, INDEX = "relative_position_bias_table", "relative_position_index"
+CODES = 8192
+# The published patch aggregation, by the number of blocks: the block whose patches the head branch of two takes.
+EARLY_LAYERS = {12: 9, 24: 21}
+
+
+def is_beitv2(weights: Mapping[str, torch.Tensor]) -> bool:
+    """
+    Whether tensors with official names are those of BEiT v2: the only Vision Transformers, with those of dBOT's
+    symmetric variant, whose joint projection of query, key and value has no bias.
+
+    In pre-training, a head branch tells BEiT v2, or the 8,192 codes of the published tokenizers that are predicted.
+    Fine-tuned models and encoders of the symmetric variant answer to this too: they are the same networks.
+    """
+    if not has_beit_attention(weights):
+        return False
+    if "lm_head.weight" not in weights:
+        return True
+    return weights["lm_head.weight"].shape[0] == CODES or has_head_branch(weights)
+
+
+def has_beit_attention(weights: Mapping[str, torch.Tensor]) -> bool:
+    """Whether the joint projection of query, key and value has no bias."""
+    return "blocks.0.attn.qkv.weight" in weights and "blocks.0.attn.qkv.bias" not in weights
+
+
+def has_head_branch(weights: Mapping[str, torch.Tensor]) -> bool:
+    """Whether there is BEiT v2's patch aggregation."""
+    return any(key.startswith("cls_pt_layers.") for key in weights)
+
+
+def beitv2_options(args: Mapping[str, Any]) -> dict[str, Any]:
+    """What the options of the run that wrote a checkpoint tell of its configuration, and the shapes do not."""
+    return {"early_layers": args["early_layers"]} if args.get("early_layers") is not None else {}
+
+
+def dropped_beitv2(weights: Mapping[str, torch.Tensor]) -> list[str]:
+    """What of a checkpoint stays behind, and why."""
+    indices = [key for key in weights if key.endswith(INDEX)]
+    reason = "index into the tables of relative positions, which the size of the images determines"
+    return [f"{key}: {reason}" for key in indices]
+
+
+def rename_beitv2(official: Mapping[str, torch.Tensor], encoder_prefix: str = "beitv2.") -> dict[str, torch.Tensor]:
+    """
+    Official tensors under our names: query, key and value in three, those of the encoder with a prefix, and without
+    the index into the tables of relative positions. Unknown ones keep their names.
+    """
+    official = {key: tensor for key, tensor in official.items() if not key.endswith(INDEX)}
+    stacks = {"blocks": "layers", "cls_pt_layers": "head_layers"}
+    renamed = rename_tensors(official, ENCODER | HEADS, stacks, BLOCK)
+    unchanged = tuple(f"{head}." for head in ("head_layers", *HEADS.values()))
+    return {
+        key if key.startswith(unchanged) or key in official else encoder_prefix + key: tensor
+        for key, tensor in renamed.items()
+    }
+
+
+def convert_beitv2(
+    weights: Mapping[str, torch.Tensor], name: str, num_attention_heads: int | None = None, **overrides: Any
+) -> Beitv2ForPreTraining | Beitv2ForImageClassification | Beitv2Model:
+    """
+    The model of a pre-training, intermediate or fine-tuned checkpoint.
+
+    Args:
+        weights (`Mapping[str, torch.Tensor]`): Tensors with official names.
+        name (`str`): Where they come from, for messages.
+        num_attention_heads (`int`, *optional*): Heads per block, where neither a table of relative positions nor the
+            width tells them.
+        **overrides: Fields of [`Beitv2Config`] that no tensor tells: `early_layers` where blocks are not those of a
+            published size, `image_size` where the tables fit several windows.
+
+    Returns:
+        [`Beitv2ForPreTraining`] if there is an `lm_head`, [`Beitv2ForImageClassification`] if there is a `head`,
+        else [`Beitv2Model`].
+
+    Raises:
+        ValueError: If a tensor is missing, unknown or of another shape than the others ask for, or if a size is not
+            known.
+    """
+    sizes = beitv2_sizes(weights, name, num_attention_heads, overrides)
+    config = checked_config(Beitv2Config, sizes, overrides)
+    index = relative_position_index(config.grid_size)
+    for key, tensor in weights.items():
+        if key.endswith(INDEX) and not torch.equal(tensor.cpu(), index):
+            height, width = config.grid_size
+            raise ValueError(f"{name}: {key} is not the index of a window of {height} x {width} patches")
+    if "lm_head.weight" in weights:
+        return load_strictly(Beitv2ForPreTraining, config, rename_beitv2(weights), name)
+    if "head.weight" in weights:
+        return load_strictly(Beitv2ForImageClassification, config, rename_beitv2(weights), name)
+    renamed = rename_beitv2(weights, encoder_prefix="")
+    return load_strictly(Beitv2Model, config, renamed, name, use_mask_token="mask_token" in weights)
+
+
+def beitv2_sizes(
+    weights: Mapping[str, torch.Tensor], name: str, num_attention_heads: int | None, overrides: Mapping
+) -> dict:
+    """
+    Fields of [`Beitv2Config`] by the shapes of the tensors.
+
+    Raises:
+        ValueError: As [`convert_beitv2`].
+    """
+    width, channels, patch_size = needed(weights, "patch_embed.proj.weight", 4, name).shape[:3]
+    table = next((key for key in weights if key.endswith(TABLE)), None)
+    if table is not None:
+        heads = weights[table].shape[1]
+        if num_attention_heads not in (None, heads):
+            raise ValueError(f"{name}: {table} is for {heads} attention heads, not for {num_attention_heads}")
+    else:
+        heads = published_heads(width, num_attention_heads)
+    blocks, head_blocks = count_blocks(weights, "blocks"), count_blocks(weights, "cls_pt_layers")
+    sizes = {
+        "hidden_size": width,
+        "num_hidden_layers": blocks,
+        "num_attention_heads": heads,
+        "intermediate_size": needed(weights, "blocks.0.mlp.fc1.weight", 2, name).shape[0],
+        "patch_size": patch_size,
+        "num_channels": channels,
+        "image_size": image_size_of(weights, name, patch_size, overrides.get("image_size")),
+        "qkv_bias": "blocks.0.attn.q_bias" in weights,
+        "use_absolute_position_embeddings": "pos_embed" in weights,
+        "use_shared_relative_position_bias": f"rel_pos_bias.{TABLE}" in weights,
+        "use_relative_position_bias": f"blocks.0.attn.{TABLE}" in weights,
+        # What a new block would start with.
+        "layer_scale_init_value": (1e-5 if width == 1024 else 0.1) if "blocks.0.gamma_1" in weights else 0.0,
+        "use_mean_pooling": "fc_norm.weight" in weights,
+    }
+    if "head.weight" in weights:
+        sizes["num_labels"] = weights["head.weight"].shape[0]
+    if "lm_head.weight" in weights:
+        sizes |= {
+            "vocab_size": weights["lm_head.weight"].shape[0],
+            "head_layers": head_blocks,
+            "shared_lm_head": "cls_pt_lm_head.weight" not in weights,
+        }
+    if head_blocks == 2 and blocks in EARLY_LAYERS:
+        sizes["early_layers"] = EARLY_LAYERS[blocks]
+    elif head_blocks and "early_layers" not in overrides:
+        raise ValueError(
+            f"{name} has {blocks} blocks and a head branch of {head_blocks}: give early_layers, the number of blocks "
+            "after which the patches go to that branch"
+        )
+    return sizes
+
+
+def image_size_of(
+    weights: Mapping[str, torch.Tensor], name: str, patch_size: int, wanted: int | list[int] | None
+) -> int | list[int]:
+    """
+    Pixels that the position tables are made for: one number for a square.
+
+    Args:
+        weights (`Mapping[str, torch.Tensor]`): Tensors with official names.
+        name (`str`): Where they come from.
+        patch_size (`int`): Side of a patch in pixels.
+        wanted (`int` or `(height, width)`, *optional*): What decides if several windows have tables of these sizes.
+
+    Raises:
+        ValueError: If the tables tell nothing, or contradict each other.
+    """
+    if wanted is not None:
+        return wanted
+    windows = possible_windows(weights, name)
+    if len(windows) != 1:
+        known = " or ".join(f"[{height * patch_size}, {width * patch_size}]" for height, width in windows)
+        raise ValueError(
+            f"{name}: its tensors do not tell the size of the images: give image_size={known or '[height, width]'}"
+        )
+    height, width = windows[0]
+    return height * patch_size if height == width else [height * patch_size, width * patch_size]
+
+
+def possible_windows(weights: Mapping[str, torch.Tensor], name: str) -> list[tuple[int, int]]:
+    """
+    Rows and columns of patches that the tables of positions fit.
+
+    An absolute table, or an index, tells N; a relative table has (2H-1)·(2W-1) + 3 rows. Alone, one of a length that
+    fits a square is taken for that of a square, as the official loaders do.
+
+    Raises:
+        ValueError: If tables and index contradict each other.
+    """
+    table, index = (next((key for key in weights if key.endswith(kind)), None) for kind in (TABLE, INDEX))
+    offsets = None if table is None else weights[table].shape[0] - 3
+    if index is not None:
+        patches = weights[index].shape[0] - 1
+    elif "pos_embed" in weights:
+        patches = weights["pos_embed"].shape[1] - 1
+    elif offsets is not None:
+        side = square_side(offsets)
+        return [((side + 1) // 2, (side + 1) // 2)] if side is not None and side % 2 == 1 else []
+    else:
+        return []
+    if offsets is None:
+        side = square_side(patches)
+        return [(side, side)] if side is not None else []
+    # (2H-1)(2W-1) = 4N - 2(H+W) + 1
+    both, odd = divmod(4 * patches + 1 - offsets, 2)
+    windows = [(rows, both - rows) for rows in range(1, both) if rows * (both - rows) == patches]
+    if odd or not windows:
+        raise ValueError(
+            f"{name}: {table} has {offsets + 3} rows, which do not belong to the {patches} patches of "
+            f"{index or 'pos_embed'}"
+        )
+    if index is not None:
+        windows = [window for window in windows if torch.equal(weights[index].cpu(), relative_position_index(window))]
+        if not windows:
+            raise ValueError(f"{name}: {index} is not the index of any window of {patches} patches")
+    return windows
+
+
+def relative_position_index(window: tuple[int, int]) -> torch.Tensor:
+    """
+    Row of the table of relative positions for each query and key, `int64 [1+N, 1+N]`, CLS token first
+    (`modeling_finetune.py`, where it is a buffer).
+    """
+    height, width = window
+    rows = torch.arange(height).repeat_interleave(width)
+    columns = torch.arange(width).repeat(height)
+    length = (2 * height - 1) * (2 * width - 1) + 3
+    index = torch.empty(1 + height * width, 1 + height * width, dtype=torch.int64)
+    index[1:, 1:] = (rows[:, None] - rows + height - 1) * (2 * width - 1) + columns[:, None] - columns + width - 1
+    index[0], index[:, 0], index[0, 0] = length - 3, length - 2, length - 1
+    return index
