@@ -8,10 +8,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from hf_mim import Beitv2Config, Beitv2ForImageClassification, Beitv2ForPreTraining
+from hf_mim.hub.official_beitv2 import rename_beitv2
 from hf_mim.modeling.relative_position_beitv2 import Beitv2RelativePositionBias
 
 from ..conftest import GOLDEN
-from .beitv2_keys import convert_state_dict
 
 
 TOLERANCE = {"rtol": 1e-4, "atol": 2e-5}
@@ -48,12 +48,12 @@ def part_of(golden: dict[str, torch.Tensor], part: str) -> dict[str, torch.Tenso
 def build(model_class, golden, **overrides):
     settings = dict(hidden_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=8)
     model = model_class(Beitv2Config(**settings | overrides)).eval()
-    model.load_state_dict(convert_state_dict(part_of(golden, "weights"), "beitv2."), strict=True)
+    model.load_state_dict(rename_beitv2(part_of(golden, "weights")), strict=True)
     return model
 
 
 def assert_gradients(model, golden):
-    expected = convert_state_dict(part_of(golden, "grad"), "beitv2.")
+    expected = rename_beitv2(part_of(golden, "grad"))
     assert expected
     for name, gradient in expected.items():
         within(model.get_parameter(name).grad, gradient)
@@ -216,7 +216,7 @@ def test_initialisation(case):
         model = Beitv2ForImageClassification(Beitv2Config(**settings))
     ours, seen = model.state_dict(), set()
     for key, expected in named_statistics(case).items():
-        converted = convert_state_dict({key: torch.zeros(expected["shape"])}, "beitv2.")
+        converted = rename_beitv2({key: torch.zeros(expected["shape"])})
         seen |= set(converted)
         tensor = torch.cat([ours[name].flatten() for name in converted])
         assert tensor.numel() == math.prod(expected["shape"]), key
@@ -231,38 +231,3 @@ def test_initialisation(case):
         elif std > 0:
             assert tensor.abs().max().item() > 2.2 * std, key
     assert set(ours) == seen
-
-
-LISTINGS = json.loads((GOLDEN / "beitv2" / "keys_models.json").read_text())
-
-
-@pytest.mark.parametrize("name", LISTINGS)
-def test_every_tensor_of_a_checkpoint_has_its_place(name):
-    """Names, shapes and number of parameters of the released layouts; blocks beyond the first are like it."""
-    listing = LISTINGS[name]
-    official = {}
-    for key, shape in listing["keys"].items():
-        kind = key.split(".")[0]
-        for i in range(listing[kind]) if kind in ("blocks", "cls_pt_layers") else (0,):
-            official[key.replace(f"{kind}.0.", f"{kind}.{i}.")] = torch.empty(shape, device="meta")
-    sizes = dict(
-        hidden_size=listing["keys"]["cls_token"][-1],
-        num_hidden_layers=listing["blocks"],
-        num_attention_heads=16 if "large" in name else 12,
-        use_absolute_position_embeddings="pos_embed" in official,
-        use_shared_relative_position_bias="rel_pos_bias.relative_position_bias_table" in official,
-        use_relative_position_bias="blocks.0.attn.relative_position_bias_table" in official,
-        layer_scale_init_value=0.1 if "blocks.0.gamma_1" in official else 0.0,
-        head_layers=listing["cls_pt_layers"],
-        shared_lm_head="cls_pt_lm_head.weight" not in official,
-        use_mean_pooling="fc_norm.weight" in official,
-    )
-    with torch.device("meta"):
-        if name.startswith("pretrain"):
-            early = 21 if "large" in name else 9
-            model = Beitv2ForPreTraining(Beitv2Config(**sizes, early_layers=early))
-        else:
-            model = Beitv2ForImageClassification(Beitv2Config(**sizes, num_labels=listing["keys"]["head.weight"][0]))
-        converted = convert_state_dict(official, "beitv2.")
-    assert {k: t.shape for k, t in converted.items()} == {k: t.shape for k, t in model.state_dict().items()}
-    assert sum(p.numel() for p in model.parameters()) == listing["num_params"]

@@ -14,13 +14,13 @@ from hf_mim import (
     DBotForPreTraining,
     DBotModel,
 )
+from hf_mim.hub.official_beitv2 import rename_beitv2
+from hf_mim.hub.official_dbot import rename_dbot
 from hf_mim.modeling.layers import resize_position_table
 from hf_mim.modeling.modeling_dbot import sincos_positions
 from hf_mim.modeling.modeling_dbot_pretraining import normalize_targets
 
 from ..conftest import GOLDEN
-from . import beitv2_keys
-from .dbot_keys import convert_state_dict
 
 
 SIZES = {
@@ -59,7 +59,7 @@ def golden(size, dbot_golden):
 
 def pretraining_model(size, golden, **overrides) -> DBotForPreTraining:
     model = DBotForPreTraining(tiny_config(size, **overrides)).eval()
-    model.load_state_dict(convert_state_dict(part_of(golden, "student"), "dbot."), strict=True)
+    model.load_state_dict(rename_dbot(part_of(golden, "student")), strict=True)
     return model
 
 
@@ -127,7 +127,7 @@ class TestPreTraining:
         model = pretraining_model(size, golden)
         model.set_attn_implementation(attention)
         model(golden["images"], golden["noise"], golden["target.depthN.tlayernorm0"]).loss.backward()
-        expected = convert_state_dict(part_of(golden, "grad"), "dbot.")
+        expected = rename_dbot(part_of(golden, "grad"))
         assert set(expected) == {name for name, _ in model.named_parameters()}
         for name, gradient in expected.items():
             torch.testing.assert_close(model.get_parameter(name).grad, gradient, rtol=1e-3, atol=1e-5)
@@ -141,7 +141,7 @@ class TestPreTraining:
         if depth == "depth0":
             weights = {k: v for k, v in weights.items() if not k.startswith("blocks.")}
         teacher = DBotModel(tiny_config("p16", num_hidden_layers=2 if depth == "depthN" else 0)).eval()
-        teacher.load_state_dict(convert_state_dict(weights), strict=True)
+        teacher.load_state_dict(rename_dbot(weights, encoder_prefix=""), strict=True)
         within(teacher.teach(golden["images"]), golden[f"target.{depth}.tlayernorm0"])
         within(teacher.teach(golden["images"], layernorm=True), golden[f"target.{depth}.tlayernorm1"])
 
@@ -161,7 +161,7 @@ class TestFineTuning:
             **overrides,
         )
         model = DBotForImageClassification(config).eval()
-        model.load_state_dict(convert_state_dict(weights, "dbot.", trainable_positions=True), strict=True)
+        model.load_state_dict(rename_dbot(weights, trainable_positions=True), strict=True)
         return model
 
     @torch.no_grad()
@@ -265,7 +265,7 @@ class TestSymmetricVariant:
 
     def build(self, golden, case, loss: str) -> Beitv2ForPreTraining:
         model = Beitv2ForPreTraining(self.config(case, regression_loss=loss)).eval()
-        weights = beitv2_keys.convert_state_dict(part_of(golden, "model"), "beitv2.")
+        weights = rename_beitv2(part_of(golden, "model"))
         model.load_state_dict(weights, strict=True)
         return model
 
@@ -302,49 +302,5 @@ class TestSymmetricVariant:
         }
         model = Beitv2ForImageClassification(self.config(case, use_mean_pooling=True, num_labels=10)).eval()
         head = {k: v for k, v in part_of(golden, "finetune").items() if k != "logits"}
-        model.load_state_dict(beitv2_keys.convert_state_dict(encoder | head, "beitv2."), strict=True)
+        model.load_state_dict(rename_beitv2(encoder | head), strict=True)
         within(model(golden["images"]).logits, golden["finetune.logits"])
-
-
-LISTINGS = json.loads((GOLDEN / "dbot" / "keys_models.json").read_text())
-
-
-@pytest.mark.parametrize("name", LISTINGS)
-def test_every_tensor_of_a_checkpoint_has_its_place(name):
-    """Names, shapes and number of parameters of the released layouts; blocks beyond the first are like it."""
-    listing, official = LISTINGS[name], {}
-    for key, shape in listing["keys"].items():
-        kind = key.split(".")[0]
-        for i in range(listing.get(kind, 1)):
-            official[key.replace(f"{kind}.0.", f"{kind}.{i}.")] = torch.empty(shape, device="meta")
-    width = listing["keys"]["cls_token"][-1]
-    sizes = dict(
-        hidden_size=width,
-        num_hidden_layers=listing["blocks"],
-        patch_size=listing["keys"]["patch_embed.proj.weight"][2],
-    )
-    sizes["num_attention_heads"] = 12 if width == 768 else 16
-    pooled = {"use_mean_pooling": "fc_norm.weight" in official, "num_labels": 1000}
-    with torch.device("meta"):
-        if name.startswith("beit_pretrain"):
-            head = {"head_layers": 0, "vocab_size": listing["keys"]["lm_head.bias"][0]}
-            model = Beitv2ForPreTraining(Beitv2Config(**sizes, **head, regression_loss="negcosine"))
-            converted = beitv2_keys.convert_state_dict(official, "beitv2.")
-        elif name.startswith("beit_finetune"):
-            positions = {"use_relative_position_bias": True, "use_shared_relative_position_bias": False}
-            model = Beitv2ForImageClassification(Beitv2Config(**sizes, **pooled, **positions))
-            converted = beitv2_keys.convert_state_dict(official, "beitv2.")
-        elif name.startswith("finetune"):
-            model = DBotForImageClassification(DBotConfig(**sizes, **pooled, trainable_position_embeddings=True))
-            converted = convert_state_dict(official, "dbot.", trainable_positions=True)
-        elif name.startswith("teacher"):
-            model, converted = DBotModel(DBotConfig(**sizes)), convert_state_dict(official)
-        else:
-            model, converted = DBotForPreTraining(DBotConfig(**sizes)), convert_state_dict(official, "dbot.")
-    assert {k: t.shape for k, t in converted.items()} == {k: t.shape for k, t in model.state_dict().items()}
-    fixed = sum(
-        tensor.numel()
-        for key, tensor in official.items()
-        if key.endswith("pos_embed") and name.startswith(("pretrain", "teacher"))
-    )
-    assert sum(p.numel() for p in model.parameters()) == listing["count"] - fixed

@@ -5,10 +5,9 @@ import torch
 from transformers import TrainerCallback
 
 from hf_mim import Beitv2Config, Beitv2ForPreTraining, Beitv2ImageProcessorPil, VQKDConfig, VQKDModel
+from hf_mim.hub.official_beitv2 import rename_beitv2
 from hf_mim.training.beitv2_arguments import Beitv2TrainingArguments
 from hf_mim.training.beitv2_trainer import Beitv2Trainer
-
-from ..modeling.beitv2_keys import convert_state_dict
 
 
 LEARNING_RATES = (5e-4, 1.5e-3, 1.5e-3, 7.5e-4)
@@ -35,7 +34,7 @@ def test_trace(beitv2_golden, tmp_path):
     model = Beitv2ForPreTraining(
         Beitv2Config(**sizes, num_hidden_layers=3, vocab_size=61, early_layers=2, head_layers=2)
     )
-    model.load_state_dict(convert_state_dict(under(golden, "initial/"), "beitv2."))
+    model.load_state_dict(rename_beitv2(under(golden, "initial/")))
     tokenizer = VQKDModel(VQKDConfig(**sizes, num_hidden_layers=1, codebook_size=61, kmeans_init=False))
     codes = iter([golden[f"in/codes_{step}"] for step in range(4)])
     tokenizer.encode = lambda pixel_values: next(codes)
@@ -83,7 +82,7 @@ def test_trace(beitv2_golden, tmp_path):
     assert recorder.decay == [0.05, 0.0]
 
     weights, differences = model.state_dict(), []
-    for key, value in convert_state_dict(under(golden, "final/"), "beitv2.").items():
+    for key, value in rename_beitv2(under(golden, "final/")).items():
         difference = (weights[key] - value).abs()
         assert difference.max() < 5e-4, key
         differences.append(difference.flatten())

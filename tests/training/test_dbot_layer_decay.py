@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from hf_mim import DBotForImageClassification, DBotForPreTraining
+from hf_mim.hub.official_dbot import rename_dbot
 from hf_mim.training.gradients import decayed_parameter_names
 from hf_mim.training.layer_decay import layer_decay_groups
 
 from ..conftest import GOLDEN
-from ..modeling.dbot_keys import convert_state_dict
 from ..modeling.test_dbot_common import tiny_config
 
 
@@ -21,7 +21,7 @@ def expected_settings(case: str) -> dict[str, list[float]]:
     """Learning rate scale, weight decay and number of the group under our names."""
     settings = {}
     for key, values in CASES[case].items():
-        converted = convert_state_dict({key: torch.zeros(3)}, "dbot.", trainable_positions=True)
+        converted = rename_dbot({key: torch.zeros(3)}, trainable_positions=True)
         settings |= dict.fromkeys(converted, values)
     return settings
 

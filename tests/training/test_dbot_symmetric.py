@@ -15,11 +15,11 @@ from hf_mim.data.masking import BlockMaskGenerator
 from hf_mim.data.sources import load_image_dataset
 from hf_mim.evaluation.features import extract_features
 from hf_mim.evaluation.knn import knn_accuracy
+from hf_mim.hub.official_beitv2 import rename_beitv2
 from hf_mim.training import run_pretrain
 from hf_mim.training.dbot_symmetric_arguments import DBotSymmetricTrainingArguments
 from hf_mim.training.dbot_symmetric_trainer import DBotSymmetricTrainer
 
-from ..modeling.beitv2_keys import convert_state_dict
 from .test_resume import copy_checkpoint
 from .tiny import DBOT_SYMMETRIC_SIZES, logged_losses, pretrain, tiny_dbot_symmetric, tiny_teacher
 
@@ -110,7 +110,7 @@ def test_the_loss_is_the_originals(dbot_golden, tmp_path, loss):
         save_strategy="no",
     )
     weights = {name.removeprefix("model."): value for name, value in golden.items() if name.startswith("model.")}
-    trainer.model.load_state_dict(convert_state_dict(weights, "beitv2."), strict=True)
+    trainer.model.load_state_dict(rename_beitv2(weights), strict=True)
     trainer.train()
     expected = golden["loss." + loss.replace("smooth_l1", "smoothl1,2")].item()
     assert trainer.state.log_history[0]["loss_mim"] == pytest.approx(expected, abs=1e-5)

@@ -5,10 +5,9 @@ import torch
 from transformers import TrainerCallback
 
 from hf_mim import DBotConfig, DBotForPreTraining
+from hf_mim.hub.official_dbot import rename_dbot
 from hf_mim.training.dbot_arguments import DBotTrainingArguments
 from hf_mim.training.dbot_trainer import DBotTrainer
-
-from ..modeling.dbot_keys import convert_key, convert_state_dict
 
 
 TWO_STAGES = {"hidden_size": 48, "num_hidden_layers": 3, "intermediate_size": 96, "decoder_hidden_size": 32}
@@ -33,7 +32,7 @@ def under(golden: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tenso
 
 
 def assert_weights(weights: dict[str, torch.Tensor], official: dict[str, torch.Tensor]):
-    for name, value in convert_state_dict(official, "dbot.").items():
+    for name, value in rename_dbot(official).items():
         # The gradient of the key bias is rounding noise, of which Adam makes steps of the learning rate.
         tolerance = 2e-2 if name.endswith("k_proj.bias") else 2e-5
         torch.testing.assert_close(weights[name], value, rtol=1e-4, atol=tolerance, msg=name)
@@ -59,8 +58,8 @@ def assert_moments(moments: dict[str, dict[str, torch.Tensor]], official: dict[s
         name, moment = key.rsplit(".", 1)
         if "qkv" in name:
             continue
-        name = convert_key(name)
-        state = moments[name if name.startswith("decoder.") else f"dbot.{name}"]
+        (name,) = rename_dbot({name: value})
+        state = moments[name]
         torch.testing.assert_close(state[moment], value, rtol=1e-3, atol=1e-6, msg=key)
         assert state["step"] == steps
         compared += 1
@@ -74,7 +73,7 @@ def test_trace(dbot_golden, tmp_path, monkeypatch, trace):
     model = DBotForPreTraining(
         DBotConfig(image_size=32, patch_size=8, num_attention_heads=4, drop_path_rate=0.0, **sizes)
     )
-    model.load_state_dict(convert_state_dict(under(golden, "initial."), "dbot."))
+    model.load_state_dict(rename_dbot(under(golden, "initial.")))
     steps, batch_size = golden["noise"].shape[:2]
     batches = iter([{"pixel_values": golden["samples"][i], "noise": golden["noise"][i]} for i in range(steps)])
     switches = []
@@ -84,7 +83,7 @@ def test_trace(dbot_golden, tmp_path, monkeypatch, trace):
         drawn = under(golden, f"reinit{len(switches)}.")
         bias = student.dbot.embeddings.patch_embeddings.projection.bias
         torch.testing.assert_close(bias, drawn["patch_embed.proj.bias"], rtol=1e-4, atol=2e-5)
-        student.load_state_dict(convert_state_dict(drawn, "dbot."))
+        student.load_state_dict(rename_dbot(drawn))
         switches.append(trainer.state.global_step)
 
     monkeypatch.setattr(DBotForPreTraining, "reinitialize", reinitialize)

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from hf_mim import Beitv2Config, Beitv2ForImageClassification, Beitv2ForPreTraining, VQKDConfig, VQKDModel
+from hf_mim.hub.official_beitv2 import rename_beitv2
+from hf_mim.hub.official_vqkd import rename_vqkd
 from hf_mim.training.gradients import BEITV2_WITHOUT_DECAY, decayed_parameter_names
 from hf_mim.training.layer_decay import layer_decay_groups
 
 from ..conftest import GOLDEN
-from ..modeling.beitv2_keys import convert_state_dict
-from ..modeling.vqkd_keys import tokenizer_state_dict
 
 
 CASES = json.loads((GOLDEN / "beitv2" / "param_groups.json").read_text())["cases"]
@@ -36,7 +36,7 @@ def expected_settings(case: str) -> dict[str, list[float]]:
     settings = {}
     for key, values in CASES[case]["params"].items():
         tensor = {key: torch.zeros((3, 1) if key.endswith("qkv.weight") else (1,))}
-        ours = tokenizer_state_dict(tensor) if case == "vqkd" else convert_state_dict(tensor, "beitv2.")
+        ours = rename_vqkd(tensor) if case == "vqkd" else rename_beitv2(tensor)
         settings |= dict.fromkeys(ours, values)
     return settings
 

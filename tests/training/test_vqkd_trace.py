@@ -6,11 +6,10 @@ from torch import nn
 from transformers import TrainerCallback
 
 from hf_mim import VQKDConfig, VQKDModel
+from hf_mim.hub.official_vqkd import rename_vqkd
 from hf_mim.modeling.image_processing_pil_beitv2 import Beitv2ImageProcessorPil
 from hf_mim.training.vqkd_arguments import VQKDTrainingArguments
 from hf_mim.training.vqkd_trainer import VQKDTrainer
-
-from ..modeling.vqkd_keys import tokenizer_state_dict
 
 
 LEARNING_RATES = (1e-3, 2e-3, 1.5e-3)
@@ -59,7 +58,7 @@ def test_trace(beitv2_golden, tmp_path):
         codebook_dim=8,
     )
     model = VQKDModel(config)
-    model.load_state_dict(tokenizer_state_dict(official))
+    model.load_state_dict(rename_vqkd(official))
     batches = iter([{"pixel_values": 2 * golden[f"in/images_{step}"] - 1} for step in range(3)])
     teacher, recorder = RecordedTeacher(golden), Recorder()
     trainer = VQKDTrainer(
@@ -98,5 +97,5 @@ def test_trace(beitv2_golden, tmp_path):
 
     final = {k.removeprefix("final/"): v for k, v in golden.items() if k.startswith("final/")}
     weights = model.state_dict()
-    for key, value in tokenizer_state_dict(final).items():
+    for key, value in rename_vqkd(final).items():
         torch.testing.assert_close(weights[key], value, rtol=0, atol=2e-4, msg=lambda text, key=key: f"{key}: {text}")

@@ -13,29 +13,36 @@ from transformers.image_utils import PILImageResampling
 
 from ..data.files import replaced_folder
 from ..modeling.image_processing_pil_ibot import IBotImageProcessorPil
+from ..modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
+from ..modeling.modeling_dbot_pretraining import DBotForPreTraining
 from ..modeling.modeling_ibot import IBotForImageClassification
 from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
+from ..modeling.modeling_vqkd import VQKDModel
 from .export import export_native, native_image_processor
+from .official_beitv2 import beitv2_options, convert_beitv2, dropped_beitv2, has_beit_attention, is_beitv2
+from .official_dbot import convert_dbot, dbot_options, dropped_dbot, is_dbot
 from .official_files import OfficialCheckpoint, read_official
 from .official_ibot import convert_ibot, ibot_options, is_ibot, unknown_to_ibot
 from .official_ibot_swin import convert_ibot_swin, ibot_swin_options, is_ibot_swin
+from .official_processors import original_image_processor
+from .official_vqkd import convert_vqkd, dropped_vqkd, is_vqkd
 
 
-FAMILIES = ("ibot", "ibot_swin")
+FAMILIES = ("ibot", "ibot_swin", "beitv2", "vqkd", "dbot")
 # As a trainer names them beside its model.
 TEACHER_FOLDER, CENTERS_FILE = "teacher", "centers.safetensors"
+# Heads and neck of a segmentation model of mmseg, whose encoder was changed with them.
+SEGMENTATION = ("decode_head.", "auxiliary_head.", "fpn1.")
 # What other codes' checkpoints can be told by, and what that says about them.
 OTHERS = (
     (
         "head.last_layer.weight_v",
         "DINO, whose head has no last_layer2: without `head.*` the encoder is as iBOT's",
     ),
-    ("decoder_pred.", "MAE with its pixel decoder, which none of these methods has"),
     ("layer1.0.conv1.", "a ResNet"),
     ("embeddings.patch_embeddings.", "a model of transformers, which `from_pretrained` reads"),
     ("vit.embeddings.", "a model of transformers, which `from_pretrained` reads"),
     ("0.module.linear.", "linear classifiers without their encoder: join them first (analysis/combine_ckpt.py)"),
-    ("decode_head.", "a segmentation model: convert the encoder's own file"),
 )
 
 
@@ -77,9 +84,10 @@ def convert_checkpoint(
 
     Args:
         source (`str`, `Path` or `Mapping`): A `.pth`, `.pt`, `.bin` or `.safetensors` file, or what it holds.
-        family (`str`, *optional*): `"ibot"` or `"ibot_swin"`; found from the names of the tensors when not given. A
-            plain ViT with a CLS token (DINO's encoder, timm's) has the names of iBOT's encoder and is the same
-            function at its own image size; so has a plain Swin.
+        family (`str`, *optional*): `"ibot"`, `"ibot_swin"`, `"beitv2"`, `"vqkd"` or `"dbot"`; found from the tensors
+            when not given. A plain ViT with a CLS token (DINO's encoder, timm's) has the names of iBOT's encoder and
+            is the same function at its own image size; so has a plain Swin. MAE's encoder is dBOT's, and fine-tuned
+            models of dBOT's symmetric variant are BEiT v2's.
         num_attention_heads (`int`, *optional*): Attention heads of the encoder; those of the published model of this
             width when not given.
         **config_overrides: Fields of the configuration that the weights do not tell, or tell wrongly.
@@ -107,15 +115,25 @@ def convert_checkpoint(
         teacher=teacher,
         config=model.config,
         centers=_centers(checkpoint, teacher),
-        dropped=checkpoint.dropped + _changes(family, checkpoint),
-        image_processor=_image_processor(model, checkpoint.args),
+        dropped=checkpoint.dropped + _changes(family, checkpoint, model.config),
+        image_processor=_image_processor(family, model, checkpoint.args),
     )
 
 
 def matching_families(weights: Mapping[str, Tensor]) -> list[str]:
-    """The families to which these official names may belong; an encoder alone has the same names in several."""
-    found = {"ibot": is_ibot(weights), "ibot_swin": is_ibot_swin(weights)}
-    return [family for family, matches in found.items() if matches]
+    """
+    The families to which these tensors belong, at most one. Where names alone do not tell iBOT from dBOT, the values
+    of the position table do.
+    """
+    dbot = is_dbot(weights)
+    matches = {
+        "ibot": is_ibot(weights) and not dbot and not has_beit_attention(weights),
+        "ibot_swin": is_ibot_swin(weights),
+        "beitv2": is_beitv2(weights),
+        "vqkd": is_vqkd(weights),
+        "dbot": dbot,
+    }
+    return [family for family in FAMILIES if matches[family]]
 
 
 def save_converted(
@@ -126,7 +144,8 @@ def save_converted(
 
     - The model and its image processor, and of a full iBOT checkpoint `teacher/` with the teacher and the centres;
     - with `native`, the layout of a finished run: at the root the encoder (of a full iBOT checkpoint the teacher's) or
-      the classifier as a model of transformers, and in `pretraining/` what the file holds beyond it.
+      the classifier as a model of transformers, and in `pretraining/` what the file holds beyond it. A tokenizer has
+      no counterpart in transformers.
 
     Args:
         converted (`ConvertedCheckpoint`): Result of [`convert_checkpoint`].
@@ -156,12 +175,14 @@ def save_converted(
         full = "."
         if native:
             deployed = model if teacher is None else teacher
+            if isinstance(deployed, VQKDModel):
+                raise ValueError("a VQ-KD tokenizer has no counterpart in transformers: convert it without native")
             if isinstance(deployed, IBotForPreTraining):
                 deployed = deployed.base_model
             written["."] = export_native(deployed)
             native_image_processor(converted.image_processor).save_pretrained(folder)
             full = "pretraining"
-        if not native or isinstance(model, IBotForPreTraining):
+        if not native or isinstance(model, (IBotForPreTraining, Beitv2ForPreTraining, DBotForPreTraining)):
             written[full] = model
             converted.image_processor.save_pretrained(folder / full)
         if teacher is not None:
@@ -182,10 +203,18 @@ def check_output(output_dir: Path):
 def _family(weights: Mapping[str, Tensor], wanted: str | None, name: str) -> str:
     if wanted not in (None, *FAMILIES):
         raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {wanted!r}")
+    if any(key.startswith(SEGMENTATION) for key in weights):
+        raise ValueError(
+            f"{name} is a segmentation model of mmseg, whose encoder was changed with its head: convert the "
+            "pre-trained or fine-tuned file of the encoder instead"
+        )
     found = matching_families(weights)
-    if found and wanted is None:
+    if len(found) == 1 and wanted in (None, found[0]):
         return found[0]
-    if wanted is not None and wanted in found:
+    # Encoders and classifiers of two families have the same names: there the user's word counts.
+    same_names = {"beitv2", "dbot"} if has_beit_attention(weights) else {"ibot", "dbot"}
+    undecided = not found and has_beit_attention(weights) and wanted in same_names
+    if wanted is not None and (undecided or {wanted, *found} == same_names):
         return wanted
     raise ValueError(f"{name} {_description(weights, found, wanted)}")
 
@@ -194,6 +223,9 @@ def _description(weights: Mapping[str, Tensor], found: list[str], wanted: str | 
     """What a checkpoint that cannot be converted looks like."""
     if found:
         return f"is a checkpoint of the family {' or '.join(found)}, not {wanted}"
+    if has_beit_attention(weights) and "lm_head.weight" in weights:
+        rows = weights["lm_head.weight"].shape[0]
+        return f"predicts {rows} numbers: give the family, beitv2 if they stand for codes, dbot if they are features"
     for start, description in OTHERS:
         if any(key.startswith(start) for key in weights):
             return f"looks like {description}"
@@ -215,10 +247,14 @@ def _convert(
         return convert_ibot(weights, name, num_attention_heads, **ibot_options(checkpoint.args) | overrides)
     if family == "ibot_swin":
         return convert_ibot_swin(weights, name, num_attention_heads, **ibot_swin_options(checkpoint.args) | overrides)
-    raise ValueError(f"unknown family {family!r}")
+    if family == "beitv2":
+        return convert_beitv2(weights, name, num_attention_heads, **beitv2_options(checkpoint.args) | overrides)
+    if family == "vqkd":
+        return convert_vqkd(weights, name, num_attention_heads, **overrides)
+    return convert_dbot(weights, name, num_attention_heads, **dbot_options(checkpoint.args) | overrides)
 
 
-def _changes(family: str, checkpoint: OfficialCheckpoint) -> list[str]:
+def _changes(family: str, checkpoint: OfficialCheckpoint, config: PreTrainedConfig) -> list[str]:
     """What becomes of tensors that are not simply renamed."""
     networks = checkpoint.networks
     types = {
@@ -238,6 +274,12 @@ def _changes(family: str, checkpoint: OfficialCheckpoint) -> list[str]:
             changes.append(
                 "linear: taken for a classifier of the last CLS token (n_last_blocks 1, avgpool_patchtokens 0)"
             )
+    if family == "beitv2":
+        changes += dropped_beitv2(networks["model"])
+    elif family == "vqkd":
+        changes += dropped_vqkd(networks["model"])
+    elif family == "dbot":
+        changes += dropped_dbot(networks["model"], config)
     return changes
 
 
@@ -255,8 +297,10 @@ def _centers(checkpoint: OfficialCheckpoint, teacher: PreTrainedModel | None) ->
     }
 
 
-def _image_processor(model: PreTrainedModel, args: Mapping[str, Any]) -> BaseImageProcessor:
+def _image_processor(family: str, model: PreTrainedModel, args: Mapping[str, Any]) -> BaseImageProcessor:
     """The original's transform for evaluation, at the size of the model's position table."""
+    if family not in ("ibot", "ibot_swin"):
+        return original_image_processor(model.config, args)
     height, width = (side * model.config.patch_size for side in model.config.grid_size)
     side = min(height, width)
     settings: dict[str, Any] = {"crop_size": {"height": height, "width": width}}

@@ -18,6 +18,7 @@ from .official_names import (
     count_blocks,
     load_strictly,
     needed,
+    original_name,
     published_heads,
     rename_tensors,
     square_side,
@@ -44,6 +45,7 @@ BLOCK = {
     "attn.v_bias": "attention.v_proj.bias",
     "attn.relative_position_bias_table": "relative_position_bias.relative_position_bias_table",
 }
+STACKS = {"blocks": "layers", "cls_pt_layers": "head_layers"}
 TABLE, INDEX = "relative_position_bias_table", "relative_position_index"
 CODES = 8192
 # The published patch aggregation, by the number of blocks: the block whose patches the head branch of two takes.
@@ -93,13 +95,17 @@ def rename_beitv2(official: Mapping[str, torch.Tensor], encoder_prefix: str = "b
     the index into the tables of relative positions. Unknown ones keep their names.
     """
     official = {key: tensor for key, tensor in official.items() if not key.endswith(INDEX)}
-    stacks = {"blocks": "layers", "cls_pt_layers": "head_layers"}
-    renamed = rename_tensors(official, ENCODER | HEADS, stacks, BLOCK)
+    renamed = rename_tensors(official, ENCODER | HEADS, STACKS, BLOCK)
     unchanged = tuple(f"{head}." for head in ("head_layers", *HEADS.values()))
     return {
         key if key.startswith(unchanged) or key in official else encoder_prefix + key: tensor
         for key, tensor in renamed.items()
     }
+
+
+def original_beitv2_name(ours: str) -> str:
+    """The official name of what [`rename_beitv2`] calls `ours`."""
+    return original_name(ours.removeprefix("beitv2."), ENCODER | HEADS, STACKS, BLOCK)
 
 
 def convert_beitv2(
@@ -132,11 +138,12 @@ def convert_beitv2(
             height, width = config.grid_size
             raise ValueError(f"{name}: {key} is not the index of a window of {height} x {width} patches")
     if "lm_head.weight" in weights:
-        return load_strictly(Beitv2ForPreTraining, config, rename_beitv2(weights), name)
+        return load_strictly(Beitv2ForPreTraining, config, rename_beitv2(weights), name, original_beitv2_name)
     if "head.weight" in weights:
-        return load_strictly(Beitv2ForImageClassification, config, rename_beitv2(weights), name)
+        return load_strictly(Beitv2ForImageClassification, config, rename_beitv2(weights), name, original_beitv2_name)
     renamed = rename_beitv2(weights, encoder_prefix="")
-    return load_strictly(Beitv2Model, config, renamed, name, use_mask_token="mask_token" in weights)
+    masked = "mask_token" in weights
+    return load_strictly(Beitv2Model, config, renamed, name, original_beitv2_name, use_mask_token=masked)
 
 
 def beitv2_sizes(

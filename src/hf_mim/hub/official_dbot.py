@@ -19,6 +19,7 @@ from .official_names import (
     count_blocks,
     load_strictly,
     needed,
+    original_name,
     published_heads,
     rename_tensors,
     square_side,
@@ -39,6 +40,7 @@ HEADS = {
     "decoder_predp": "decoder.prediction",
     "head": "classifier",
 }
+STACKS = {"blocks": "layers", "decoder_blocks": "decoder.layers"}
 # Widths of the features of CLIP's B/16 and L/14, which the released models of the symmetric variant predict.
 CLIP_WIDTHS = (512, 768)
 # A fine-tuned table has hardly moved from the fixed one that it started with; another one has nothing to do with it.
@@ -79,7 +81,7 @@ def likeness_to_sincos(table: Tensor) -> float:
 def is_sincos(table: Tensor, grid: tuple[int, int]) -> bool:
     """Whether a table of positions `[1, 1+N, D]` is the fixed one of a grid, up to the rounding of its precision."""
     fixed = sincos_positions(table.shape[2], grid)
-    rounding = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(table.dtype, 1e-6)
+    rounding = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(table.dtype, 1e-5)
     return table.shape == fixed.shape and torch.allclose(table.float().cpu(), fixed, rtol=0, atol=rounding)
 
 
@@ -110,11 +112,16 @@ def rename_dbot(
     """
     fixed = ("decoder_pos_embed",) if trainable_positions else ("decoder_pos_embed", "pos_embed")
     official = {key: tensor for key, tensor in official.items() if key not in fixed}
-    renamed = rename_tensors(official, ENCODER | HEADS, {"blocks": "layers", "decoder_blocks": "decoder.layers"}, {})
+    renamed = rename_tensors(official, ENCODER | HEADS, STACKS, {})
     return {
         key if key.startswith(("decoder.", "classifier.")) or key in official else encoder_prefix + key: tensor
         for key, tensor in renamed.items()
     }
+
+
+def original_dbot_name(ours: str) -> str:
+    """The official name of what [`rename_dbot`] calls `ours`."""
+    return original_name(ours.removeprefix("dbot."), ENCODER | HEADS, STACKS, {})
 
 
 def convert_dbot(
@@ -143,6 +150,8 @@ def convert_dbot(
             known, or if the decoder is that of MAE, which predicts pixels.
     """
     if has_beit_attention(weights):
+        if has_head_branch(weights):
+            raise ValueError(f"{name}: a head branch (cls_pt_layers) is BEiT v2's, dBOT has none")
         if "lm_head.weight" in weights:
             overrides = {"regression_loss": "negcosine"} | overrides
         return convert_beitv2(weights, name, num_attention_heads, **overrides)
@@ -156,17 +165,17 @@ def convert_dbot(
         raise ValueError(f"{name}: decoder_pos_embed is not the fixed table of sines and cosines of this grid")
     if config.use_mean_pooling:
         weights = {key: tensor for key, tensor in weights.items() if key not in ("norm.weight", "norm.bias")}
-    trainable = config.trainable_position_embeddings
     if "decoder_embed.weight" in weights:
-        return load_strictly(DBotForPreTraining, config, rename_dbot(weights, "dbot.", trainable), name)
-    if "head.weight" in weights:
-        return load_strictly(DBotForImageClassification, config, rename_dbot(weights, "dbot.", trainable), name)
-    return load_strictly(DBotModel, config, rename_dbot(weights, "", trainable), name)
+        model_class, prefix = DBotForPreTraining, "dbot."
+    elif "head.weight" in weights:
+        model_class, prefix = DBotForImageClassification, "dbot."
+    else:
+        model_class, prefix = DBotModel, ""
+    renamed = rename_dbot(weights, prefix, config.trainable_position_embeddings)
+    return load_strictly(model_class, config, renamed, name, original_dbot_name)
 
 
-def dbot_sizes(
-    weights: Mapping[str, Tensor], name: str, num_attention_heads: int | None, overrides: Mapping
-) -> dict:
+def dbot_sizes(weights: Mapping[str, Tensor], name: str, num_attention_heads: int | None, overrides: Mapping) -> dict:
     """
     Fields of [`DBotConfig`] by the shapes of the tensors, and by the values of the position table.
 

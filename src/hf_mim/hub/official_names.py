@@ -9,6 +9,16 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 
+# What is in a block of every official Vision Transformer, beside the joint projection of query, key and value.
+BLOCK = {
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "attn.proj": "attention.o_proj",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+    "gamma_1": "lambda_1",
+    "gamma_2": "lambda_2",
+}
 # Attention heads of the published Vision Transformers, by width; the shapes do not tell them.
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 
@@ -49,6 +59,73 @@ def split_qkv(attention: str, kind: str, joint: Tensor) -> dict[str, Tensor]:
     return {f"{attention}.{name}_proj.{kind}": part for name, part in zip("qkv", joint.chunk(3), strict=True)}
 
 
+def rename_tensors(
+    official: Mapping[str, Tensor], names: Mapping[str, str], stacks: Mapping[str, str], block_names: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """
+    Tensors of an official Vision Transformer under our names, those that have none under their official ones.
+
+    Args:
+        official (`Mapping[str, Tensor]`): Under official names; joint projections are split.
+        names (`Mapping[str, str]`): Our names of modules and tensors outside of the blocks.
+        stacks (`Mapping[str, str]`): Our names of the lists of blocks.
+        block_names (`Mapping[str, str]`): Our names of what is in a block, beside what is in every block.
+    """
+    renamed = {}
+    for key, tensor in official.items():
+        known, place, inner = names, "", key
+        stack, _, rest = key.partition(".")
+        number, _, rest = rest.partition(".")
+        if stack in stacks and number.isdecimal():
+            known, place, inner = BLOCK | block_names, f"{stacks[stack]}.{number}.", rest
+        module, _, kind = inner.rpartition(".")
+        if place and module == "attn.qkv":
+            renamed |= split_qkv(f"{place}attention", kind, tensor)
+        elif inner in known:
+            renamed[place + known[inner]] = tensor
+        elif module in known and kind in ("weight", "bias"):
+            renamed[f"{place}{known[module]}.{kind}"] = tensor
+        else:
+            renamed[key] = tensor
+    return renamed
+
+
+def original_name(
+    ours: str, names: Mapping[str, str], stacks: Mapping[str, str], block_names: Mapping[str, str]
+) -> str:
+    """The official name of what [`rename_tensors`] calls `ours`, given the same mappings."""
+    known, place, inner = names, "", ours
+    for stack, our_stack in stacks.items():
+        number, _, rest = ours.removeprefix(f"{our_stack}.").partition(".")
+        if ours.startswith(f"{our_stack}.") and number.isdecimal():
+            known, place, inner = BLOCK | block_names, f"{stack}.{number}.", rest
+    for official, name in known.items():
+        if inner in (name, f"{name}.weight", f"{name}.bias"):
+            return place + official + inner.removeprefix(name)
+    module, _, kind = inner.rpartition(".")
+    return f"{place}attn.qkv.{kind}" if module.startswith("attention.") else ours
+
+
+def count_blocks(weights: Mapping[str, Tensor], stack: str) -> int:
+    """How many blocks there are, by the highest number in the official names `{stack}.{number}.…`."""
+    numbers = {key.removeprefix(f"{stack}.").split(".")[0] for key in weights if key.startswith(f"{stack}.")}
+    return max((int(number) + 1 for number in numbers if number.isdecimal()), default=0)
+
+
+def needed(weights: Mapping[str, Tensor], key: str, ndim: int, source_name: str) -> Tensor:
+    """
+    The tensor that sizes are read from.
+
+    Raises:
+        ValueError: If there is none, or one of another number of dimensions.
+    """
+    if key not in weights:
+        raise ValueError(f"{source_name} has no tensor {key}")
+    if weights[key].ndim != ndim:
+        raise ValueError(f"{source_name}: {key} has shape {list(weights[key].shape)}, {ndim} dimensions are wanted")
+    return weights[key]
+
+
 def checked_config(config_class: type[PreTrainedConfig], fields: dict, overrides: dict) -> PreTrainedConfig:
     """
     A configuration from what the weights tell and what the user says, which wins.
@@ -75,6 +152,7 @@ def load_strictly(
     weights: Mapping[str, Tensor],
     source_name: str,
     official_name: Callable[[str], str] = str,
+    **options: bool,
 ) -> PreTrainedModel:
     """
     A model with these weights, in float32 and eval mode, and with its own copy of them.
@@ -89,15 +167,16 @@ def load_strictly(
             their official ones. They may be views of each other, and lie in a memory-mapped file.
         source_name (`str`): File name, for messages.
         official_name (`Callable`, *optional*): Gives the name in the file of one of ours, for messages.
+        **options: For the class, beside the configuration.
 
     Raises:
         ValueError: If a tensor is missing, left over, or of another shape; it is named.
     """
     with torch.device("meta"):
-        model = model_class(config)
+        model = model_class(config, **options)
     expected = model.state_dict()
     problems = {
-        "not used": [name for name in weights if name not in expected],
+        "not used": [official_name(name) for name in weights if name not in expected],
         "missing": [official_name(name) for name in expected if name not in weights],
     }
     if any(problems.values()):

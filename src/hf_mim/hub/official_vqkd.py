@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..modeling.configuration_vqkd import VQKDConfig
 from ..modeling.modeling_vqkd import VQKDModel
-from .official_beitv2 import image_size_of, rename_beitv2
+from .official_beitv2 import image_size_of, original_beitv2_name, rename_beitv2
 from .official_names import checked_config, count_blocks, load_strictly, needed, published_heads
 
 
@@ -64,6 +64,18 @@ def rename_vqkd(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
+def original_vqkd_name(ours: str) -> str:
+    """The official name of what [`rename_vqkd`] calls `ours`."""
+    for official, name in QUANTIZER.items():
+        if ours == name:
+            return official
+    part, _, inner = ours.partition(".")
+    if part not in ("encoder", "decoder"):
+        return ours
+    inner = original_beitv2_name(inner)
+    return f"{part}.fc_{inner}" if inner.startswith("norm.") else f"{part}.{inner}"
+
+
 def convert_vqkd(
     weights: Mapping[str, Tensor], name: str, num_attention_heads: int | None = None, **overrides: Any
 ) -> VQKDModel:
@@ -99,4 +111,4 @@ def convert_vqkd(
         "target_dim": needed(weights, "decode_task_layer.2.weight", 2, name).shape[0],
     }
     config = checked_config(VQKDConfig, sizes, overrides)
-    return load_strictly(VQKDModel, config, rename_vqkd(weights), name)
+    return load_strictly(VQKDModel, config, rename_vqkd(weights), name, original_vqkd_name)

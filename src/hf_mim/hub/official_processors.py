@@ -1,0 +1,57 @@
+"""The transforms with which the original codes evaluate, beside the converted BEiT v2, VQ-KD and dBOT models."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import BaseImageProcessor
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from ..modeling.configuration_beitv2 import Beitv2Config
+from ..modeling.configuration_dbot import DBotConfig
+from ..modeling.configuration_vqkd import VQKDConfig
+from ..modeling.image_processing_pil_beitv2 import Beitv2ImageProcessorPil
+from ..modeling.image_processing_pil_dbot import DBotImageProcessorPil
+
+
+IMAGENET = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+# What the tokenizer sees of values x in 0..1, by `process_type`: (x - mean) / deviation. "dall-e" does nothing.
+TOKENIZER_SCALES = {"default": ([0.5] * 3, [0.5] * 3), "imagenet_norm": IMAGENET, "dall-e": ([0.0] * 3, [1.0] * 3)}
+
+
+def original_image_processor(
+    config: Beitv2Config | VQKDConfig | DBotConfig, args: Mapping[str, Any]
+) -> BaseImageProcessor:
+    """
+    Resize, central crop and normalisation at the size of the model's position tables.
+
+    - BEiT v2 and VQ-KD: the crop is 7/8 of the resized image, from 384 pixels on all of it (`datasets.py`); ImageNet
+      mean and deviation for BEiT v2, unless the run that wrote the file was without
+      `--imagenet_default_mean_and_std`, and for the tokenizer what its `--process_type` says: -1..1 by default.
+    - dBOT: the crop is 7/8 of the resized image, above 224 pixels all of it (`util/datasets.py`).
+
+    Args:
+        config (`Beitv2Config`, `VQKDConfig` or `DBotConfig`): Of the model.
+        args (`Mapping`): Options of the run that wrote the checkpoint, as far as it holds them.
+    """
+    height, width = (side * config.patch_size for side in config.grid_size)
+    side = min(height, width)
+    scale = IMAGENET
+    if isinstance(config, DBotConfig):
+        processor_class, share = DBotImageProcessorPil, 224 / 256 if side <= 224 else 1.0
+    else:
+        processor_class, share = Beitv2ImageProcessorPil, 224 / 256 if side < 384 else 1.0
+        share = args.get("crop_pct") or share
+        if isinstance(config, VQKDConfig):
+            scale = TOKENIZER_SCALES[args.get("process_type", "default")]
+        elif args.get("imagenet_default_mean_and_std") is False:
+            scale = TOKENIZER_SCALES["default"]
+    if config.num_channels != 3:
+        scale = ([0.5] * config.num_channels,) * 2
+    mean, deviation = scale
+    return processor_class(
+        size={"shortest_edge": int(side / share)},
+        crop_size={"height": height, "width": width},
+        image_mean=list(mean),
+        image_std=list(deviation),
+        do_convert_rgb=config.num_channels == 3,
+    )
