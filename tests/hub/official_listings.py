@@ -1,5 +1,6 @@
 """State dicts with the names and shapes of official checkpoints, which take no memory but where values count."""
 
+import fnmatch
 import json
 import re
 
@@ -88,9 +89,19 @@ def ibot_checkpoints() -> dict[str, dict[str, torch.Tensor]]:
     return {name: tensors(keys) for name, keys in (full | encoders | {"classifier": classifier}).items()}
 
 
+def dropped_from(official: dict[str, torch.Tensor], converted) -> set[str]:
+    """The tensors that `dropped` speaks of, one line for one tensor or for a pattern and how many fit it."""
+    dropped = set()
+    for line in converted.dropped:
+        pattern, count = re.fullmatch(r"(\S+?)(?: \((\d+) tensors\))?: left behind, .+", line).groups()
+        names = fnmatch.filter(official, pattern)
+        assert len(names) == int(count or 1) and dropped.isdisjoint(names)
+        dropped.update(names)
+    return dropped
+
+
 def assert_nothing_lost(official: dict[str, torch.Tensor], converted, new: int = 0):
     """Every number of a file is in the model, or `dropped` says of its tensor why not; `new` ones have come."""
-    dropped = {line.split(":")[0] for line in converted.dropped}
-    assert dropped <= set(official) and all(line.split(": ")[1] for line in converted.dropped)
+    dropped = dropped_from(official, converted)
     used = sum(tensor.numel() for key, tensor in official.items() if key not in dropped)
     assert used + new == sum(tensor.numel() for tensor in converted.model.state_dict().values())

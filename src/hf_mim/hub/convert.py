@@ -104,6 +104,8 @@ def convert_checkpoint(
     networks = checkpoint.networks
     first = "student" if "student" in networks else "model"
     family = _family(networks[first], family, checkpoint.name)
+    if "teacher" in networks and family not in ("ibot", "ibot_swin"):
+        raise ValueError(f"{checkpoint.name} holds student and teacher, as those of iBOT do, not of {family}")
     model = _convert(family, checkpoint, first, num_attention_heads, config_overrides)
     teacher = None
     if "teacher" in networks:

@@ -16,6 +16,7 @@ from ..modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
 from .official_names import (
     checked_config,
     count_blocks,
+    left_behind,
     load_strictly,
     needed,
     original_name,
@@ -84,9 +85,7 @@ def beitv2_options(args: Mapping[str, Any]) -> dict[str, Any]:
 
 def dropped_beitv2(weights: Mapping[str, torch.Tensor]) -> list[str]:
     """What of a checkpoint stays behind, and why."""
-    indices = [key for key in weights if key.endswith(INDEX)]
-    reason = "index into the tables of relative positions, which the size of the images determines"
-    return [f"{key}: {reason}" for key in indices]
+    return left_behind(weights, f"*.{INDEX}", "left behind, it follows from the size of the images")
 
 
 def rename_beitv2(official: Mapping[str, torch.Tensor], encoder_prefix: str = "beitv2.") -> dict[str, torch.Tensor]:

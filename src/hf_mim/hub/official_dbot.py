@@ -17,6 +17,7 @@ from .official_beitv2 import convert_beitv2, dropped_beitv2, has_beit_attention,
 from .official_names import (
     checked_config,
     count_blocks,
+    left_behind,
     load_strictly,
     needed,
     original_name,
@@ -95,12 +96,12 @@ def dropped_dbot(weights: Mapping[str, Tensor], config: PreTrainedConfig) -> lis
     """What of a checkpoint stays behind, and why."""
     if has_beit_attention(weights):
         return dropped_beitv2(weights)
-    reasons = {"decoder_pos_embed": "fixed sines and cosines, which are computed"}
-    if not config.trainable_position_embeddings:
-        reasons["pos_embed"] = reasons["decoder_pos_embed"]
+    fixed = ("decoder_pos_embed",) if config.trainable_position_embeddings else ("pos_embed", "decoder_pos_embed")
+    computed = "left behind, fixed sines and cosines are computed"
+    lines = [line for key in fixed for line in left_behind(weights, key, computed)]
     if config.use_mean_pooling:
-        reasons |= dict.fromkeys(("norm.weight", "norm.bias"), "not used with mean pooling")
-    return [f"{key}: {reasons[key]}" for key in weights if key in reasons]
+        lines += left_behind(weights, "norm.*", "left behind, mean pooling has a norm of its own")
+    return lines
 
 
 def rename_dbot(

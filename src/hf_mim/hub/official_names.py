@@ -1,6 +1,7 @@
 """What the conversions of all families share: sizes from shapes, and loading in which nothing may be left over."""
 
 import difflib
+import fnmatch
 from collections.abc import Callable, Mapping
 
 import torch
@@ -124,6 +125,14 @@ def needed(weights: Mapping[str, Tensor], key: str, ndim: int, source_name: str)
     if weights[key].ndim != ndim:
         raise ValueError(f"{source_name}: {key} has shape {list(weights[key].shape)}, {ndim} dimensions are wanted")
     return weights[key]
+
+
+def left_behind(weights: Mapping[str, Tensor], pattern: str, reason: str) -> list[str]:
+    """One line on the tensors with official names like `pattern`, none if there are no such tensors."""
+    names = fnmatch.filter(weights, pattern)
+    if not names:
+        return []
+    return [f"{names[0]}: {reason}" if len(names) == 1 else f"{pattern} ({len(names)} tensors): {reason}"]
 
 
 def checked_config(config_class: type[PreTrainedConfig], fields: dict, overrides: dict) -> PreTrainedConfig:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..modeling.configuration_vqkd import VQKDConfig
 from ..modeling.modeling_vqkd import VQKDModel
 from .official_beitv2 import image_size_of, original_beitv2_name, rename_beitv2
-from .official_names import checked_config, count_blocks, load_strictly, needed, published_heads
+from .official_names import checked_config, count_blocks, left_behind, load_strictly, needed, published_heads
 
 
 QUANTIZER = {
@@ -24,11 +24,11 @@ QUANTIZER = {
 }
 # Beginnings of names, and why what has them stays behind.
 DROPPED = {
-    "teacher_model.": "the teacher, which tokens do not need",
-    "scaling_layer.": "the teacher's image normalisation",
-    "loss": "part of the training",
-    "quantize.embedding.cluster_size": "counts of the first k-means, which nothing reads",
-    "quantize.embedding.embed_avg": "never changed, and nothing reads it",
+    "teacher_model.": "left behind, it is the teacher",
+    "scaling_layer.": "left behind, it normalises the images for the teacher",
+    "loss": "left behind, it belongs to the training",
+    "quantize.embedding.cluster_size": "left behind, they are counts of the first k-means that nothing reads",
+    "quantize.embedding.embed_avg": "left behind, nothing reads it",
 }
 
 
@@ -39,7 +39,7 @@ def is_vqkd(weights: Mapping[str, Tensor]) -> bool:
 
 def dropped_vqkd(weights: Mapping[str, Tensor]) -> list[str]:
     """What of a checkpoint stays behind, and why."""
-    return [f"{key}: {reason}" for key in weights for start, reason in DROPPED.items() if key.startswith(start)]
+    return [line for start, reason in DROPPED.items() for line in left_behind(weights, f"{start}*", reason)]
 
 
 def rename_vqkd(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
