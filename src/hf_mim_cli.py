@@ -22,6 +22,7 @@ verbs:
   analyze distance MODEL IMAGES ...        how far each head looks in each layer, of one or several encoders
   analyze svd MODEL IMAGES ...             how few directions the patch features of each layer fill
   convert SOURCE OUTPUT_DIR                a checkpoint of an original code as a model of this package or transformers
+  publish OUTPUT_DIR ORG/NAME ...          upload a finished run: checked, shown, encoder and full model with their cards
   check-data SOURCE                        reads every image once; names the unreadable ones and the duplicates
   env                                      versions, devices and back ends; belongs into every bug report
 
@@ -30,7 +31,7 @@ verbs:
 
 A mistake in the arguments or the data is reported in one line; HF_MIM_DEBUG=1 shows the traceback as well.
 """
-VERBS = ("pretrain", "evaluate", "analyze", "convert", "check-data", "env")
+VERBS = ("pretrain", "evaluate", "analyze", "convert", "publish", "check-data", "env")
 EVALUATIONS = ("knn",)
 ANALYSES = ("codes", "distance", "svd")
 
@@ -92,6 +93,10 @@ def _run(arguments: list[str]) -> int:
         from hf_mim.hub import convert_command
 
         convert_command.main(rest)
+    elif verb == "publish":
+        from hf_mim.hub import publish_command
+
+        publish_command.main(rest)
     elif verb == "check-data":
         from hf_mim.data import check_data
 

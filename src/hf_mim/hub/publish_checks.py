@@ -1,0 +1,146 @@
+"""What has to be true of a folder before it goes to the Hub, found without asking the Hub."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import ModelCard
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+    PreTrainedModel,
+)
+
+
+TEXT_FILES = (".json", ".md", ".yaml")
+# An absolute path of at least two parts, one below a home folder, a Windows drive or a file:// address. A slash after
+# a letter, as in and/or and https://host/page, begins none.
+MACHINE_PATH = re.compile(
+    r"(?:(?<=[\s\"'`=:,;(\[])|^)(?:/[\w.@+-]+/[\w.@+-]|~[\w.-]*/[\w.]|[A-Za-z]:\\+\w|file://)[^\s\"'`)\]]*", re.MULTILINE
+)
+PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)[^)]*\)|<img[^>]*\ssrc=[\"']([^\"']+)[\"']")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a checked folder holds: class and number of parameters of its model, and the licence that its card names."""
+
+    architecture: str
+    parameters: int
+    license: str | None
+
+
+def check_repo_id(repo_id: str):
+    """Raise `ValueError` unless `repo_id` is a name that the Hub takes, with the user or organisation before it."""
+    if repo_id.count("/") != 1 or not all(repo_id.split("/")):
+        raise ValueError(f"the repository must be ORGANISATION/NAME or USER/NAME, got {repo_id!r}")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"{repo_id!r} is no name for a repository: {error}") from error
+
+
+def check_upload(folder: Path, shown_as: str) -> ModelFacts:
+    """
+    Make sure that a folder can be published as it is: model, image processor and teacher load with nothing missing
+    and nothing left over, the card's metadata are valid and its pictures are there, no file names a path of this
+    machine.
+
+    Args:
+        folder (`Path`): What goes into the repository, and nothing else.
+        shown_as (`str`): Name of the folder in messages.
+
+    Raises:
+        ValueError, OSError: For the first of these that is not so; names the file and says what would be right.
+    """
+    card = check_card(folder, shown_as)
+    for file in sorted(path for path in folder.rglob("*") if path.suffix in TEXT_FILES):
+        check_no_machine_path(file.read_text(encoding="utf-8"), f"{shown_as}/{file.relative_to(folder)}")
+    model = check_model(folder, shown_as)
+    try:
+        AutoImageProcessor.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{shown_as}/preprocessor_config.json gives no image processor: {error}") from error
+    if (folder / "teacher" / "config.json").is_file():
+        check_model(folder / "teacher", f"{shown_as}/teacher")
+    license_name = card.data.license
+    if license_name == "other":
+        license_name = card.data.get("license_name") or license_name
+    return ModelFacts(type(model).__name__, model.num_parameters(), license_name)
+
+
+def check_model(folder: Path, shown_as: str) -> PreTrainedModel:
+    """Load the model of a folder; raises `ValueError` when a tensor is missing, left over or of another shape."""
+    if not list(folder.glob("*.safetensors")):
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".pkl"))
+        found = f", only {pickles[0]}, a pickle, which can run code where it is loaded" if pickles else ""
+        raise ValueError(f"{shown_as} has no weights in *.safetensors{found}: save the model with save_pretrained")
+    architecture = (AutoConfig.from_pretrained(folder).architectures or [""])[0]
+    auto_class = AutoModel
+    if architecture.endswith("ForImageClassification"):
+        auto_class = AutoModelForImageClassification
+    elif architecture.endswith("ForPreTraining"):
+        auto_class = AutoModelForPreTraining
+    try:
+        model, report = auto_class.from_pretrained(folder, output_loading_info=True)
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise ValueError(f"{shown_as} does not load: {error}") from error
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[kind]:
+            example = sorted(map(str, report[kind]))[0]
+            raise ValueError(
+                f"{shown_as} does not load as {type(model).__name__}: {len(report[kind])} "
+                f"{kind.split('_')[0]} tensors, such as {example}"
+            )
+    return model
+
+
+def check_card(folder: Path, shown_as: str) -> ModelCard:
+    """The card of a folder; raises `ValueError` when its metadata are not valid, or a picture that it shows is not there."""
+    name = f"{shown_as}/README.md"
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ValueError(f"{name} is missing: the card says what the model is, and under which licence") from None
+    try:
+        card = ModelCard(text)
+    except Exception as error:  # whatever YAML or the parts of a model-index raise
+        raise ValueError(f"the metadata of {name} are not valid: {error}") from error
+    metadata = card.data.to_dict()
+    if not metadata:
+        raise ValueError(f"{name} has no metadata: it must begin with a block of YAML between two lines of ---")
+    for field in ("license", "library_name", "pipeline_tag"):
+        if not isinstance(metadata.get(field, ""), str):
+            raise ValueError(f"the metadata of {name} are not valid: {field} must be text, got {metadata[field]!r}")
+    tags = metadata.get("tags", [])
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        raise ValueError(f"the metadata of {name} are not valid: tags must be a list of words, got {tags!r}")
+    for picture in shown_pictures(text):
+        if Path(picture).is_absolute() or ".." in Path(picture).parts:
+            raise ValueError(f"{name} shows {picture}, which lies elsewhere: bring the picture into the folder")
+        if not (folder / picture).is_file():
+            raise ValueError(f"{name} shows {picture}, which is not there: add it, or take it out of the card")
+    return card
+
+
+def shown_pictures(card: str) -> list[str]:
+    """The files that a card shows, as paths from its folder on; addresses of other places are left out."""
+    found = [markdown or html for markdown, html in PICTURE.findall(card)]
+    return [picture for picture in found if not re.match(r"[a-z]+:", picture)]
+
+
+def check_no_machine_path(text: str, name: str):
+    """Raise `ValueError` when `text` names a path that means nothing, or too much, on another machine."""
+    found = MACHINE_PATH.search(text)
+    if found:
+        line = text.count("\n", 0, found.start()) + 1
+        raise ValueError(
+            f"{name}, line {line}: {found[0]} is a path of this machine, which nobody else has: write a name in its "
+            "place"
+        )
