@@ -22,7 +22,7 @@ verbs:
   analyze distance MODEL IMAGES ...        how far each head looks in each layer, of one or several encoders
   analyze svd MODEL IMAGES ...             how few directions the patch features of each layer fill
   convert SOURCE OUTPUT_DIR                a checkpoint of an original code as a model of this package or transformers
-  publish OUTPUT_DIR ORG/NAME ...          upload a finished run: checked, shown, encoder and full model with their cards
+  publish OUTPUT_DIR ORG/NAME ...          upload a finished run: encoder and full model, checked, with their cards
   check-data SOURCE                        reads every image once; names the unreadable ones and the duplicates
   env                                      versions, devices and back ends; belongs into every bug report
 

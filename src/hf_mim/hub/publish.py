@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFound
 from transformers import AutoConfig
 
 from .card import build_pretraining_card, rename_card
-from .publish_checks import ModelFacts, check_card, check_repo_id, check_upload, shown_pictures
+from .publish_checks import ModelFacts, check_card, check_repo_id, check_safetensors, check_upload, shown_pictures
 from .remote_code import AUTO_MAPS, add_code
 
 
@@ -25,7 +25,8 @@ TEACHER_FILES = ("teacher/*.json", "teacher/*.safetensors")
 CARD_FILES = ("README.md", "metrics.json", ".eval_results/*.yaml")
 CHECKPOINT_FOLDER = "last-checkpoint"
 # What an older upload may have left in a repository and a newer model would be confused by.
-STALE = re.compile(rf".*\.safetensors(\.index\.json)?|teacher/.*|{CHECKPOINT_FOLDER}/.*")
+STALE_CHECKPOINT = re.compile(rf"{CHECKPOINT_FOLDER}/.*")
+STALE = re.compile(rf".*\.safetensors(\.index\.json)?|teacher/.*|{STALE_CHECKPOINT.pattern}")
 # What the library loads from its own memory, and others could only wonder about.
 PRIVATE_FIELDS = ("_name_or_path", "use_cache")
 
@@ -127,7 +128,9 @@ def prepare(folder: Path, repo_id: str, full: bool, with_code: bool, temporary: 
         ValueError, OSError: If something is missing or must not be published.
     """
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no model (there is no config.json): give the folder of a finished run")
+        raise FileNotFoundError(
+            f"{folder} holds no model (there is no config.json): give the folder of a finished run"
+        )
     is_ours = AutoConfig.from_pretrained(folder).model_type in AUTO_MAPS
     if full and not (folder / "pretraining" / "config.json").is_file():
         reason = f"the model in {folder} is the full one: leave out --full" if is_ours else "it holds an encoder alone"
@@ -162,6 +165,7 @@ def prepare(folder: Path, repo_id: str, full: bool, with_code: bool, temporary: 
 
 def _stage(source: Path, target: Path, patterns: tuple[str, ...], card: str):
     """Bring the files that match to `target`, weights as links, and the card as `README.md`."""
+    check_safetensors(source)
     for pattern in patterns:
         for file in source.glob(pattern):
             staged = target / file.relative_to(source)
@@ -204,7 +208,15 @@ def open_repositories(api: HfApi, repo_ids: list[str], private: bool) -> list[st
         for repo_id in missing:
             api.create_repo(repo_id, private=private, exist_ok=True)
     except (HTTPError, OSError) as error:
-        raise explained(error, api, repo_ids[0]) from error
+        refusal = _refusal(error, api, repo_ids[0])
+        if refusal is not None:
+            raise refusal from error
+        if isinstance(error, HfHubHTTPError):
+            raise OSError(f"{api.endpoint} refuses the repository {repo_ids[0]}: {_first_line(error)}") from error
+        raise ConnectionError(
+            f"{api.endpoint} cannot be reached ({_first_line(error)}): check the network, HF_ENDPOINT and "
+            "HF_HUB_OFFLINE"
+        ) from error
     return existing
 
 
@@ -233,38 +245,37 @@ def send(api: HfApi, repo_id: str, files: dict[str, Path], message: str, stale: 
         # Not `upload_folder`, which makes several commits of a large folder.
         api.create_commit(repo_id, operations, commit_message=message)
     except (HTTPError, OSError, RuntimeError) as error:
-        raise explained(error, api, repo_id) from error
+        # The client says of a failed file only its name, and why in the cause.
+        cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
+        raise _refusal(cause, api, repo_id) or OSError(
+            f"the upload to {repo_id} broke off ({_first_line(cause)}): nothing of it shows there. Repeated, it "
+            "goes on: what has arrived is not sent again"
+        ) from error
     return f"{api.endpoint}/{repo_id}"
 
 
-def explained(error: Exception, api: HfApi, repo_id: str) -> OSError:
-    """What an error of the Hub's client means to somebody who uploads, and what can be done."""
-    cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
-    status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+def _refusal(cause: Exception, api: HfApi, repo_id: str) -> PermissionError | None:
+    """What is wrong with the token, if that is what the Hub's client complains about."""
+    advice = "make one with write permission at https://huggingface.co/settings/tokens"
     if isinstance(cause, LocalTokenNotFoundError):
         return PermissionError(
-            "there is no token of the Hub: make one with write permission at https://huggingface.co/settings/tokens "
-            "and give it to `hf auth login`, in HF_TOKEN or with --token"
+            f"there is no token of the Hub: {advice}, and give it to `hf auth login`, in HF_TOKEN or with --token"
         )
+    status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
     if status == 401:
         return PermissionError(
-            f"{api.endpoint} does not accept the token: it is mistyped, expired or of another Hub; make one with write "
-            "permission at https://huggingface.co/settings/tokens"
+            f"{api.endpoint} does not accept the token, which is mistyped, expired or of another Hub: {advice}"
         )
     if status in (402, 403):
-        reason = getattr(cause, "server_message", None) or "forbidden"
         return PermissionError(
-            f"the token may not write to {repo_id} ({reason}): it needs write permission, and its owner that of the "
-            "organisation"
+            f"the token may not write to {repo_id} ({cause.server_message or 'forbidden'}): it needs write "
+            "permission, and its owner that of the organisation"
         )
-    first = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-    again = "nothing of it shows there; the same command goes on with it, and what has arrived is not sent again"
-    if status is None and isinstance(cause, (HTTPError, ConnectionError)):
-        return ConnectionError(
-            f"{api.endpoint} cannot be reached ({first}): check the network, and HF_ENDPOINT and HF_HUB_OFFLINE. If "
-            f"an upload to {repo_id} had begun, {again}"
-        )
-    return OSError(f"the upload to {repo_id} failed ({first}): {again}")
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def readable_size(size: int) -> str:

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
@@ -22,14 +22,15 @@ TEXT_FILES = (".json", ".md", ".yaml")
 # An absolute path of at least two parts, one below a home folder, a Windows drive or a file:// address. A slash after
 # a letter, as in and/or and https://host/page, begins none.
 MACHINE_PATH = re.compile(
-    r"(?:(?<=[\s\"'`=:,;(\[])|^)(?:/[\w.@+-]+/[\w.@+-]|~[\w.-]*/[\w.]|[A-Za-z]:\\+\w|file://)[^\s\"'`)\]]*", re.MULTILINE
+    r"(?:(?<=[\s\"'`=:,;(\[])|^)(?:/[\w.@+-]+/[\w.@+-]|~[\w.-]*/[\w.]|[A-Za-z]:\\+\w|file://)[^\s\"'`)\]]*",
+    re.MULTILINE,
 )
 PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)[^)]*\)|<img[^>]*\ssrc=[\"']([^\"']+)[\"']")
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a checked folder holds: class and number of parameters of its model, and the licence that its card names."""
+    """What a checked folder holds: class and number of parameters of its model, and the licence of its card."""
 
     architecture: str
     parameters: int
@@ -75,12 +76,18 @@ def check_upload(folder: Path, shown_as: str) -> ModelFacts:
     return ModelFacts(type(model).__name__, model.num_parameters(), license_name)
 
 
+def check_safetensors(folder: Path):
+    """Raise `ValueError` when a folder has no weights, or only pickled ones."""
+    if not list(folder.glob("*.safetensors")):
+        suffixes = (".bin", ".pt", ".pth", ".pkl")
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in suffixes)
+        pickles = [name for name in pickles if name != "training_args.bin"]
+        found = f", only {pickles[0]}, a pickle, which can run code where it is loaded" if pickles else ""
+        raise ValueError(f"{folder} has no weights in *.safetensors{found}: save the model with save_pretrained")
+
+
 def check_model(folder: Path, shown_as: str) -> PreTrainedModel:
     """Load the model of a folder; raises `ValueError` when a tensor is missing, left over or of another shape."""
-    if not list(folder.glob("*.safetensors")):
-        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".pkl"))
-        found = f", only {pickles[0]}, a pickle, which can run code where it is loaded" if pickles else ""
-        raise ValueError(f"{shown_as} has no weights in *.safetensors{found}: save the model with save_pretrained")
     architecture = (AutoConfig.from_pretrained(folder).architectures or [""])[0]
     auto_class = AutoModel
     if architecture.endswith("ForImageClassification"):
@@ -102,7 +109,7 @@ def check_model(folder: Path, shown_as: str) -> PreTrainedModel:
 
 
 def check_card(folder: Path, shown_as: str) -> ModelCard:
-    """The card of a folder; raises `ValueError` when its metadata are not valid, or a picture that it shows is not there."""
+    """The card of a folder; raises `ValueError` when its metadata are not valid, or a picture of it is missing."""
     name = f"{shown_as}/README.md"
     try:
         text = (folder / "README.md").read_text(encoding="utf-8")
@@ -112,7 +119,7 @@ def check_card(folder: Path, shown_as: str) -> ModelCard:
         card = ModelCard(text)
     except Exception as error:  # whatever YAML or the parts of a model-index raise
         raise ValueError(f"the metadata of {name} are not valid: {error}") from error
-    metadata = card.data.to_dict()
+    metadata = metadata_load(folder / "README.md")
     if not metadata:
         raise ValueError(f"{name} has no metadata: it must begin with a block of YAML between two lines of ---")
     for field in ("license", "library_name", "pipeline_tag"):

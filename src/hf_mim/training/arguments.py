@@ -4,6 +4,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
+
+from ..hub.publish_checks import check_repo_id
 
 
 @dataclass
@@ -40,6 +43,21 @@ class MIMTrainingArguments(TrainingArguments):
 
         profile (`bool`, defaults to `False`): Write a trace of a few steps and their top operators into
             `output_dir/profile/`.
+
+    > Parameters that control what `hf-mim pretrain` uploads
+
+        push_to_hub (`bool`, defaults to `False`): Publish the result when the run is finished, as
+            `hf-mim publish OUTPUT_DIR HUB_MODEL_ID --full` does. The repositories are made before the first step.
+        hub_model_id (`str`, *optional*): Repository of the encoder, `"organisation/name"` or `"user/name"`; the full
+            model goes to the one with `-pretrain` behind its name. Needed with `push_to_hub`.
+        hub_strategy (`"end"` or `"checkpoint"`, defaults to `"end"`): `"checkpoint"` also uploads the newest
+            checkpoint, in the background, as `last-checkpoint/` of the full model's repository, where the result
+            replaces it. Downloaded, it is for `--resume_from_checkpoint`; states of optimiser and random numbers in it
+            are pickles, which are read without running code.
+        hub_always_push (`bool`, defaults to `False`): Upload each checkpoint, also those which are saved while another
+            is on its way.
+        hub_private_repo (`bool`, *optional*): Make new repositories private.
+        hub_token (`str`, *optional*): Token of the Hub; that of `hf auth login` or `HF_TOKEN` when not given.
 
     > Parameters that control what happens to bad data
 
@@ -89,6 +107,21 @@ class MIMTrainingArguments(TrainingArguments):
         default=0.01,
         metadata={"help": "Share of the images that may be unreadable, and are replaced, before the run stops."},
     )
+
+    push_to_hub: bool = field(
+        default=False, metadata={"help": "Publish the result when the run is finished, as `hf-mim publish` does."}
+    )
+    hub_model_id: str | None = field(
+        default=None,
+        metadata={"help": "Repository of the encoder, ORG/NAME; the full model goes to ORG/NAME-pretrain."},
+    )
+    hub_strategy: HubStrategy | str = field(
+        default="end",
+        metadata={
+            "help": "'end' uploads the result; 'checkpoint' also the newest checkpoint, while training goes on."
+        },
+    )
+    hub_private_repo: bool | None = field(default=None, metadata={"help": "Make new repositories private."})
 
     # Defaults that differ from transformers', because pre-training needs them.
     do_train: bool = field(default=True, metadata={"help": "Whether to run training."})
@@ -158,15 +191,25 @@ class MIMTrainingArguments(TrainingArguments):
                 f"--metric_for_best_model {names[-1]}, and go on from that checkpoint with --model_name_or_path"
             )
         if self.push_to_hub:
-            raise ValueError(
-                "push_to_hub would upload the checkpoints and not the result: upload output_dir after the run, with "
-                "`hf upload NAME OUTPUT_DIR`"
-            )
+            self._check_hub_options()
         if self.n_gpu > 1:
             raise ValueError(
                 f"one process sees {self.n_gpu} GPUs: start one process per GPU with `accelerate launch` or torchrun, "
                 "or hide the others with CUDA_VISIBLE_DEVICES=0"
             )
+
+    def _check_hub_options(self):
+        if self.hub_model_id is None:
+            raise ValueError("push_to_hub needs the repository: --hub_model_id ORGANISATION/NAME or USER/NAME")
+        check_repo_id(self.hub_model_id)
+        check_repo_id(f"{self.hub_model_id}-pretrain")
+        if self.hub_strategy not in (HubStrategy.END, HubStrategy.CHECKPOINT):
+            raise ValueError(
+                f"hub_strategy must be 'end' or 'checkpoint', got {self.hub_strategy.value!r}: an encoder is "
+                "published with its card when the run is finished, and of the checkpoints the newest is kept"
+            )
+        if self.hub_revision is not None:
+            raise ValueError("hub_revision must stay empty: a result is uploaded to the main branch")
 
     @property
     def evaluation_metrics(self) -> list[str]:

@@ -26,8 +26,6 @@ class Method(ABC):
 
     arguments_class: type[MIMTrainingArguments]
     trainer_class: type[MIMTrainer]
-    # Whether the full model is more than what is deployed, and is kept beside it in `pretraining/`.
-    keeps_full_model = True
     # Template of the card; the one with the name of the encoder's model type when None.
     card: str | None = None
     # Images from which the pictures are drawn.
@@ -35,6 +33,11 @@ class Method(ABC):
 
     def __init__(self, model_args: ModelArguments, data_args: DataArguments, args: MIMTrainingArguments):
         self.model_args, self.data_args, self.args = model_args, data_args, args
+
+    @property
+    def keeps_full_model(self) -> bool:
+        """Whether the full model is more than what is deployed, and is kept beside it in `pretraining/`."""
+        return self.trainer_class.keeps_full_model
 
     def check_epochs(self, epochs: int):
         """Check what counts in epochs against a run of so many."""

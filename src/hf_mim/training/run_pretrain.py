@@ -24,6 +24,7 @@ from ..data.sources import load_image_dataset, random_subset
 from ..evaluation.features import raw_pixel_features
 from ..evaluation.knn import knn_accuracy
 from .checkpoints import list_checkpoints
+from .hub_uploads import check_access, upload_result
 from .method import Method
 from .outputs import is_finished, save_run, summary
 from .pretrain_arguments import DataArguments, ModelArguments
@@ -193,6 +194,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             f"This run is finished. For another one, choose another --output_dir or remove {args.output_dir}; to go "
             f"on from its weights, pass --model_name_or_path {full_model}."
         )
+        if args.push_to_hub and args.process_index == 0:
+            upload_result(args, method.keeps_full_model)
         return {}
 
     # What is wrong with sizes and data shows here, before weights are made or fetched.
@@ -216,6 +219,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             raise ValueError(f"{len(train)} training images do not fill one batch of {total_batch}")
         train_dataset = ViewsDataset(train, views, channels, args.seed)
 
+    if args.push_to_hub and args.do_train and args.process_index == 0:
+        check_access(args, method.keeps_full_model)
     set_seed(args.seed)
     trainer = method.build_trainer(
         model=method.build_model(),
@@ -248,6 +253,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     save_run(method, trainer, metrics, _first_images(examples, channels, method.num_example_images))
     if trainer.is_world_process_zero():
         print(summary(method, args.output_dir))
+        if args.push_to_hub:
+            upload_result(args, method.keeps_full_model)
     return metrics
 
 

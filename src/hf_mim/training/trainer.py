@@ -48,6 +48,7 @@ from .checkpoints import (
 from .collapse import CollapseCallback
 from .finite import FiniteCheck
 from .gradients import clip_gradients_per_tensor, decayed_parameter_names
+from .hub_uploads import CheckpointUploads, uploads_checkpoints
 from .interruption import EXIT_INTERRUPTED, StopSignals
 from .knn_evaluation import knn_of_processes
 from .profiling import ProfileCallback
@@ -90,6 +91,8 @@ class MIMTrainer(Trainer, ABC):
     loss_is_scaled_for_ga = False
     # Whether `measure` is k-NN, which needs a bank of labelled images.
     needs_bank = True
+    # Whether the full model is more than what is deployed.
+    keeps_full_model = True
 
     def __init__(self, model: PreTrainedModel, args: MIMTrainingArguments, bank_dataset=None, **kwargs):
         super().__init__(model=model, args=args, **kwargs)
@@ -122,6 +125,8 @@ class MIMTrainer(Trainer, ABC):
         self.add_callback(StepCallback(self))
         self.add_callback(self.stop_signals)
         self.add_callback(CollapseCallback())
+        if uploads_checkpoints(args):
+            self.add_callback(CheckpointUploads(args, self.keeps_full_model))
         if args.profile:
             self.add_callback(ProfileCallback(self._throughput))
         if not args.disable_tqdm:
@@ -547,6 +552,20 @@ class MIMTrainer(Trainer, ABC):
             self._checkpoint_root = None
             if self.args.should_save:
                 shutil.rmtree(staging, ignore_errors=True)
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None):
+        """Nothing: `hf-mim pretrain` makes the repositories, and so does the first checkpoint that is uploaded."""
+
+    def _push_from_checkpoint(self, checkpoint_folder: str):
+        # Trainer would upload what is not whole yet, and the pickled options; `CheckpointUploads` does it afterwards.
+        pass
+
+    def push_to_hub(self, *args, **kwargs):
+        """Raises `ValueError`: a trainer has neither the card nor the deployable encoder that are published."""
+        raise ValueError(
+            "a trainer alone has no result to upload: `hf-mim pretrain --push_to_hub` does it, and `hf-mim publish` "
+            "for the folder of a finished run"
+        )
 
     def _save_optimizer_and_scheduler(self, output_dir: str):
         if self.is_fsdp_enabled:

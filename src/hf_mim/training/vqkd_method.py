@@ -24,7 +24,6 @@ class VQKDMethod(Method):
 
     arguments_class = VQKDTrainingArguments
     trainer_class = VQKDTrainer
-    keeps_full_model = False
     num_example_images = 64
 
     def build_config(self) -> VQKDConfig:

@@ -35,6 +35,7 @@ class VQKDTrainer(FrozenTargetTrainer):
     """
 
     needs_bank = False
+    keeps_full_model = False
 
     def __init__(self, model: VQKDModel, args: VQKDTrainingArguments, teacher: FeatureTeacher, **kwargs):
         if kwargs.get("processing_class") is None:
