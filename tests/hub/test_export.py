@@ -6,10 +6,25 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModel, ViTConfig, ViTImageProcessorPil, ViTModel
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    BeitForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+    ViTModel,
+)
 
-from hf_mim import IBotConfig, IBotForImageClassification, IBotForPreTraining, IBotImageProcessorPil, IBotModel
-from hf_mim.hub.export import export_native, native_image_processor
+from hf_mim import (
+    IBotBackbone,
+    IBotConfig,
+    IBotForImageClassification,
+    IBotForPreTraining,
+    IBotImageProcessorPil,
+    IBotModel,
+)
+from hf_mim.hub.export import export_native, native_image_processor, other_sizes
 
 from .fresh_process import run_fresh
 
@@ -99,6 +114,48 @@ def test_the_copy_is_independent_and_complete():
         assert torch.equal(tensor, before[name]), name
 
 
+@pytest.mark.parametrize("pooled", [True, False])
+@pytest.mark.parametrize("overrides", [{}, {"layer_scale_init_value": 0.1, "qkv_bias": False, "hidden_act": "relu"}])
+def test_a_classifier(tmp_path, pooled, overrides):
+    labels = {0: "cat", 1: "dog", 2: "owl"}
+    classes = {"cat": 0, "dog": 1, "owl": 2}
+    overrides = overrides | {
+        "use_mean_pooling": pooled,
+        "id2label": labels,
+        "label2id": classes,
+        "drop_path_rate": 0.3,
+    }
+    model = tiny(IBotForImageClassification, **overrides)
+    export_native(model).save_pretrained(tmp_path)
+    native, report = AutoModelForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values()), report
+    assert type(native) is (BeitForImageClassification if pooled else ViTForImageClassification)
+    assert native.config.id2label == labels and native.config.label2id == classes
+    images, targets = torch.randn(3, 3, 24, 24), torch.tensor([2, 0, 1])
+    ours, theirs = model(images, labels=targets), native.eval()(images, labels=targets)
+    torch.testing.assert_close(theirs.logits, ours.logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(theirs.loss, ours.loss, rtol=0, atol=1e-5)
+    if pooled:
+        assert native.config.drop_path_rate == 0.3
+
+
+@torch.no_grad()
+def test_where_the_numbers_differ():
+    """What `other_sizes` says of a model is so: equal at its size, not at others."""
+    encoder = tiny()
+    native = export_native(encoder)
+    assert other_sizes(native).startswith("The numbers are exact at 24 x 24 pixels. At other sizes, which need interp")
+    images = torch.randn(2, 3, 40, 24)
+    with pytest.raises(ValueError, match="doesn't match model"):
+        native(images)
+    difference = native(images, interpolate_pos_encoding=True).last_hidden_state - encoder(images).last_hidden_state
+    assert difference.abs().max() > 1e-3
+    wide = export_native(tiny(image_size=[16, 40]))
+    assert other_sizes(wide).startswith("The numbers are exact at 16 x 40 pixels, and the model takes no other size")
+    with pytest.raises(RuntimeError, match="shape"):
+        wide(images, interpolate_pos_encoding=True)
+
+
 @pytest.mark.parametrize("dtype, atol", [(torch.bfloat16, 0.0), (torch.float64, 1e-12)])
 @torch.no_grad()
 def test_type_of_the_weights(tmp_path, dtype, atol):
@@ -114,8 +171,14 @@ def test_type_of_the_weights(tmp_path, dtype, atol):
 def test_what_cannot_be_exported():
     with pytest.raises(ValueError, match="use_mean_pooling=True has no counterpart"):
         export_native(tiny(use_mean_pooling=True))
-    with pytest.raises(TypeError, match="got IBotForImageClassification"):
-        export_native(tiny(IBotForImageClassification))
+    with pytest.raises(ValueError, match="position table of 2 x 5 patches for that of a square"):
+        export_native(tiny(IBotForImageClassification, use_mean_pooling=True, image_size=[16, 40]))
+    with pytest.raises(ValueError, match="only dBOT's encoder can become a ViTMAE, got IBotModel"):
+        export_native(tiny(), "vit_mae")
+    with pytest.raises(ValueError, match="architecture must be 'vit_mae' or none.* got 'deit'"):
+        export_native(tiny(), "deit")
+    with pytest.raises(TypeError, match="got IBotBackbone"):
+        export_native(tiny(IBotBackbone))
 
 
 def image_of_mode(mode: str) -> Image.Image:

@@ -13,7 +13,7 @@ from hf_mim import (
     Beitv2ImageProcessorPil,
     Beitv2Model,
 )
-from hf_mim.hub.export import export_native, has_native_beit, native_image_processor
+from hf_mim.hub.export import export_native, native_image_processor, other_sizes
 
 from .fresh_process import run_fresh
 from .test_export import PLAIN_TRANSFORMERS, image_of_mode
@@ -96,6 +96,30 @@ def test_after_resizing_and_unsharing():
     assert_close(export_native(model)(images).last_hidden_state, model(images).last_hidden_state)
 
 
+@pytest.mark.parametrize(
+    "overrides, exact, words",
+    [
+        ({}, False, "resizes the tables of relative positions bilinearly"),
+        (PER_BLOCK, False, "resizes the tables of relative positions bilinearly"),
+        (
+            {"use_shared_relative_position_bias": False, "use_absolute_position_embeddings": True},
+            False,
+            "resizes the position table in another way",
+        ),
+        ({"use_shared_relative_position_bias": False}, True, "exact at every size"),
+    ],
+)
+@torch.no_grad()
+def test_where_the_numbers_differ(overrides, exact, words):
+    """What `other_sizes` says of a model is so."""
+    encoder = tiny(**overrides)
+    native = export_native(encoder)
+    assert words in other_sizes(native)
+    images = torch.randn(2, 3, 40, 40)
+    difference = (native(images).last_hidden_state - encoder(images).last_hidden_state).abs().max()
+    assert difference < 1e-5 if exact else difference > 1e-3
+
+
 def test_training_goes_on_with_the_same_stochastic_depth():
     native = export_native(tiny(drop_path_rate=0.2, hidden_dropout_prob=0.1))
     assert (native.config.drop_path_rate, native.config.hidden_dropout_prob) == (0.2, 0.1)
@@ -127,7 +151,7 @@ def test_type_of_the_weights():
 )
 def test_what_cannot_be_exported(positions):
     model = tiny(image_size=[16, 40], **positions)
-    assert not has_native_beit(model.config)
+    assert not model.config.has_native_beit
     with pytest.raises(ValueError, match="for 2 x 5 patches, and transformers' BEiT is wrong for images that are not"):
         export_native(model)
     with pytest.raises(TypeError, match="got Beitv2Backbone"):

@@ -9,6 +9,7 @@ from transformers import (
     BeitForImageClassification,
     BeitModel,
     ViTForImageClassification,
+    ViTMAEModel,
     ViTModel,
 )
 
@@ -134,7 +135,37 @@ def test_type_of_the_weights(dtype):
     torch.testing.assert_close(native(images).last_hidden_state, encoder(images).last_hidden_state)
 
 
+@pytest.mark.parametrize("overrides", VARIANTS)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@torch.no_grad()
+def test_as_vit_mae(tmp_path, overrides, attention):
+    """The same tokens, mask and order for the same noise; all tokens without a mask."""
+    model = tiny(DBotForPreTraining, **overrides, mask_ratio=0.6)
+    encoder = model.dbot
+    native = export_native(model, "vit_mae")
+    assert type(native) is ViTMAEModel and not native.training
+    native.save_pretrained(tmp_path)
+    loaded, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True, attn_implementation=attention)
+    assert not any(report.values()), report
+    images, noise = torch.randn(3, encoder.config.num_channels, 24, 24), torch.rand(3, 9)
+    expected = encoder(images, noise=noise)
+    assert expected.last_hidden_state.shape[1] == 1 + 3
+    for model in (native, loaded.eval()):
+        output = model(images, noise=noise)
+        assert_close(output.last_hidden_state, expected.last_hidden_state)
+        assert torch.equal(output.mask.bool(), expected.mask)
+        assert torch.equal(output.ids_restore, expected.ids_restore)
+    loaded.config.mask_ratio = 0.0
+    in_order = torch.arange(9.0).expand(3, -1)
+    assert_close(loaded(images, noise=in_order).last_hidden_state, encoder(images).last_hidden_state)
+    assert loaded.config.decoder_hidden_size == 16
+
+
 def test_what_cannot_be_exported():
+    with pytest.raises(ValueError, match="it has no classifier"):
+        export_native(tiny(DBotForImageClassification), "vit_mae")
+    with pytest.raises(ValueError, match="has no counterpart in ViTMAEModel"):
+        export_native(tiny(use_mean_pooling=True), "vit_mae")
     with pytest.raises(TypeError, match="got DBotBackbone"):
         export_native(tiny(DBotBackbone))
 

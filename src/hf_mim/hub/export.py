@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from transformers import (
-    BeitConfig,
     BeitForImageClassification,
     BeitModel,
-    PreTrainedConfig,
-    ViTConfig,
     ViTForImageClassification,
     ViTImageProcessorPil,
+    ViTMAEModel,
     ViTModel,
 )
 
-from ..modeling.configuration_beitv2 import Beitv2Config
-from ..modeling.configuration_dbot import DBotConfig
-from ..modeling.configuration_ibot import IBotConfig
 from ..modeling.image_processing_pil_beitv2 import Beitv2ImageProcessorPil
 from ..modeling.image_processing_pil_dbot import DBotImageProcessorPil
 from ..modeling.image_processing_pil_ibot import IBotImageProcessorPil
@@ -26,8 +21,10 @@ from ..modeling.modeling_beitv2 import Beitv2ForImageClassification, Beitv2Model
 from ..modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
 from ..modeling.modeling_dbot import DBotForImageClassification, DBotModel
 from ..modeling.modeling_dbot_pretraining import DBotForPreTraining
-from ..modeling.modeling_ibot import IBotModel
+from ..modeling.modeling_ibot import IBotForImageClassification, IBotModel
 from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
+from .export_beit import native_beit, native_pooled_beit
+from .export_vit import native_vit, native_vit_mae
 
 
 if TYPE_CHECKING:
@@ -38,74 +35,67 @@ if TYPE_CHECKING:
     from ..modeling.image_processing_ibot import IBotImageProcessor
 
 
-COMMON_FIELDS = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "initializer_range",
-    "layer_norm_eps",
-    "image_size",
-    "patch_size",
-    "num_channels",
-)
-# What our encoders and the native ones have in common: iBOT or dBOT and ViT, BEiT v2 and BEiT.
-SHARED_FIELDS = (*COMMON_FIELDS, "qkv_bias")
-SHARED_BEIT_FIELDS = (
-    *COMMON_FIELDS,
-    "use_absolute_position_embeddings",
-    "use_relative_position_bias",
-    "use_shared_relative_position_bias",
-    "layer_scale_init_value",
-    "use_mean_pooling",
-)
-
-
 @torch.no_grad()
 def export_native(
     model: IBotModel
     | IBotForPreTraining
+    | IBotForImageClassification
     | Beitv2Model
     | Beitv2ForPreTraining
     | Beitv2ForImageClassification
     | DBotModel
     | DBotForPreTraining
     | DBotForImageClassification,
-) -> ViTModel | ViTForImageClassification | BeitModel | BeitForImageClassification:
+    architecture: Literal["vit_mae"] | None = None,
+) -> ViTModel | ViTForImageClassification | ViTMAEModel | BeitModel | BeitForImageClassification:
     """
     Copies a model into one of transformers that gives the same numbers, and loads without this package.
 
-    - iBOT's encoder becomes a `ViTModel` with the same `last_hidden_state` `[B, 1+N, D]`. Its `pooler_output` `[B, D]`
-      is the CLS token: `AutoModel` always builds a pooler, so this one is the identity. Layer scale is folded into
-      the linear layer before it, and stochastic depth, which a `ViTModel` does not know, stays behind.
+    - The encoders of iBOT and dBOT become a `ViTModel` with the same `last_hidden_state` `[B, 1+N, D]`. Its
+      `pooler_output` `[B, D]` is the CLS token: `AutoModel` always builds a pooler, so this one is the identity. Layer
+      scale is folded into the linear layer before it, fixed positions become a table, and stochastic depth, which a
+      `ViTModel` does not know, stays behind. A classifier becomes a `ViTForImageClassification` with the same
+      `logits`.
     - BEiT v2's encoder becomes a `BeitModel` with the same `last_hidden_state` and `pooler_output`, its classifier a
-      `BeitForImageClassification` with the same `logits`.
-    - dBOT's encoder becomes a `ViTModel` as iBOT's does, its classifier a `ViTForImageClassification`; with mean
-      pooling, which a ViT does not know, a `BeitModel` or a `BeitForImageClassification`. Its key bias, which BEiT
-      does not have, moves all logits of a query alike and changes nothing. Fixed positions become a table.
+      `BeitForImageClassification`.
+    - With mean pooling, which a ViT does not know, dBOT's encoder becomes a `BeitModel`, and a classifier of dBOT or
+      iBOT a `BeitForImageClassification`.
+    - With `architecture="vit_mae"`, dBOT's encoder becomes a `ViTMAEModel`, which sees only the patches that its
+      `noise` leaves, a share of 1 - `mask_ratio`: the same `last_hidden_state` for the same noise
+      (`reference/dbot/SPEC.md` section 14).
 
-    Mask token and pre-training heads stay behind. Other image sizes than `config.image_size` give other numbers than
-    here: `ViTModel` needs `interpolate_pos_encoding=True` for them and differs slightly; `BeitModel` takes all sizes
-    but resizes relative tables bilinearly, and differs more. For another size, call `resize_position_tables` of a
-    BEiT v2 model before the export.
+    Mask token, decoder and pre-training heads stay behind. The numbers are the same at `config.image_size`;
+    [`other_sizes`] tells what becomes of others. For another size, call `resize_position_tables` of a BEiT v2 or dBOT
+    model before the export.
 
     Returns:
         The native model in eval mode with its own copy of the weights, in their type and on their device.
 
     Raises:
         TypeError: If the model is none of these.
-        ValueError: If transformers cannot express it: an iBOT encoder that pools by the mean, or a BEiT v2 model, or
-            a dBOT model that pools by the mean, for images that are not square.
+        ValueError: If transformers cannot express it: an iBOT encoder that pools by the mean; a BEiT v2 model, or one
+            that pools by the mean, for images that are not square; or if dBOT's encoder alone can become what
+            `architecture` says.
     """
-    if isinstance(model, (IBotModel, IBotForPreTraining)):
-        native = _native_vit(model.base_model)
+    if architecture not in (None, "vit_mae"):
+        raise ValueError(
+            f"architecture must be 'vit_mae' or none, which takes the one that fits, got {architecture!r}"
+        )
+    if architecture == "vit_mae":
+        if not isinstance(model, (DBotModel, DBotForPreTraining, DBotForImageClassification)):
+            raise ValueError(f"only dBOT's encoder can become a ViTMAE, got {type(model).__name__}")
+        native = native_vit_mae(model)
+    elif isinstance(model, (IBotModel, IBotForPreTraining)):
+        if model.config.use_mean_pooling:
+            raise ValueError(
+                "use_mean_pooling=True has no counterpart for an iBOT encoder: a BeitModel keeps the CLS token where "
+                "iBOT puts the mean patch; export a classifier, or the model without it"
+            )
+        native = native_vit(model)
     elif isinstance(model, (Beitv2Model, Beitv2ForPreTraining, Beitv2ForImageClassification)):
-        native = _native_beit(model)
-    elif isinstance(model, (DBotModel, DBotForPreTraining, DBotForImageClassification)):
-        native = _native_pooled_dbot(model) if model.config.use_mean_pooling else _native_dbot(model)
+        native = native_beit(model)
+    elif isinstance(model, (IBotForImageClassification, DBotModel, DBotForPreTraining, DBotForImageClassification)):
+        native = native_pooled_beit(model) if model.config.use_mean_pooling else native_vit(model)
     else:
         raise TypeError(
             f"export_native takes an encoder or model of iBOT, BEiT v2 or dBOT, got {type(model).__name__}"
@@ -113,130 +103,32 @@ def export_native(
     return native.to(dtype=model.dtype, device=model.device).eval()
 
 
-def _native_vit(encoder: IBotModel) -> ViTModel:
-    config = encoder.config
-    if config.use_mean_pooling:
-        raise ValueError("use_mean_pooling=True has no counterpart in ViTModel: export the model without it")
-
-    weights = _vit_weights(encoder)
-    del weights["embeddings.mask_token"]
-    weights |= _identity_pooler(config.hidden_size)
-    native = ViTModel(_vit_config(config, pooler_act="linear"))
-    native.load_state_dict(weights, strict=True)
-    return native
-
-
-def _vit_config(config: IBotConfig | DBotConfig, **others) -> ViTConfig:
-    return ViTConfig(**{name: getattr(config, name) for name in SHARED_FIELDS}, **others)
-
-
-def _vit_weights(encoder: IBotModel | DBotModel) -> dict[str, torch.Tensor]:
-    """Its tensors, with layer scale folded into the linear layers before it."""
-    weights = encoder.state_dict()
-    if encoder.config.layer_scale_init_value > 0:
-        for i in range(encoder.config.num_hidden_layers):
-            for scale, linear in (("lambda_1", "attention.o_proj"), ("lambda_2", "mlp.fc2")):
-                factor = weights.pop(f"layers.{i}.{scale}")
-                weight, bias = f"layers.{i}.{linear}.weight", f"layers.{i}.{linear}.bias"
-                weights[weight] = factor[:, None] * weights[weight]
-                weights[bias] = factor * weights[bias]
-    return weights
-
-
-def _identity_pooler(width: int) -> dict[str, torch.Tensor]:
-    return {"pooler.dense.weight": torch.eye(width), "pooler.dense.bias": torch.zeros(width)}
-
-
-def _labels(config: PreTrainedConfig) -> dict:
-    return {"id2label": config.id2label, "label2id": config.label2id, "problem_type": config.problem_type}
-
-
-def _positions(encoder: DBotModel) -> dict[str, torch.Tensor]:
-    return {"embeddings.position_embeddings": encoder.embeddings.positions(encoder.config.grid_size)}
-
-
-def _native_dbot(
-    model: DBotModel | DBotForPreTraining | DBotForImageClassification,
-) -> ViTModel | ViTForImageClassification:
-    config, encoder = model.config, model.base_model
-    weights = _vit_weights(encoder) | _positions(encoder)
-    if isinstance(model, DBotForImageClassification):
-        native = ViTForImageClassification(_vit_config(config, **_labels(config)))
-        weights = {f"vit.{name}": tensor for name, tensor in weights.items()} | _classifier(model)
-    else:
-        native = ViTModel(_vit_config(config, pooler_act="linear"))
-        weights |= _identity_pooler(config.hidden_size)
-    native.load_state_dict(weights, strict=True)
-    return native
-
-
-def _native_pooled_dbot(model: DBotModel | DBotForImageClassification) -> BeitModel | BeitForImageClassification:
-    config, encoder = model.config, model.base_model
-    rows, columns = config.grid_size
-    if rows != columns:
-        raise ValueError(
-            f"use_mean_pooling=True has a counterpart in transformers' BEiT alone, which takes the position table of "
-            f"{rows} x {columns} patches for that of a square"
+def other_sizes(
+    native: ViTModel | ViTForImageClassification | ViTMAEModel | BeitModel | BeitForImageClassification,
+) -> str:
+    """A sentence on the image sizes at which an exported model differs from what it was made of, and in what."""
+    config = native.config
+    size = config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    exact = f"The numbers are exact at {height} x {width} pixels"
+    if config.model_type != "beit":
+        if height != width:
+            return f"{exact}, and the model takes no other size: transformers resizes position tables of squares only."
+        return (
+            f"{exact}. At other sizes, which need interpolate_pos_encoding=True, they differ: transformers resizes "
+            "the position table in another way."
         )
-    fields = {name: getattr(config, name) for name in (*COMMON_FIELDS, "layer_scale_init_value", "drop_path_rate")}
-    native_config = BeitConfig(**fields, use_absolute_position_embeddings=True, **_labels(config))
-    weights = encoder.state_dict() | _positions(encoder)
-    weights = {name: tensor for name, tensor in weights.items() if not name.endswith("k_proj.bias")}
-    if isinstance(model, DBotForImageClassification):
-        native = BeitForImageClassification(native_config)
-        weights = {f"beit.{name}": tensor for name, tensor in weights.items()} | _classifier(model)
-    else:
-        native = BeitModel(native_config)
-    native.load_state_dict(_with_biases(weights, native), strict=True)
-    return native
-
-
-def _classifier(model: DBotForImageClassification) -> dict[str, torch.Tensor]:
-    return {f"classifier.{name}": tensor for name, tensor in model.classifier.state_dict().items()}
-
-
-def has_native_beit(config: Beitv2Config) -> bool:
-    """Whether transformers' BEiT gives the same numbers: it reads the tables of images that are not square wrongly."""
-    has_tables = (
-        config.use_absolute_position_embeddings
-        or config.use_relative_position_bias
-        or config.use_shared_relative_position_bias
-    )
-    return config.grid_size[0] == config.grid_size[1] or not has_tables
-
-
-def _native_beit(
-    model: Beitv2Model | Beitv2ForPreTraining | Beitv2ForImageClassification,
-) -> BeitModel | BeitForImageClassification:
-    config = model.config
-    if not has_native_beit(config):
-        rows, columns = config.grid_size
-        raise ValueError(
-            f"the position tables are for {rows} x {columns} patches, and transformers' BEiT is wrong for images that "
-            f"are not square: it takes rows of a relative table for columns, and an absolute table for a square"
+    if config.use_relative_position_bias or config.use_shared_relative_position_bias:
+        return (
+            f"{exact}. Other sizes are accepted, but there they differ: transformers resizes the tables of relative "
+            "positions bilinearly, where BEiT v2 has a spline."
         )
-    fields = {name: getattr(config, name) for name in (*SHARED_BEIT_FIELDS, "drop_path_rate")}
-    if isinstance(model, Beitv2ForImageClassification):
-        native = BeitForImageClassification(BeitConfig(**fields, **_labels(config)))
-        weights = {name.replace("beitv2.", "beit.", 1): tensor for name, tensor in model.state_dict().items()}
-    else:
-        native = BeitModel(BeitConfig(**fields))
-        weights = model.base_model.state_dict()
-        weights.pop("embeddings.mask_token", None)
-    native.load_state_dict(_with_biases(weights, native), strict=True)
-    return native
-
-
-def _with_biases(
-    weights: dict[str, torch.Tensor], native: BeitModel | BeitForImageClassification
-) -> dict[str, torch.Tensor]:
-    """Query and value always have a bias in a native BEiT: zero where ours has none (`qkv_bias=False`)."""
-    biases = {
-        name: torch.zeros_like(tensor)
-        for name, tensor in native.state_dict().items()
-        if name.endswith(("q_proj.bias", "v_proj.bias"))
-    }
-    return biases | weights
+    if config.use_absolute_position_embeddings:
+        return (
+            f"{exact}. Other sizes are accepted, but there they differ: transformers resizes the position table in "
+            "another way."
+        )
+    return "The numbers are exact at every size: the model has no positions."
 
 
 def native_image_processor(

@@ -114,6 +114,16 @@ class Beitv2Config(BackboneConfigMixin, PreTrainedConfig):
         """Rows and columns of patches for which the position tables are made."""
         return grid_of(self)
 
+    @property
+    def has_native_beit(self) -> bool:
+        """Whether transformers' BEiT gives the same numbers: it reads the tables of oblong images wrongly."""
+        has_tables = (
+            self.use_absolute_position_embeddings
+            or self.use_relative_position_bias
+            or self.use_shared_relative_position_bias
+        )
+        return self.grid_size[0] == self.grid_size[1] or not has_tables
+
     def validate_architecture(self):
         """Called by `@strict` after every construction; raises `ValueError` for sizes that do not fit together."""
         check_counts(

@@ -8,7 +8,7 @@ from typing import Literal
 from ..data.collator_beitv2 import Beitv2Collator
 from ..data.crop_views import CropViews
 from ..data.masking import BlockMaskGenerator
-from ..hub.export import export_native, has_native_beit, native_image_processor
+from ..hub.export import export_native, native_image_processor
 from ..modeling.image_processing_pil_beitv2 import Beitv2ImageProcessorPil
 from ..modeling.modeling_beitv2 import Beitv2Model
 from ..modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
@@ -56,7 +56,7 @@ class BeitMethod(Method):
         return load_for_pretraining(self.model_args, self.config, Beitv2ForPreTraining)
 
     def save_deployable(self, encoder: Beitv2Model, processor: Beitv2ImageProcessorPil, folder: Path):
-        if has_native_beit(self.config):
+        if self.config.has_native_beit:
             export_native(encoder).save_pretrained(folder)
             native_image_processor(processor).save_pretrained(folder)
         else:

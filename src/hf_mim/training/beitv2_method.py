@@ -2,10 +2,10 @@
 
 from transformers import AutoConfig, AutoImageProcessor, BeitConfig
 
-from ..hub.export import SHARED_BEIT_FIELDS, has_native_beit
 from ..modeling.configuration_beitv2 import Beitv2Config
 from ..modeling.configuration_vqkd import VQKDConfig
 from ..modeling.modeling_vqkd import VQKDModel
+from ..modeling.native_fields import SHARED_BEIT_FIELDS
 from .beit_method import BeitMethod
 from .beitv2_arguments import Beitv2TrainingArguments
 from .beitv2_trainer import Beitv2Trainer
@@ -65,7 +65,7 @@ class Beitv2Method(BeitMethod):
         config = self.tokenizer.config
         return {
             "tokenizer": source_name(self.args.tokenizer_name_or_path),
-            "native": has_native_beit(self.config),
+            "native": self.config.has_native_beit,
             "codebook_size": config.codebook_size,
             "teacher": config.teacher,
             "teacher_license": config.teacher_license,

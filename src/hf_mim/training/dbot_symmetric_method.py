@@ -5,10 +5,10 @@ from pathlib import Path
 from PIL import Image
 from transformers import BeitConfig
 
-from ..hub.export import SHARED_BEIT_FIELDS, has_native_beit
 from ..modeling.configuration_beitv2 import Beitv2Config
 from ..modeling.image_processing_pil_beitv2 import Beitv2ImageProcessorPil
 from ..modeling.modeling_beitv2 import Beitv2Model
+from ..modeling.native_fields import SHARED_BEIT_FIELDS
 from .beit_method import BeitMethod
 from .dbot_symmetric_arguments import DBotSymmetricTrainingArguments
 from .dbot_symmetric_trainer import DBotSymmetricTrainer
@@ -62,5 +62,5 @@ class DBotSymmetricMethod(BeitMethod):
             "teacher_license": self.teacher.license,
             "teacher_feature": self.teacher.feature,
             "teacher_width": self.teacher.hidden_size,
-            "native": has_native_beit(self.config),
+            "native": self.config.has_native_beit,
         }

@@ -8,11 +8,12 @@ from transformers import ViTConfig
 from ..data.collator_ibot import IBotCollator
 from ..data.masking import MaskGenerator
 from ..data.views import MultiCropViews
-from ..hub.export import SHARED_FIELDS, export_native, native_image_processor
+from ..hub.export import export_native, native_image_processor
 from ..modeling.configuration_ibot import IBotConfig
 from ..modeling.image_processing_pil_ibot import IBotImageProcessorPil
 from ..modeling.modeling_ibot import IBotModel
 from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
+from ..modeling.native_fields import SHARED_FIELDS
 from .ibot_arguments import IBotTrainingArguments
 from .ibot_trainer import IBotTrainer
 from .loading import load_for_pretraining, pretraining_config

@@ -1,0 +1,86 @@
+"""BEiT v2, and iBOT and dBOT with mean pooling, as transformers' BEiT."""
+
+import torch
+from transformers import BeitConfig, BeitForImageClassification, BeitModel
+
+from ..modeling.modeling_beitv2 import Beitv2ForImageClassification, Beitv2Model
+from ..modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
+from ..modeling.modeling_dbot import DBotForImageClassification, DBotModel
+from ..modeling.modeling_ibot import IBotForImageClassification
+from ..modeling.native_fields import COMMON_FIELDS, SHARED_BEIT_FIELDS
+from .export_vit import classifier_weights, labels, position_weights
+
+
+def native_beit(
+    model: Beitv2Model | Beitv2ForPreTraining | Beitv2ForImageClassification,
+) -> BeitModel | BeitForImageClassification:
+    """
+    A BEiT v2 model as a BEiT; see [`~hf_mim.hub.export.export_native`].
+
+    Raises:
+        ValueError: If it has position tables for images that are not square.
+    """
+    config = model.config
+    if not config.has_native_beit:
+        rows, columns = config.grid_size
+        raise ValueError(
+            f"the position tables are for {rows} x {columns} patches, and transformers' BEiT is wrong for images that "
+            f"are not square: it takes rows of a relative table for columns, and an absolute table for a square"
+        )
+    fields = {name: getattr(config, name) for name in (*SHARED_BEIT_FIELDS, "drop_path_rate")}
+    if isinstance(model, Beitv2ForImageClassification):
+        native = BeitForImageClassification(BeitConfig(**fields, **labels(config)))
+        weights = {name.replace("beitv2.", "beit.", 1): tensor for name, tensor in model.state_dict().items()}
+    else:
+        native = BeitModel(BeitConfig(**fields))
+        weights = model.base_model.state_dict()
+        weights.pop("embeddings.mask_token", None)
+    native.load_state_dict(_with_biases(weights, native), strict=True)
+    return native
+
+
+def native_pooled_beit(
+    model: IBotForImageClassification | DBotModel | DBotForImageClassification,
+) -> BeitModel | BeitForImageClassification:
+    """
+    A model of iBOT or dBOT that pools by the mean as a BEiT without relative positions. Its key bias, which BEiT does
+    not have, moves all logits of a query alike and changes nothing.
+
+    Raises:
+        ValueError: If its position table is for images that are not square.
+    """
+    config, encoder = model.config, model.base_model
+    rows, columns = config.grid_size
+    if rows != columns:
+        raise ValueError(
+            f"use_mean_pooling=True has a counterpart in transformers' BEiT alone, which takes the position table of "
+            f"{rows} x {columns} patches for that of a square"
+        )
+    fields = {name: getattr(config, name) for name in (*COMMON_FIELDS, "layer_scale_init_value", "drop_path_rate")}
+    native_config = BeitConfig(
+        **fields, use_absolute_position_embeddings=True, use_mean_pooling=True, **labels(config)
+    )
+    weights = encoder.state_dict() | position_weights(encoder)
+    weights.pop("embeddings.mask_token", None)
+    weights = {name: tensor for name, tensor in weights.items() if not name.endswith("k_proj.bias")}
+    # iBOT's norm of the mean patch
+    weights = {name.replace("fc_norm.", "pooler.layernorm."): tensor for name, tensor in weights.items()}
+    if isinstance(model, DBotModel):
+        native = BeitModel(native_config)
+    else:
+        native = BeitForImageClassification(native_config)
+        weights = {f"beit.{name}": tensor for name, tensor in weights.items()} | classifier_weights(model)
+    native.load_state_dict(_with_biases(weights, native), strict=True)
+    return native
+
+
+def _with_biases(
+    weights: dict[str, torch.Tensor], native: BeitModel | BeitForImageClassification
+) -> dict[str, torch.Tensor]:
+    """Query and value always have a bias in a native BEiT: zero where ours has none (`qkv_bias=False`)."""
+    biases = {
+        name: torch.zeros_like(tensor)
+        for name, tensor in native.state_dict().items()
+        if name.endswith(("q_proj.bias", "v_proj.bias"))
+    }
+    return biases | weights

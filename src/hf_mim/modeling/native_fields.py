@@ -1,0 +1,78 @@
+"""What configurations of ours and of plain encoders of transformers have in common, and the way from there to here."""
+
+from transformers import PreTrainedConfig
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+COMMON_FIELDS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "initializer_range",
+    "layer_norm_eps",
+    "image_size",
+    "patch_size",
+    "num_channels",
+)
+# What our encoders and the native ones have in common: iBOT or dBOT and ViT or ViTMAE, BEiT v2 and BEiT.
+SHARED_FIELDS = (*COMMON_FIELDS, "qkv_bias")
+SHARED_BEIT_FIELDS = (
+    *COMMON_FIELDS,
+    "use_absolute_position_embeddings",
+    "use_relative_position_bias",
+    "use_shared_relative_position_bias",
+    "layer_scale_init_value",
+    "use_mean_pooling",
+)
+MAE_FIELDS = (
+    *SHARED_FIELDS,
+    "mask_ratio",
+    "decoder_hidden_size",
+    "decoder_num_hidden_layers",
+    "decoder_num_attention_heads",
+    "decoder_intermediate_size",
+)
+LABEL_FIELDS = ("id2label", "label2id", "problem_type")
+
+
+def fields_from_native(
+    fields: dict, config_class: type[PreTrainedConfig], native: dict[type, tuple[str, ...]]
+) -> dict:
+    """
+    What a configuration of ours takes from the `fields` of a `config.json`: all of them if it is its own.
+
+    Args:
+        fields (`dict`): As they are stored.
+        config_class (`type`): Configuration that they are for.
+        native (`dict[type, tuple[str]]`): The native configurations that it knows, each with the fields to take over.
+
+    Raises:
+        ValueError: If the model is of neither type, or cuts patches that are not square.
+    """
+    known = {native_class.model_type: native_class for native_class in native}
+    model_type = fields.get("model_type", config_class.model_type)
+    if model_type == config_class.model_type:
+        return fields
+    if model_type not in known:
+        raise ValueError(
+            f"a model of type {model_type!r} cannot be loaded as one of type {config_class.model_type!r}, only one of "
+            f"type {' or '.join(map(repr, known))}"
+        )
+    source = known[model_type].from_dict(dict(fields))
+    taken = {name: getattr(source, name) for name in (*native[known[model_type]], *LABEL_FIELDS, "dtype")}
+    if not isinstance(source.patch_size, int):
+        if source.patch_size[0] != source.patch_size[1]:
+            raise ValueError(f"patches must be square, this {model_type} has patches of {source.patch_size} pixels")
+        taken["patch_size"] = source.patch_size[0]
+    if "ViTModel" in (source.architectures or []) and source.pooler_act != "linear":
+        logger.warning(
+            f"the pooler that this {model_type} may have (a linear layer and {source.pooler_act}) is left behind: "
+            "pooler_output is the CLS token here"
+        )
+    return taken | {"model_type": config_class.model_type}
