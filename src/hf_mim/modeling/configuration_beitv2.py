@@ -1,10 +1,12 @@
 """Configuration of the BEiT v2 models."""
 
 from huggingface_hub.dataclasses import strict
+from transformers import BeitConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
 from .configuration_checks import check_counts, check_heads, check_image_size, check_rates, grid_of
+from .native_fields import SHARED_BEIT_FIELDS, fields_from_native
 
 
 @strict
@@ -108,6 +110,26 @@ class Beitv2Config(BackboneConfigMixin, PreTrainedConfig):
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
         )
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        """
+        What is stored there; of a plain BEiT, what it has in common with BEiT v2.
+
+        Raises:
+            ValueError: If a plain BEiT has position tables for oblong images, which it reads wrongly.
+        """
+        fields, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        translated = fields_from_native(
+            fields, cls, {BeitConfig: (*SHARED_BEIT_FIELDS, "drop_path_rate", "vocab_size")}
+        )
+        if translated is not fields and not cls(**translated).has_native_beit:
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is a BEiT with position tables for images of "
+                f"{translated['image_size']} pixels: transformers reads those of oblong images wrongly, so that its "
+                "numbers cannot be had here"
+            )
+        return translated, kwargs
 
     @property
     def grid_size(self) -> tuple[int, int]:

@@ -1,10 +1,12 @@
 """Configuration of the dBOT models."""
 
 from huggingface_hub.dataclasses import strict
+from transformers import ViTConfig, ViTMAEConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
 from .configuration_checks import check_counts, check_heads, check_image_size, check_rates, grid_of
+from .native_fields import MAE_FIELDS, SHARED_FIELDS, fields_from_native
 
 
 @strict
@@ -116,6 +118,15 @@ class DBotConfig(BackboneConfigMixin, PreTrainedConfig):
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
         )
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        """What is stored there; of a plain ViT or ViTMAE, what it shares with dBOT, with positions as a table."""
+        fields, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        translated = fields_from_native(fields, cls, {ViTConfig: SHARED_FIELDS, ViTMAEConfig: MAE_FIELDS})
+        if translated is not fields:
+            translated["trainable_position_embeddings"] = True
+        return translated, kwargs
 
     @property
     def grid_size(self) -> tuple[int, int]:

@@ -1,10 +1,12 @@
 """Configuration of the iBOT models with a Vision Transformer backbone."""
 
 from huggingface_hub.dataclasses import strict
+from transformers import ViTConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
 from .configuration_checks import check_counts, check_heads, check_image_size, check_rates, grid_of
 from .configuration_head_ibot import IBotHeadConfig
+from .native_fields import SHARED_FIELDS, fields_from_native
 
 
 @strict
@@ -100,6 +102,12 @@ class IBotConfig(BackboneConfigMixin, IBotHeadConfig):
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
         )
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        """What is stored there; of a plain ViT, what it has in common with iBOT."""
+        fields, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return fields_from_native(fields, cls, {ViTConfig: SHARED_FIELDS}), kwargs
 
     @property
     def token_stride(self) -> int:

@@ -313,8 +313,22 @@ class MeanPatchPooler(nn.Module):
         return self.layernorm(hidden_states[:, 1:].mean(dim=1))
 
 
+# What files of plain encoders of transformers call their tensors; in memory, they have the names that they have here.
+NATIVE_NAMES = {
+    r"encoder\.layer\.": "layers.",
+    r"encoder\.relative_position_bias\.": "shared_position_bias.",
+    r"attention\.attention\.relative_position_bias\.": "relative_position_bias.",
+    r"attention\.attention\.query\.": "attention.q_proj.",
+    r"attention\.attention\.key\.": "attention.k_proj.",
+    r"attention\.attention\.value\.": "attention.v_proj.",
+    r"attention\.output\.dense\.": "attention.o_proj.",
+    r"intermediate\.dense\.": "mlp.fc1.",
+    r"output\.dense\.": "mlp.fc2.",
+}
+
+
 class VisionPreTrainedModel(PreTrainedModel):
-    """What the models of every method tell transformers about themselves."""
+    """What the models of every method tell transformers about themselves, and how they are loaded."""
 
     main_input_name = "pixel_values"
     input_modalities = ("image",)
@@ -324,6 +338,20 @@ class VisionPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _input_embed_layer = "patch_embeddings"
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """
+        As in transformers. The folder or repository can also hold a plain encoder or classifier of transformers, of a
+        type that the configuration knows: ViT for iBOT, BEiT for BEiT v2, ViT and ViTMAE for dBOT. The numbers are
+        those of the plain model; what it does not have (mask token, pre-training head) is new and reported as missing.
+        """
+        kwargs.setdefault("key_mapping", {r"^(vit|beit)\.": f"{cls.base_model_prefix}."} | NATIVE_NAMES)
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        # Otherwise it would be saved under the names that it was loaded from, and no trainer could resume from that.
+        model._weight_conversions = []
+        return loaded
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
         # For code outside transformers, modules without a parameter of their own would be passed over: blocks, heads

@@ -135,6 +135,8 @@ class Beitv2PreTrainedModel(VisionPreTrainedModel):
         r"^head_lm_head\.",
         r"^(beitv2\.)?embeddings\.mask_token$",
         r"^(beitv2\.)?layernorm\.",
+        # A buffer in older files of plain BEiTs.
+        r"relative_position_index$",
     ]
     # The pre-training class cuts its normal distribution at one standard deviation and applies it to the patch
     # projection too; the fine-tuning class cuts far out and leaves that layer as PyTorch makes it.

@@ -115,8 +115,8 @@ class DBotPreTrainedModel(VisionPreTrainedModel):
     _supports_flex_attn = True
     _can_record_outputs = {"hidden_states": TransformerLayer, "attentions": SelfAttention}
     # What an encoder or a classifier leaves behind of a pre-training checkpoint: the decoder, and with mean pooling
-    # the final norm, which fine-tuning replaces by a new one (`main_finetune.py`).
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^(dbot\.)?layernorm\."]
+    # the final norm, which fine-tuning replaces by a new one (`main_finetune.py`); and the pooler of a plain ViT.
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^(dbot\.)?layernorm\.", r"^(dbot\.)?pooler\.dense\."]
     # A trainable table starts with the fixed one that such a checkpoint was trained with.
     _keys_to_ignore_on_load_missing = [r"embeddings\.position_embeddings$"]
 

@@ -65,8 +65,9 @@ class IBotPreTrainedModel(VisionPreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _can_record_outputs = {"hidden_states": TransformerLayer, "attentions": SelfAttention}
-    # An encoder or classifier that is loaded from a pre-training checkpoint leaves the projection head behind.
-    _keys_to_ignore_on_load_unexpected = [r"^head\."]
+    # An encoder or classifier that is loaded from a pre-training checkpoint leaves the projection head behind; and
+    # every model the pooler of a plain ViT.
+    _keys_to_ignore_on_load_unexpected = [r"^head\.", r"^(ibot\.)?pooler\.dense\."]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
