@@ -5,16 +5,13 @@ from contextlib import contextmanager
 
 import yaml
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from .arguments import MIMTrainingArguments
 from .pretrain_arguments import ModelArguments
 from .recipe_parser import did_you_mean
 from .teachers import FeatureTeacher, load_teacher
 
-
-logger = logging.get_logger(__name__)
 
 # What trained weights leave open.
 FREE_FIELDS = {"hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "initializer_range"}
@@ -126,7 +123,7 @@ def load_for_pretraining(
     A new model, or the one at `model_name_or_path`.
 
     An encoder without what pre-training adds (ours, or a native one, such as the root of a finished run) gets it new,
-    in the sizes of `config`.
+    in the sizes of `config`; transformers reports it as missing.
 
     Raises:
         ValueError: For weights that do not fit or are not there.
@@ -136,26 +133,14 @@ def load_for_pretraining(
         return model_class._from_config(config, attn_implementation=args.attn_implementation)
     # The encoder in the model of a method is called after the method; a tokenizer has none of that name.
     prefix = f"{model_class.base_model_prefix}."
-    if isinstance(AutoConfig.from_pretrained(source, **hub), type(config)):
-        try:
-            model, info = model_class.from_pretrained(
-                source, config=config, attn_implementation=args.attn_implementation, output_loading_info=True, **hub
-            )
-        except RuntimeError as error:
-            raise ValueError(f"config_overrides do not fit the weights of {source}: {error}") from error
-        needed = [name for name in model.state_dict() if name.startswith(prefix)] or list(model.state_dict())
-        lost = [name for name in info["missing_keys"] if name in needed and "mask_token" not in name]
-        if lost:
-            raise ValueError(f"{source} lacks {len(lost)} tensors of the encoder, such as {lost[0]}")
-        return model.float()
-
-    model = model_class._from_config(config, attn_implementation=args.attn_implementation)
-    encoder = AutoModel.from_pretrained(source, add_pooling_layer=False, **hub).float()
-    result = model.base_model.load_state_dict(encoder.state_dict(), strict=False)
-    if set(result.missing_keys) - {"embeddings.mask_token"} or result.unexpected_keys:
-        raise ValueError(
-            f"{source} is not a plain {encoder.config.model_type}: missing {result.missing_keys}, "
-            f"unexpected {result.unexpected_keys}"
+    try:
+        model, info = model_class.from_pretrained(
+            source, config=config, attn_implementation=args.attn_implementation, output_loading_info=True, **hub
         )
-    logger.warning(f"{source} is an encoder: head and mask token are new")
-    return model
+    except RuntimeError as error:
+        raise ValueError(f"config_overrides do not fit the weights of {source}: {error}") from error
+    needed = [name for name in model.state_dict() if name.startswith(prefix)] or list(model.state_dict())
+    lost = [name for name in info["missing_keys"] if name in needed and "mask_token" not in name]
+    if lost:
+        raise ValueError(f"{source} lacks {len(lost)} tensors of the encoder, such as {lost[0]}")
+    return model.float()
