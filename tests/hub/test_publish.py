@@ -13,6 +13,7 @@ from safetensors.torch import load, load_file, save_file
 from hf_mim.hub import publish_command
 from hf_mim.hub.publish import publish, readable_size
 from hf_mim.hub.publish_checks import check_no_machine_path
+from hf_mim.hub.remote_code import add_code
 
 from .loopback import READ_TOKEN, TOKEN
 from .tiny_run import CARD, tiny_model, write_run
@@ -117,14 +118,17 @@ def test_bookkeeping_stays_behind(loopback_hub, api, run):
     for folder in (run, run / "pretraining", run / "pretraining" / "teacher"):
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config | {"_name_or_path": "/home/me/x", "use_cache": False}))
+    add_code(run / "pretraining")
     publish(run, "org/tiny", full=True, api=api, report=lambda line: None)
+    assert set(loopback_hub.files("org/tiny-pretrain")) == FULL_FILES
+    assert "auto_map" not in json.loads(loopback_hub.files("org/tiny-pretrain")["preprocessor_config.json"])
     for repo_id, paths in {
         "org/tiny": ["config.json"],
         "org/tiny-pretrain": ["config.json", "teacher/config.json"],
     }.items():
         for path in paths:
             config = json.loads(loopback_hub.files(repo_id)[path])
-            assert config["hidden_size"] == 32 and not {"_name_or_path", "use_cache"} & config.keys()
+            assert config["hidden_size"] == 32 and not {"_name_or_path", "use_cache", "auto_map"} & config.keys()
 
 
 def test_an_existing_repository_gets_a_new_commit(loopback_hub, api, run):

@@ -27,8 +27,8 @@ CHECKPOINT_FOLDER = "last-checkpoint"
 # What an older upload may have left in a repository and a newer model would be confused by.
 STALE_CHECKPOINT = re.compile(rf"{CHECKPOINT_FOLDER}/.*")
 STALE = re.compile(rf".*\.safetensors(\.index\.json)?|teacher/.*|{STALE_CHECKPOINT.pattern}")
-# What the library loads from its own memory, and others could only wonder about.
-PRIVATE_FIELDS = ("_name_or_path", "use_cache")
+# What means something in the folder alone: where a model came from, and code that is published on demand only.
+PRIVATE_FIELDS = ("_name_or_path", "use_cache", "auto_map")
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _stage(source: Path, target: Path, patterns: tuple[str, ...], card: str):
         for file in source.glob(pattern):
             staged = target / file.relative_to(source)
             staged.parent.mkdir(parents=True, exist_ok=True)
-            if file.name == "config.json":
+            if file.name in ("config.json", "preprocessor_config.json"):
                 config = json.loads(file.read_text(encoding="utf-8"))
                 config = {name: value for name, value in config.items() if name not in PRIVATE_FIELDS}
                 staged.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
