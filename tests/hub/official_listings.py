@@ -17,6 +17,7 @@ VQKD = json.loads((GOLDEN / "beitv2" / "keys_vqkd.json").read_text())
 VQKD_TEACHERS = json.loads((GOLDEN / "beitv2" / "keys_teachers.json").read_text())
 DBOT = json.loads((GOLDEN / "dbot" / "keys_models.json").read_text())
 IBOT = json.loads((GOLDEN / "ibot" / "keys_vit_small.json").read_text())
+SWIN = json.loads((GOLDEN / "ibot" / "keys_swin_tiny.json").read_text())
 
 
 def with_all_blocks(keys: dict[str, list[int]], blocks: dict[str, int]) -> dict[str, list[int]]:
@@ -87,6 +88,16 @@ def ibot_checkpoints() -> dict[str, dict[str, torch.Tensor]]:
     }
     classifier = encoders["teacher_encoder"] | {"head.weight": [1000, 384], "head.bias": [1000]}
     return {name: tensors(keys) for name, keys in (full | encoders | {"classifier": classifier}).items()}
+
+
+def ibot_swin_checkpoints() -> dict[str, dict[str, torch.Tensor]]:
+    """Of Swin-T: the student of a full one, and its encoder."""
+    student = {key.removeprefix("module.").removeprefix("backbone."): shape for key, shape in SWIN["student"].items()}
+    encoder = {key: shape for key, shape in student.items() if not key.startswith("head.")}
+    return {
+        name: {key: torch.empty(shape, device="meta") for key, shape in keys.items()}
+        for name, keys in (("student", student), ("encoder", encoder))
+    }
 
 
 def dropped_from(official: dict[str, torch.Tensor], converted) -> set[str]:

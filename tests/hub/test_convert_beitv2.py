@@ -1,7 +1,17 @@
 """Official BEiT v2 checkpoints through `convert_checkpoint`."""
 
+from argparse import Namespace
+
 import pytest
 import torch
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+    BeitForImageClassification,
+    BeitModel,
+)
 
 from hf_mim import (
     Beitv2ForImageClassification,
@@ -10,7 +20,7 @@ from hf_mim import (
     Beitv2Model,
     convert_checkpoint,
 )
-from hf_mim.hub.convert import matching_families
+from hf_mim.hub.convert import matching_families, save_converted
 from hf_mim.hub.official_beitv2 import relative_position_index
 
 from .official_listings import (
@@ -22,6 +32,7 @@ from .official_listings import (
     dbot_checkpoint,
     dropped_from,
     ibot_checkpoints,
+    ibot_swin_checkpoints,
     vqkd_checkpoint,
 )
 
@@ -41,6 +52,7 @@ def test_every_published_layout_is_of_one_family():
         f"vqkd {name} {teacher}": vqkd_checkpoint(name, teacher) for name in VQKD for teacher in ("clip", None)
     }
     checkpoints |= {f"ibot {name}": weights for name, weights in ibot_checkpoints().items()}
+    checkpoints |= {f"ibot_swin {name}": weights for name, weights in ibot_swin_checkpoints().items()}
     for name in DBOT:
         family = "beitv2" if name.startswith("beit_finetune") else "dbot"
         checkpoints[f"{family} {name}"] = dbot_checkpoint(name)
@@ -49,7 +61,7 @@ def test_every_published_layout_is_of_one_family():
         for name, weights in checkpoints.items()
         if (found := matching_families(weights)) != [name.split()[0]]
     }
-    assert not wrong and len(checkpoints) == 11 + 6 + 5 + 18
+    assert not wrong and len(checkpoints) == 11 + 6 + 5 + 2 + 18
 
 
 class TestPublishedLayouts:
@@ -148,6 +160,64 @@ class TestGoldenOutputs:
         mask, labels = golden["in/bool_masked_pos_0"], golden["in/codes_0"]
         loss = model(golden["in/pixel_values_0"], mask, labels=labels).loss
         assert loss.item() == pytest.approx(golden["out/loss"][0].item(), abs=5e-5)
+
+
+class TestFolders:
+    @pytest.fixture
+    def official_file(self, beitv2_golden, tmp_path):
+        """As `run_beitv2_pretraining.py` writes it; the options of its run tell where the head branch begins."""
+        weights = weights_of(beitv2_golden("pretrain_relpos_abspos_unshared_head"))
+        content = {"model": weights, "optimizer": {"state": {}}, "epoch": 3, "args": Namespace(early_layers=2)}
+        torch.save(content, tmp_path / "official.pth")
+        return tmp_path / "official.pth"
+
+    @torch.no_grad()
+    def test_model_of_this_package(self, official_file, beitv2_golden, tmp_path):
+        golden = beitv2_golden("pretrain_relpos_abspos_unshared_head")
+        converted = convert_checkpoint(official_file)
+        assert "optimizer: state of the training run" in converted.dropped
+        save_converted(converted, tmp_path / "out")
+        model = AutoModelForPreTraining.from_pretrained(tmp_path / "out")
+        assert type(model) is Beitv2ForPreTraining
+        output = model(golden["in/pixel_values"], golden["in/bool_masked_pos"], labels=golden["in/codes"])
+        within(output.loss, golden["out/loss"])
+        processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+        assert processor.to_dict()["image_std"] == (0.229, 0.224, 0.225) and processor.crop_size["height"] == 32
+
+    @torch.no_grad()
+    def test_native(self, official_file, beitv2_golden, tmp_path):
+        golden = beitv2_golden("pretrain_relpos_abspos_unshared_head")
+        save_converted(convert_checkpoint(official_file), tmp_path / "out", native=True)
+        model = AutoModel.from_pretrained(tmp_path / "out")
+        assert type(model) is BeitModel
+        full = Beitv2ForPreTraining.from_pretrained(tmp_path / "out" / "pretraining")
+        images = golden["in/pixel_values"]
+        within(model(images).last_hidden_state, full.beitv2(images).last_hidden_state)
+        logits = full(images, golden["in/bool_masked_pos"]).logits
+        within(logits, golden["out/logits_final_masked"])
+        assert type(AutoImageProcessor.from_pretrained(tmp_path / "out")).__name__.startswith("ViTImageProcessor")
+
+    @torch.no_grad()
+    def test_native_classifier(self, beitv2_golden, tmp_path):
+        golden = beitv2_golden("finetune_abspos_clspool")
+        save_converted(convert_checkpoint(weights_of(golden), **HEADS), tmp_path / "out", native=True)
+        model = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+        assert type(model) is BeitForImageClassification and not (tmp_path / "out" / "pretraining").exists()
+        within(model(golden["in/pixel_values"]).logits, golden["out/logits"])
+
+    def test_not_native(self, beitv2_golden, tmp_path):
+        name = "finetune_nonsquare_noqkvbias"
+        converted = convert_checkpoint(weights_of(beitv2_golden(name)), **FINE_TUNING[name])
+        with pytest.raises(ValueError, match="not square"):
+            save_converted(converted, tmp_path / "out", native=True)
+        assert not any(tmp_path.iterdir())
+
+    def test_normalisation_of_the_first_version(self, beitv2_golden):
+        """BEiT's first version has the same names and 0.5 for mean and deviation, unless its run says otherwise."""
+        weights = weights_of(beitv2_golden("finetune_abspos_clspool"))
+        args = Namespace(imagenet_default_mean_and_std=False, crop_pct=None)
+        processor = convert_checkpoint({"model": weights, "args": args}, **HEADS).image_processor
+        assert processor.image_mean == processor.image_std == (0.5, 0.5, 0.5)
 
 
 class TestWindows:

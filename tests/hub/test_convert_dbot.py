@@ -1,7 +1,18 @@
 """Official dBOT checkpoints through `convert_checkpoint`."""
 
+from argparse import Namespace
+
 import pytest
 import torch
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+    BeitForImageClassification,
+    BeitModel,
+    ViTForImageClassification,
+    ViTModel,
+)
 
 from hf_mim import (
     Beitv2ForImageClassification,
@@ -13,6 +24,7 @@ from hf_mim import (
     DBotModel,
     convert_checkpoint,
 )
+from hf_mim.hub.convert import save_converted
 from hf_mim.hub.official_dbot import likeness_to_sincos
 from hf_mim.modeling.modeling_dbot import sincos_positions
 
@@ -179,6 +191,67 @@ class TestGoldenOutputs:
         images = golden["samples"][0]
         loss = model(images, golden["noise"][0], teacher.teach(images)).loss
         assert loss.item() == pytest.approx(golden["loss"][0].item(), abs=1e-5)
+
+
+class TestFolders:
+    @torch.no_grad()
+    def test_pretraining(self, dbot_golden, tmp_path):
+        golden = dbot_golden("pretrain_p8")
+        args = Namespace(norm_feature_loss=False, sdpr=0.1)
+        official = {"model": with_positions(part_of(golden, "student")), "args": args, "epoch": 799, "scaler": {}}
+        torch.save(official, tmp_path / "official.pth")
+        heads = {"num_attention_heads": 4, "decoder_num_attention_heads": 4}
+        converted = convert_checkpoint(tmp_path / "official.pth", **heads)
+        assert not converted.config.norm_targets and converted.config.drop_path_rate == 0.1
+        save_converted(converted, tmp_path / "out")
+        model = AutoModelForPreTraining.from_pretrained(tmp_path / "out")
+        assert type(model) is DBotForPreTraining
+        output = model(golden["images"], golden["noise"], golden["target.depthN.tlayernorm0"])
+        expected = golden["loss.depthN.tlayernorm0.norm_feature_loss0"].item()
+        assert output.loss.item() == pytest.approx(expected, abs=1e-5)
+
+        save_converted(converted, tmp_path / "native", native=True)
+        encoder = AutoModel.from_pretrained(tmp_path / "native")
+        assert type(encoder) is ViTModel
+        within(encoder(golden["images"]).last_hidden_state, golden["student_as_teacher_ln1"])
+        full = DBotForPreTraining.from_pretrained(tmp_path / "native" / "pretraining")
+        within(full(golden["images"], golden["noise"]).prediction, output.prediction)
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("depth", ["depthN", "depth0"])
+    def test_teacher(self, dbot_golden, tmp_path, depth):
+        golden = dbot_golden("pretrain_p16")
+        official = part_of(golden, "teacher")
+        if depth == "depth0":
+            official = {key: tensor for key, tensor in official.items() if not key.startswith("blocks.")}
+        save_converted(convert_checkpoint(official, num_attention_heads=4), tmp_path / "out", native=True)
+        encoder = AutoModel.from_pretrained(tmp_path / "out")
+        assert type(encoder) is ViTModel and not (tmp_path / "out" / "pretraining").exists()
+        within(encoder(golden["images"]).last_hidden_state, golden[f"target.{depth}.tlayernorm1"])
+
+    @torch.no_grad()
+    @pytest.mark.parametrize("size, head", [("p8", "gp"), ("p16", "cls")])
+    def test_classifiers(self, dbot_golden, tmp_path, size, head):
+        golden = dbot_golden(f"finetune_{size}")
+        converted = convert_checkpoint(part_of(golden, f"{head}.model"), "dbot", num_attention_heads=4)
+        save_converted(converted, tmp_path / "ours")
+        save_converted(converted, tmp_path / "native", native=True)
+        native_class = BeitForImageClassification if head == "gp" else ViTForImageClassification
+        for folder, model_class in (("ours", DBotForImageClassification), ("native", native_class)):
+            model = AutoModelForImageClassification.from_pretrained(tmp_path / folder)
+            assert type(model) is model_class
+            within(model(golden["images"]).logits, golden[f"{head}.logits"])
+
+    @torch.no_grad()
+    def test_symmetric(self, dbot_golden, tmp_path):
+        golden = dbot_golden("beit_branch_relpos")
+        save_converted(convert_checkpoint(part_of(golden, "model"), "dbot"), tmp_path / "out", native=True)
+        encoder = AutoModel.from_pretrained(tmp_path / "out")
+        assert type(encoder) is BeitModel
+        within(encoder(golden["images"]).last_hidden_state, golden["hidden_normed_unmasked"])
+        full = AutoModelForPreTraining.from_pretrained(tmp_path / "out" / "pretraining")
+        mask = golden["bool_masked_pos"].bool()
+        within(full(golden["images"], mask).logits, golden["masked_tokens"])
 
 
 class TestPositions:

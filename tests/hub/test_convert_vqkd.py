@@ -4,8 +4,10 @@ from argparse import Namespace
 
 import pytest
 import torch
+from transformers import AutoImageProcessor
 
 from hf_mim import Beitv2ImageProcessorPil, VQKDModel, convert_checkpoint, export_native
+from hf_mim.hub.convert import save_converted
 
 from .official_listings import VQKD, assert_nothing_lost, dropped_from, vqkd_checkpoint
 from .test_convert_beitv2 import weights_of, within
@@ -70,6 +72,22 @@ def test_training_trace(beitv2_golden):
     codes = converted.model.encode(2 * golden["in/images_0"] - 1)
     assert torch.equal(codes, golden["out/codes_0"])
     assert converted.image_processor.image_mean == converted.image_processor.image_std == (0.5, 0.5, 0.5)
+
+
+@torch.no_grad()
+def test_folder(beitv2_golden, tmp_path):
+    golden = beitv2_golden("vqkd_train_trace")
+    converted = convert_checkpoint(weights_of(golden), num_attention_heads=4, teacher="openai/clip-vit-base-patch16")
+    with pytest.raises(ValueError, match="tokenizer has no counterpart in transformers"):
+        save_converted(converted, tmp_path / "out", native=True)
+    assert not any(tmp_path.iterdir())
+    save_converted(converted, tmp_path / "out")
+    model = VQKDModel.from_pretrained(tmp_path / "out")
+    assert model.config.teacher == "openai/clip-vit-base-patch16"
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    options = {"do_resize": False, "do_center_crop": False, "do_rescale": False, "return_tensors": "pt"}
+    codes = model.encode(processor(list(golden["in/images_0"]), **options).pixel_values)
+    assert torch.equal(codes, golden["out/codes_0"])
 
 
 class TestMistakes:
