@@ -291,7 +291,12 @@ class TestMistakes:
             ({"cls_pt_norm.bias": None}, r"missing cls_pt_norm\.bias"),
             ({"blocks.1.attn.k_bias": 48}, r"not used blocks\.1\.attn\.k_bias"),
             ({"fc_norm.weight": 48}, "use_mean_pooling is for fine-tuning"),
-            ({"head.weight": 48}, r"not used head\.weight"),
+            ({"head.weight": (10, 48)}, r"not used head\.weight"),
+            ({"lm_head.weight": ()}, r"lm_head\.weight has shape \[\], 2 dimensions are wanted"),
+            ({"pos_embed": (17, 48)}, r"pos_embed has shape \[17, 48\], 3 dimensions are wanted"),
+            ({"pos_embed": (1, 0, 48)}, "52 rows, which do not belong to the -1 patches of pos_embed"),
+            ({"rel_pos_bias.relative_position_bias_table": 52}, "table has shape .*, 2 dimensions are wanted"),
+            ({"rel_pos_bias.relative_position_bias_table": (2, 4)}, "2 rows, which do not belong to the 16 patches"),
             ({"norm.weight": 47}, r"norm\.weight gives .* the shape \[47\], \[48\] is wanted"),
         ],
     )
@@ -305,7 +310,7 @@ class TestMistakes:
         """50 outputs per patch are neither the published tokenizer's codes nor CLIP's features."""
         weights = weights_of(beitv2_golden("pretrain_relpos_abspos_unshared_head"))
         weights = {key: tensor for key, tensor in weights.items() if not key.startswith("cls_pt_")}
-        with pytest.raises(ValueError, match="predicts 50 numbers: give the family, beitv2 .* dbot"):
+        with pytest.raises(ValueError, match=r"has an lm_head of \[50, 48\]: give the family, beitv2 .* dbot"):
             convert_checkpoint(weights)
         assert convert_checkpoint(weights, "beitv2").config.regression_loss is None
         assert convert_checkpoint(weights, "dbot").config.regression_loss == "negcosine"

@@ -314,6 +314,8 @@ class TestMistakes:
             ),
             ({"blocks.0.gamma_1": torch.zeros(48)}, r"not used blocks\.0\.gamma_1"),
             ({"head.weight": torch.zeros(10, 48)}, r"not used head\.weight"),
+            ({"pos_embed": torch.zeros(17, 48)}, r"pos_embed has shape \[17, 48\], 3 dimensions are wanted"),
+            ({"decoder_pos_embed": torch.zeros(())}, "decoder_pos_embed is not the fixed table"),
             ({"register_tokens": torch.zeros(48)}, "not used register_tokens"),
             ({"decoder_pred.weight": torch.zeros(192, 32)}, "predicts pixels .*MAE"),
         ],

@@ -226,8 +226,8 @@ def _description(weights: Mapping[str, Tensor], found: list[str], wanted: str | 
     if found:
         return f"is a checkpoint of the family {' or '.join(found)}, not {wanted}"
     if has_beit_attention(weights) and "lm_head.weight" in weights:
-        rows = weights["lm_head.weight"].shape[0]
-        return f"predicts {rows} numbers: give the family, beitv2 if they stand for codes, dbot if they are features"
+        shape = list(weights["lm_head.weight"].shape)
+        return f"has an lm_head of {shape}: give the family, beitv2 if it predicts codes, dbot if it predicts features"
     for start, description in OTHERS:
         if any(key.startswith(start) for key in weights):
             return f"looks like {description}"

@@ -65,7 +65,7 @@ def is_beitv2(weights: Mapping[str, torch.Tensor]) -> bool:
         return False
     if "lm_head.weight" not in weights:
         return True
-    return weights["lm_head.weight"].shape[0] == CODES or has_head_branch(weights)
+    return weights["lm_head.weight"].shape[:1] == (CODES,) or has_head_branch(weights)
 
 
 def has_beit_attention(weights: Mapping[str, torch.Tensor]) -> bool:
@@ -157,7 +157,7 @@ def beitv2_sizes(
     width, channels, patch_size = needed(weights, "patch_embed.proj.weight", 4, name).shape[:3]
     table = next((key for key in weights if key.endswith(TABLE)), None)
     if table is not None:
-        heads = weights[table].shape[1]
+        heads = needed(weights, table, 2, name).shape[1]
         if num_attention_heads not in (None, heads):
             raise ValueError(f"{name}: {table} is for {heads} attention heads, not for {num_attention_heads}")
     else:
@@ -180,10 +180,10 @@ def beitv2_sizes(
         "use_mean_pooling": "fc_norm.weight" in weights,
     }
     if "head.weight" in weights:
-        sizes["num_labels"] = weights["head.weight"].shape[0]
+        sizes["num_labels"] = needed(weights, "head.weight", 2, name).shape[0]
     if "lm_head.weight" in weights:
         sizes |= {
-            "vocab_size": weights["lm_head.weight"].shape[0],
+            "vocab_size": needed(weights, "lm_head.weight", 2, name).shape[0],
             "head_layers": head_blocks,
             "shared_lm_head": "cls_pt_lm_head.weight" not in weights,
         }
@@ -235,11 +235,11 @@ def possible_windows(weights: Mapping[str, torch.Tensor], name: str) -> list[tup
         ValueError: If tables and index contradict each other.
     """
     table, index = (next((key for key in weights if key.endswith(kind)), None) for kind in (TABLE, INDEX))
-    offsets = None if table is None else weights[table].shape[0] - 3
+    offsets = None if table is None else needed(weights, table, 2, name).shape[0] - 3
     if index is not None:
-        patches = weights[index].shape[0] - 1
+        patches = needed(weights, index, 2, name).shape[0] - 1
     elif "pos_embed" in weights:
-        patches = weights["pos_embed"].shape[1] - 1
+        patches = needed(weights, "pos_embed", 3, name).shape[1] - 1
     elif offsets is not None:
         side = square_side(offsets)
         return [((side + 1) // 2, (side + 1) // 2)] if side is not None and side % 2 == 1 else []

@@ -43,7 +43,7 @@ HEADS = {
 }
 STACKS = {"blocks": "layers", "decoder_blocks": "decoder.layers"}
 # Widths of the features of CLIP's B/16 and L/14, which the released models of the symmetric variant predict.
-CLIP_WIDTHS = (512, 768)
+CLIP_WIDTHS = ((512,), (768,))
 # A fine-tuned table has hardly moved from the fixed one that it started with; another one has nothing to do with it.
 ALIKE = 0.9
 
@@ -61,7 +61,7 @@ def is_dbot(weights: Mapping[str, Tensor]) -> bool:
         return True
     if has_beit_attention(weights):
         head = weights.get("lm_head.weight")
-        return head is not None and head.shape[0] in CLIP_WIDTHS and not has_head_branch(weights)
+        return head is not None and head.shape[:1] in CLIP_WIDTHS and not has_head_branch(weights)
     # A teacher without blocks has these alone.
     if "patch_embed.proj.weight" not in weights or "pos_embed" not in weights or "masked_embed" in weights:
         return False
@@ -81,6 +81,8 @@ def likeness_to_sincos(table: Tensor) -> float:
 
 def is_sincos(table: Tensor, grid: tuple[int, int]) -> bool:
     """Whether a table of positions `[1, 1+N, D]` is the fixed one of a grid, up to the rounding of its precision."""
+    if table.ndim != 3:
+        return False
     fixed = sincos_positions(table.shape[2], grid)
     rounding = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(table.dtype, 1e-5)
     return table.shape == fixed.shape and torch.allclose(table.float().cpu(), fixed, rtol=0, atol=rounding)
@@ -199,9 +201,9 @@ def dbot_sizes(weights: Mapping[str, Tensor], name: str, num_attention_heads: in
     grid = checked_config(DBotConfig, sizes, overrides).grid_size
     sizes["trainable_position_embeddings"] = "head.weight" in weights or not is_sincos(table, grid)
     if "head.weight" in weights:
-        sizes["num_labels"] = weights["head.weight"].shape[0]
+        sizes["num_labels"] = needed(weights, "head.weight", 2, name).shape[0]
     if "decoder_embed.weight" in weights:
-        decoder_width = weights["decoder_embed.weight"].shape[0]
+        decoder_width = needed(weights, "decoder_embed.weight", 2, name).shape[0]
         sizes |= {
             "decoder_hidden_size": decoder_width,
             "decoder_num_hidden_layers": count_blocks(weights, "decoder_blocks"),

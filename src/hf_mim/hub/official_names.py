@@ -44,7 +44,7 @@ def published_heads(width: int, num_attention_heads: int | None) -> int:
 
 def square_side(num_patches: int) -> int | None:
     """Patches along one side of a square grid of `num_patches`, None if there is none."""
-    side = round(num_patches**0.5)
+    side = round(max(num_patches, 0) ** 0.5)
     return side if side * side == num_patches else None
 
 
