@@ -67,7 +67,7 @@ def test_a_tokenizer_and_what_it_tells_of_its_teacher(tokenizer, pictures):
     # The evaluation of the run sees the same images in the same way.
     assert facts["eval_codebook_usage"] == metrics["eval_codebook_usage"] == len(codes.unique()) / 16
     card = (output / "README.md").read_text()
-    assert "| teacher | tiny-vit, normed features of 24 numbers |" in card and "| cc-by-nc-4.0 |" in card
+    assert "| teacher | tiny-vit, normed features of 24 numbers |" in card and "tiny-vit: cc-by-nc-4.0 |" in card
     assert f"{100 * facts['eval_codebook_usage']:.1f} % of 16" in card
     for name in facts["pictures"]:
         assert f"({name})" in card
@@ -104,7 +104,8 @@ def test_an_encoder_that_transformers_loads(encoder, tokenizer):
     assert facts["eval_knn_3_top1"] == metrics["eval_knn_3_top1"] and "initial_knn_3_top1" in facts
     assert facts["tokenizer"] == "tiny-vqkd" and facts["teacher"] == "tiny-vit"
     card = (output / "README.md").read_text()
-    assert "| tokenizer | tiny-vqkd, 16 codes, trained on the features of tiny-vit (licence: cc-by-nc-4.0) |" in card
+    assert "| tokenizer | tiny-vqkd, 16 codes, trained on the features of tiny-vit |" in card
+    assert "| teacher of the tokenizer | tiny-vit: cc-by-nc-4.0 |" in card
     reference = json.loads((output / "pretraining" / "teacher" / "reference.json").read_text())
     assert reference["name"] == "tiny-vqkd"
     for entry in (entry for entry in log_of(output) if "loss" in entry):
@@ -124,7 +125,7 @@ def test_a_tokenizer_that_lacks_weights_is_refused(tokenizer, pictures, tmp_path
 def test_the_licence_of_a_teacher_can_be_told(pictures, vision_model, tmp_path):
     told = ("--config_overrides", VQKD_SIZES + ",teacher_license=mit", "--max_steps", 1, "--warmup_epochs", 0)
     pretrain("--train_dir", pictures, *told, output=tmp_path, method=tiny_vqkd(vision_model))
-    assert "| licence of the teacher | mit |" in (tmp_path / "README.md").read_text()
+    assert "| the teacher | tiny-vit: mit |" in (tmp_path / "README.md").read_text()
 
 
 def test_knn_on_the_mean_of_the_patches(encoder, tokenizer, pictures, tmp_path):

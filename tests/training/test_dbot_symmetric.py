@@ -163,7 +163,11 @@ def test_an_encoder_that_transformers_loads(encoder, pictures):
     torch.testing.assert_close(native.eval()(pixel_values).last_hidden_state, expected)
 
     facts = json.loads((output / "metrics.json").read_text())
-    assert (facts["teacher"], facts["teacher_feature"], facts["pictures"]) == ("tiny-vit", "normed", ["curves.png"])
+    assert (facts["teacher"], facts["teacher_feature"], facts["pictures"]) == (
+        "tiny-vit",
+        "normed",
+        ["curves.png", "masks.png"],
+    )
     processor, features = AutoImageProcessor.from_pretrained(output), []
     for split in ("train", "test"):
         dataset = load_image_dataset(data_dir=pictures, split=split)
@@ -171,7 +175,7 @@ def test_an_encoder_that_transformers_loads(encoder, pictures):
     assert metrics["eval_knn_3_top1"] == knn_accuracy(*features, k=[3])["knn_3_top1"]
     card = (output / "README.md").read_text()
     assert "symmetric variant of [dBOT]" in card and "BEiT v2" not in card and "attention.png" not in card
-    assert "| teacher | tiny-vit, normed features of 24 numbers |" in card and "| cc-by-nc-4.0 |" in card
+    assert "| teacher | tiny-vit, normed features of 24 numbers |" in card and "tiny-vit: cc-by-nc-4.0 |" in card
     assert "last_hidden_state[:, 1:].mean(dim=1)  # [1, 16]" in card and "- dbot_symmetric\n" in card
     reference = json.loads((output / "pretraining" / "teacher" / "reference.json").read_text())
     assert reference["name"] == "tiny-vit"

@@ -1,16 +1,29 @@
-"""The model card of a run, filled from its options and metrics."""
+"""The model cards of a run, filled from its options and metrics."""
 
 import re
-from pathlib import Path
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import PreTrainedConfig, TrainingArguments
+from transformers.utils import cached_file
 
 
-# The method's template fills the blocks of base.md.
-TEMPLATES = Environment(loader=PackageLoader("hf_mim", "model_cards"), undefined=StrictUndefined)
-BLOCK_TEMPLATES = TEMPLATES.overlay(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+# The method's template fills the blocks of base.md. `ModelCard.from_template` knows no templates that build on others,
+# and leaves a blank where a fact is missing.
+TEMPLATES = Environment(
+    loader=PackageLoader("hf_mim", "model_cards"),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+CAPTIONS = {
+    "curves.png": "The curves of the training",
+    "attention.png": "Attention of the CLS token in the last layer, one map per head",
+    "masks.png": "Views of some images, as the training made them, with what it masked in grey",
+    "codes.png": "Patches of some images that share a code",
+    "usage.png": "How often each code is used",
+}
 # The options that say how a model was trained, in the order of the card.
 TRAINING_OPTIONS = (
     "learning_rate",
@@ -64,51 +77,120 @@ def build_card(
         template (`str`, *optional*): Name in `model_cards/`; that of the model type when not given.
     """
     template = template or config.model_type
-    top1 = {key: value for key, value in facts.items() if key.startswith("eval_knn_") and key.endswith("_top1")}
-    neighbours = {key: int(key.split("_")[2]) for key in top1}
+    accuracies = knn_accuracies(facts)
+    native = facts.get("native", True)
     data = ModelCardData(
+        license=facts["model_license"],
         # Only what is an encoder of transformers' own does what its pipeline promises.
-        library_name="transformers" if facts.get("native", True) else "hf_mim",
-        pipeline_tag="image-feature-extraction" if facts.get("native", True) else None,
+        library_name="transformers" if native else "hf_mim",
+        pipeline_tag="image-feature-extraction" if native else None,
         tags=["hf_mim", template, "masked-image-modeling", "self-supervised-learning"],
+        datasets=None if facts["dataset_id"] is None else [facts["dataset_id"]],
+        base_model=facts["base_model"],
         model_name=name,
         eval_results=[
             EvalResult(
                 task_type="image-classification",
                 task_name="k-NN classification of frozen features",
-                dataset_type=Path(facts["data"]).name,
-                dataset_name=Path(facts["data"]).name,
+                dataset_type=facts["dataset_id"] or facts["data"],
+                dataset_name=facts["data"],
+                dataset_split=facts["eval_split"],
                 metric_type="accuracy",
-                metric_name=f"{neighbours[key]}-NN top-1",
+                metric_name=f"{k}-NN top-1",
                 metric_value=round(value, 2),
             )
-            for key, value in top1.items()
-        ],
+            for k, value in accuracies.items()
+        ]
+        or None,
     )
     results = [
         {
-            "k": neighbours[key],
+            "k": k,
             "trained": value,
-            "initial": facts.get(key.replace("eval", "initial")),
-            "pixels": facts.get(key.replace("eval", "raw_pixels")),
+            "initial": facts.get(f"initial_knn_{k}_top1"),
+            "pixels": facts.get(f"raw_pixels_knn_{k}_top1"),
         }
-        for key, value in top1.items()
+        for k, value in accuracies.items()
     ]
     options = {option: getattr(args, option, None) for option in TRAINING_OPTIONS}
     options = {option: value for option, value in options.items() if value is not None}
     if not args.max_grad_norm:
         del options["grad_clip"]
     parts = {key.removeprefix("final_"): value for key, value in facts.items() if key.startswith("final_loss_")}
-    return TEMPLATES.get_template(f"{template}.md").render(
+    size = config.image_size
+    text = TEMPLATES.get_template(f"{template}.md").render(
         card_data=data.to_yaml(),
         name=name,
         facts=facts,
+        data=facts["data"] if facts["dataset_id"] is None else _link(facts["dataset_id"], "datasets/"),
         results=results,
         options=options,
         loss_parts=parts,
+        captions=CAPTIONS,
+        image_size=size if isinstance(size, int) else "×".join(map(str, size)),
+        duration=_duration(facts["training_seconds"]) if facts["training_seconds"] else None,
         total_batch=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         config=config,
     )
+    return _tidy(text)
+
+
+def knn_accuracies(facts: dict) -> dict[int, float]:
+    """Top-1 accuracy in percent by the number of neighbours, from a run's metrics."""
+    names = [key for key in facts if key.startswith("eval_knn_") and key.endswith("_top1")]
+    return {int(name.split("_")[2]): facts[name] for name in names}
+
+
+def build_eval_results(facts: dict, date: str) -> list[dict]:
+    """
+    What a run measured, as the content of a file in `.eval_results/`, which speaks of data sets on the Hub alone.
+
+    Args:
+        facts (`dict`): What [`~hf_mim.training.outputs.collect_metrics`] gives.
+        date (`str`): When it was measured, in ISO 8601.
+
+    Returns:
+        One entry per number of neighbours; none if nothing was measured or the data are not on the Hub.
+    """
+    if facts["dataset_id"] is None:
+        return []
+    notes = f"top-1 accuracy in percent of frozen features, {facts['bank_images']} labelled images to choose from"
+    return eval_result_entries_to_yaml(
+        [
+            EvalResultEntry(
+                dataset_id=facts["dataset_id"], task_id=f"knn_{k}", value=round(value, 2), date=date, notes=notes
+            )
+            for k, value in knn_accuracies(facts).items()
+        ]
+    )
+
+
+def read_card_data(name_or_path: str, **hub_options: str | None) -> ModelCardData:
+    """The metadata of the card of a model in a folder or on the Hub; empty where there is no card."""
+    card = cached_file(
+        name_or_path,
+        "README.md",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **hub_options,
+    )
+    return ModelCardData() if card is None else ModelCard.load(card, ignore_metadata_errors=True).data
+
+
+def _link(repo_id: str, kind: str = "") -> str:
+    return f"[{repo_id}](https://huggingface.co/{kind}{repo_id})"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s" if seconds >= 1 else "less than 1 s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _tidy(text: str) -> str:
+    """One empty line at most between parts, which may be left out, and no spaces at the ends of lines."""
+    return re.sub(r"\n{3,}", "\n\n", re.sub(r" +\n", "\n", text)).strip() + "\n"
 
 
 def rename_card(card: str, repo_id: str) -> str:
@@ -164,7 +246,7 @@ def build_pretraining_card(
     )
     method, parts, target = _full_model(config)
     sections = re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", encoder.text, flags=re.MULTILINE | re.DOTALL)
-    return BLOCK_TEMPLATES.get_template("pretraining.md").render(
+    text = TEMPLATES.get_template("pretraining.md").render(
         card_data=data.to_yaml(),
         name=name,
         repo_id=repo_id,
@@ -176,6 +258,7 @@ def build_pretraining_card(
         trust=", trust_remote_code=True" if with_code else "",
         sections={heading: text.strip() for heading, text in sections if heading in ("Licence", "Limits", "Citation")},
     )
+    return _tidy(text)
 
 
 def _full_model(config: PreTrainedConfig) -> tuple[str, str, str]:

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from ..data.collator_dbot import DBotCollator
 from ..data.crop_views import CropViews
 from ..hub.export import export_native, native_image_processor
@@ -67,9 +69,14 @@ class DBotMethod(Method):
         export_native(encoder).save_pretrained(folder)
         native_image_processor(processor).save_pretrained(folder)
 
+    def drawn_masks(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        noise = batch["noise"]
+        kept = int(noise.shape[1] * (1 - self.config.mask_ratio))
+        return noise.argsort(dim=1, stable=True).argsort(dim=1) >= kept
+
     def facts(self) -> dict:
         return {
             "stages": self.args.num_stages,
-            "teacher": "a random network" if self.teacher is None else self.teacher.name,
+            "teacher": None if self.teacher is None else self.teacher.name,
             "teacher_license": None if self.teacher is None else self.teacher.license,
         }

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
@@ -30,6 +31,9 @@ class Method(ABC):
     card: str | None = None
     # Images from which the pictures are drawn.
     num_example_images = 4
+    # As the card shows them: name of the recipe, and the whole command.
+    recipe: str | None = None
+    command: str | None = None
 
     def __init__(self, model_args: ModelArguments, data_args: DataArguments, args: MIMTrainingArguments):
         self.model_args, self.data_args, self.args = model_args, data_args, args
@@ -90,6 +94,10 @@ class Method(ABC):
 
         plot_attention(encoder, images, processor, output / "attention.png")
         return ["attention.png"]
+
+    def drawn_masks(self, batch: dict[str, torch.Tensor]) -> torch.Tensor | None:
+        """What the masks of a batch of the collator hide: bool `[B, N]` or `[B, G, N]`; None without masks."""
+        return batch.get("bool_masked_pos")
 
     def facts(self) -> dict:
         """What card and summary tell beside the figures of every run."""

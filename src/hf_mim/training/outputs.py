@@ -2,17 +2,22 @@
 
 import json
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+import yaml
 from PIL import Image
 
 from ..data.files import replaced_file, replaced_folder
-from ..hub.card import build_card
+from ..hub.card import build_card, build_eval_results
 from .method import Method
+from .provenance import describe_data, describe_hardware, describe_start, describe_time, versions
 from .trainer import TEACHER_FOLDER, MIMTrainer
 
 
 METRICS_FILE = "metrics.json"
+EVAL_RESULTS_FILE = ".eval_results/knn.yaml"
 
 
 def is_finished(output_dir: str) -> bool:
@@ -22,7 +27,8 @@ def is_finished(output_dir: str) -> bool:
 
 def collect_metrics(method: Method, trainer: MIMTrainer, metrics: dict) -> dict:
     """All that the summary and the card tell about a run, from the trainer's state and its last metrics."""
-    state = trainer.state
+    state, args = trainer.state, trainer.args
+    total_batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     # The first evaluation is that of the weights which the run began with, if it came before the first step.
     start = next((entry for entry in state.log_history if any(key.startswith("eval_") for key in entry)), {})
     initial = {}
@@ -32,12 +38,17 @@ def collect_metrics(method: Method, trainer: MIMTrainer, metrics: dict) -> dict:
     final = {f"final_{name}": value for name, value in losses.items() if name.startswith("loss")}
     has_length = hasattr(trainer.train_dataset, "__len__")
     return {
-        "data": method.data_args.dataset_name or Path(method.data_args.train_dir).name,
+        **describe_data(method.data_args),
         "train_images": len(trainer.train_dataset) if has_length else None,
         "bank_images": None if trainer.bank_dataset is None else len(trainer.bank_dataset),
         "eval_images": None if trainer.eval_dataset is None else len(trainer.eval_dataset),
-        "started_from": method.model_args.model_name_or_path,
+        **describe_start(method.model_args),
+        "recipe": method.recipe,
+        "command": method.command,
         "steps": state.global_step,
+        **describe_hardware(args),
+        **describe_time(state.log_history, state.global_step, total_batch),
+        "versions": versions(),
         **method.facts(),
         **final,
         **initial,
@@ -52,8 +63,8 @@ def save_run(method: Method, trainer: MIMTrainer, metrics: dict, example_images:
     - at the root what is deployed, with its image processor: a native transformers model, or a tokenizer,
     - `pretraining/`, unless that is all there is: the full model, its image processor and `teacher/`, from which
       training can go on,
-    - `metrics.json`, `curves.png` (unless the run was too short to log anything), the pictures of the method and the
-      card, `README.md`.
+    - `metrics.json`, `curves.png` (unless the run was too short to log anything), the pictures of the method,
+      `masks.png` (where it masks), the card, `README.md`, and, for data from the Hub, `.eval_results/knn.yaml`.
 
     Args:
         method (`Method`): The run.
@@ -87,11 +98,34 @@ def save_run(method: Method, trainer: MIMTrainer, metrics: dict, example_images:
         plot_curves(history, output / "curves.png")
         facts["pictures"].append("curves.png")
     facts["pictures"] += method.draw(encoder, processor, example_images, output)
+    facts["pictures"] += _draw_masks(method, trainer, example_images, output)
     with replaced_file(output / "README.md") as file:
         card = build_card(output.resolve().name, facts, trainer.args, encoder.config, method.card)
         file.write_text(card, encoding="utf-8")
+    results = build_eval_results(facts, datetime.now(UTC).isoformat(timespec="seconds"))
+    if results:
+        with replaced_file(output / EVAL_RESULTS_FILE) as file:
+            file.write_text(yaml.safe_dump(results, sort_keys=False), encoding="utf-8")
     with replaced_file(output / METRICS_FILE) as file:
         file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+def _draw_masks(method: Method, trainer: MIMTrainer, images: list[Image.Image], output: Path) -> list[str]:
+    """Draw what the last epoch's masks hide of `images`, if they hide anything."""
+    views, collator = method.build_views(), method.build_collator(None)
+    epoch = trainer.epoch_of(max(trainer.state.global_step - 1, 0))
+    samples = [
+        views(image, np.random.default_rng([method.args.seed, number])) | {"index": number, "epoch": epoch}
+        for number, image in enumerate(images[:4])
+    ]
+    batch = collator(samples) if samples else {}
+    masks = method.drawn_masks(batch) if samples else None
+    if masks is None or not masks.any():
+        return []
+    from ..analysis.masks import plot_masks
+
+    plot_masks(batch["pixel_values"], masks, output / "masks.png")
+    return ["masks.png"]
 
 
 def summary(method: Method, output_dir: str) -> str:

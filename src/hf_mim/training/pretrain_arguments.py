@@ -35,6 +35,13 @@ class ModelArguments:
             "help": "Attention back end: sdpa, eager, or, for ibot and dbot, flash_attention_2 with --bf16 on a GPU."
         },
     )
+    model_license: str | None = field(
+        default=None,
+        metadata={
+            "help": "Licence of the result, such as apache-2.0, for its card; that of the model to continue from if "
+            "not given."
+        },
+    )
     cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
     token: str | None = field(default=None, metadata={"help": "Access token for the Hub."})
@@ -69,6 +76,10 @@ class DataArguments:
     )
     train_val_split: float | None = field(
         default=None, metadata={"help": "Share of the training images to hold out for the evaluation."}
+    )
+    data_license: str | None = field(
+        default=None,
+        metadata={"help": "Licence of the training images, for the card; that in a data set's own card if not given."},
     )
     clean_list: str | None = field(
         default=None,

@@ -28,6 +28,7 @@ from .hub_uploads import check_access, upload_result
 from .method import Method
 from .outputs import is_finished, save_run, summary
 from .pretrain_arguments import DataArguments, ModelArguments
+from .provenance import shown_command, shown_recipe
 from .recipe_parser import load_recipe, parse_recipe_args
 
 
@@ -150,6 +151,7 @@ def parse_arguments(argv: list[str]) -> Method:
         if getattr(args, name) < 0:
             raise ValueError(f"{name} must not be negative, got {getattr(args, name)}")
     run = method(model_args, data_args, args)
+    run.recipe, run.command = shown_recipe(argv), shown_command(argv)
     if args.do_train:
         _check_length(run)
     return run

@@ -4,11 +4,10 @@ import inspect
 from pathlib import Path
 
 import torch
-from huggingface_hub import ModelCard
 from torch import nn
 from transformers import AutoConfig, AutoModel, BaseImageProcessor, CLIPVisionModelWithProjection, PreTrainedModel
-from transformers.utils import cached_file
 
+from ..hub.card import read_card_data
 from ..modeling.load_report import without_load_report
 
 
@@ -277,7 +276,7 @@ def load_teacher(
         cls_token,
         num_channels,
         name=source_name(name_or_path),
-        license=_license(name_or_path, **hub_options),
+        license=read_card_data(name_or_path, **hub_options).license,
     )
 
 
@@ -296,18 +295,6 @@ def normalized_images(images: torch.Tensor, image_mean: list[float], image_std: 
 def source_name(name_or_path: str) -> str:
     """A Hub id as it is; of a folder the last component, because the way to it means nothing elsewhere."""
     return Path(name_or_path).resolve().name if Path(name_or_path).is_dir() else name_or_path
-
-
-def _license(name_or_path: str, **hub_options: str | None) -> str | None:
-    """As the model's card names it; None without a card or a licence in it."""
-    card = cached_file(
-        name_or_path,
-        "README.md",
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        **hub_options,
-    )
-    return None if card is None else ModelCard.load(card, ignore_metadata_errors=True).data.license
 
 
 def _stride(config) -> tuple[int, int]:

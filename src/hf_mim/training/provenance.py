@@ -1,0 +1,168 @@
+"""Where a result comes from, as its card tells it: command, data, weights, hardware, time and versions."""
+
+import glob
+import importlib.metadata
+import os
+import platform
+import re
+import shlex
+from pathlib import Path
+
+import torch
+from huggingface_hub import DatasetCard, try_to_load_from_cache
+from transformers import TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from ..hub.card import read_card_data
+from .pretrain_arguments import DataArguments, ModelArguments
+from .teachers import source_name
+
+
+PACKAGES = ("hf_mim", "transformers", "torch", "datasets")
+# Names of `--dataset_name` that are no data set of the Hub.
+BUILDERS = ("imagefolder", "parquet", "webdataset", "photo-tiles")
+SECRET = re.compile(r"--(hub[_-])?token(=.*)?")
+LINE = 100
+
+
+def shown_recipe(argv: list[str]) -> str | None:
+    """Name of the recipe in the arguments of `hf-mim pretrain`; of a file, without the way to it."""
+    return Path(argv[0]).name if argv and not argv[0].startswith("-") else None
+
+
+def shown_command(argv: list[str]) -> str:
+    """
+    The command of a run as a card can show it: of files and folders the last name, because the way to them means
+    nothing elsewhere; no access tokens; lines of a readable length.
+    """
+    words, skipping = [], False
+    for argument in argv:
+        if SECRET.fullmatch(argument):
+            skipping = "=" not in argument
+        elif skipping and not argument.startswith("--"):
+            skipping = False
+        else:
+            option, separator, value = argument.partition("=")
+            if argument.startswith("--") and separator:
+                words.append(f"{option}={shlex.quote(_without_folders(value))}")
+            else:
+                words.append(shlex.quote(_without_folders(argument)))
+            skipping = False
+    lines = ["hf-mim pretrain"]
+    for number, word in enumerate(words):
+        # An option and its values stay together.
+        following = "" if number + 1 == len(words) or words[number + 1].startswith("--") else words[number + 1]
+        if word.startswith("--") and len(lines[-1]) + len(word) + len(following) > LINE:
+            lines.append(f"    {word}")
+        else:
+            lines[-1] += f" {word}"
+    return " \\\n".join(lines)
+
+
+def _without_folders(value: str) -> str:
+    if value.startswith(("/", "~", ".", "file:")) or re.match(r"[A-Za-z]:[\\/]", value) or os.path.exists(value):
+        return _last_name(value)
+    return value
+
+
+def _last_name(path: str) -> str:
+    """Of files and folders the last name, of parts of a run two; of a pattern that of the last folder above it."""
+    parts = [part for part in re.split(r"[\\/]+", os.path.abspath(path) if path.strip("./") == "" else path) if part]
+    named = [part for part in parts if not glob.has_magic(part)]
+    if len(named) > 1 and is_part_of_run(named[-1]):
+        return "/".join(named[-2:])
+    return named[-1] if named else parts[-1]
+
+
+def is_part_of_run(name: str) -> bool:
+    """Whether a folder of this name lies in that of a run, which is what has the card and says more by its name."""
+    return name in ("pretraining", "teacher") or name.startswith(PREFIX_CHECKPOINT_DIR)
+
+
+def describe_data(args: DataArguments) -> dict[str, str | None]:
+    """Name of the training data, their id on the Hub if they are from there, licence, and split of the evaluation."""
+    name = args.dataset_name
+    local = name is not None and os.path.exists(name)
+    on_hub = name is not None and not local and name not in BUILDERS
+    if name is None or (name in BUILDERS and args.train_dir is not None):
+        name = args.train_dir
+    card = None
+    if on_hub:
+        # It lies there since the data were loaded, if they have a card.
+        card = try_to_load_from_cache(name, "README.md", repo_type="dataset")
+    elif Path(name, "README.md").is_file():
+        card = Path(name, "README.md")
+    stated = None
+    if isinstance(card, str | Path):
+        stated = DatasetCard.load(card, ignore_metadata_errors=True).data.license
+    return {
+        "data": name if on_hub else _last_name(name),
+        "dataset_id": name if on_hub else None,
+        "data_license": args.data_license or _joined(stated),
+        "eval_split": args.eval_split,
+    }
+
+
+def describe_start(args: ModelArguments) -> dict[str, str | None]:
+    """What a run continues from, its licence, and the Hub id that a card names as base; the licence of the result."""
+    source = args.model_name_or_path
+    if source is None:
+        start = {"started_from": None, "started_from_license": None, "base_model": None}
+        return start | {"model_license": args.model_license}
+    local = Path(source).is_dir()
+    name = source_name(source)
+    if local and is_part_of_run(name):
+        source = str(Path(source).resolve().parent)
+        name = source_name(source)
+    card = read_card_data(source, **({} if local else args.hub_options))
+    license = _joined(card.license)
+    return {
+        "started_from": name,
+        "started_from_license": license,
+        "base_model": card.base_model if local else name,
+        "model_license": args.model_license or license,
+    }
+
+
+def _joined(license: str | list[str] | None) -> str | None:
+    return ", ".join(license) if isinstance(license, list) else license
+
+
+def describe_hardware(args: TrainingArguments) -> dict[str, str | int]:
+    """Device, number of processes and precision of a training."""
+    if args.device.type == "cuda":
+        device = torch.cuda.get_device_name(args.device)
+    else:
+        device = {"cpu": f"CPU ({platform.machine()})", "mps": "Apple GPU"}.get(args.device.type, args.device.type)
+    precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "float32"
+    return {"device": device, "processes": args.world_size, "precision": precision}
+
+
+def describe_time(log_history: list[dict], steps: int, total_batch: int) -> dict[str, float | None]:
+    """
+    Seconds of training, without evaluations and checkpoints, and images per second, from the log, which a resumed run
+    continues. What no log tells (the steps after the last one) counts as much as the others.
+
+    Args:
+        log_history (`list[dict]`): `trainer.state.log_history`.
+        steps (`int`): Steps of the run.
+        total_batch (`int`): Images per step.
+
+    Returns:
+        `training_seconds` and `images_per_second`; both None without a log.
+    """
+    last, images, seconds = 0, 0, 0.0
+    for entry in log_history:
+        if entry.get("images_per_second"):
+            share = (entry["step"] - last) * total_batch
+            images, seconds, last = images + share, seconds + share / entry["images_per_second"], entry["step"]
+    if not images:
+        return {"training_seconds": None, "images_per_second": None}
+    speed = images / seconds
+    return {"training_seconds": round(steps * total_batch / speed, 1), "images_per_second": round(speed, 2)}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    found = {package: importlib.metadata.version(package) for package in PACKAGES}
+    return {"Python": platform.python_version()} | found
