@@ -6,12 +6,12 @@ import math
 import pytest
 import torch
 
-from hf_mim import IBotConfig, IBotForPreTraining, IBotModel
+from hf_mim import IBotConfig, IBotForPreTraining, convert_checkpoint
 from hf_mim.modeling.head_ibot import IBotHead
 from hf_mim.modeling.loss_ibot import cls_loss, patch_loss
 
 from ..conftest import GOLDEN
-from .ibot_keys import backbone_state_dict, head_state_dict, pretraining_state_dict
+from ..hub.official_ibot import part
 
 
 SIZES = ["48x48", "24x24", "40x64", "56x24", "32x40", "16x64"]
@@ -24,20 +24,9 @@ def within(file_tolerance: dict, actual: torch.Tensor, expected: torch.Tensor):
 @pytest.fixture(scope="module", params=["vit_backbone", "vit_backbone_meanpool", "vit_backbone_layerscale"])
 def backbone(request, ibot_golden):
     tensors, description = ibot_golden(request.param)
-    args = description["args"]
-    config = IBotConfig(
-        hidden_size=args["embed_dim"],
-        num_hidden_layers=args["depth"],
-        num_attention_heads=args["num_heads"],
-        image_size=args["img_size"],
-        patch_size=args["patch_size"],
-        use_mean_pooling=args["use_mean_pooling"],
-        layer_scale_init_value=args["init_values"],
-        attn_implementation="eager",
-    )
-    model = IBotModel(config).eval()
-    weights = {k.removeprefix("sd/"): v for k, v in tensors.items() if k.startswith("sd/")}
-    model.load_state_dict(backbone_state_dict(weights), strict=True)
+    weights = part(tensors, "sd/")
+    model = convert_checkpoint(weights, num_attention_heads=description["args"]["num_heads"]).model
+    model.set_attn_implementation("eager")
     return model, tensors, description["tolerance"]
 
 
@@ -75,26 +64,20 @@ def test_embeddings_attention_and_intermediate_layers(backbone):
         within(tolerance, layer, golden[f"intermediate_last2_{i}"])
 
 
+def convert_head(ibot_golden, weights: dict[str, torch.Tensor], args: dict) -> IBotHead:
+    """The head that `iBOTHead` with these weights makes, behind an encoder of its width."""
+    encoder = part(ibot_golden("vit_backbone")[0], "sd/")
+    official = encoder | {f"head.{name}": tensor for name, tensor in weights.items()}
+    # Neither is to be seen in weights that are not trained.
+    options = {"norm_last_layer": args.get("norm_last_layer", True), "head_act": args.get("act", "gelu")}
+    return convert_checkpoint(official, num_attention_heads=3, **options).model.head
+
+
 def head_and_golden(ibot_golden, variant: str):
     tensors, description = ibot_golden("head")
     args = description["variants"][variant]
-    config = IBotConfig(
-        hidden_size=args["in_dim"],
-        num_attention_heads=1,
-        out_dim=args["out_dim"],
-        patch_out_dim=args["patch_out_dim"],
-        shared_head=args["shared_head"],
-        norm_last_layer=args.get("norm_last_layer", True),
-        head_norm=args.get("norm"),
-        head_act=args.get("act", "gelu"),
-        head_num_layers=args.get("nlayers", 3),
-        head_hidden_size=args["hidden_dim"],
-        head_bottleneck_size=args["bottleneck_dim"],
-    )
-    head = IBotHead(config).eval()
-    golden = {k.removeprefix(f"{variant}/"): v for k, v in tensors.items() if k.startswith(f"{variant}/")}
-    weights = {k.removeprefix("sd/"): v for k, v in golden.items() if k.startswith("sd/")}
-    head.load_state_dict(head_state_dict(weights, args["shared_head"]), strict=True)
+    golden = part(tensors, f"{variant}/")
+    head = convert_head(ibot_golden, part(golden, "sd/"), args)
     return head, golden, tensors["tokens"], args, description["tolerance"]
 
 
@@ -130,12 +113,24 @@ def test_head(ibot_golden, variant):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_head_trainable_parameters(ibot_golden, variant):
-    head, _, _, args, _ = head_and_golden(ibot_golden, variant)
-    official = {k: torch.zeros(1, 1) if "weight" in k else torch.zeros(1) for k in args["trainable"]}
+    """Every tensor is filled with a number of its own, by which it is known again under our name."""
+    _, golden, _, args, _ = head_and_golden(ibot_golden, variant)
+    weights = part(golden, "sd/")
+    # One norm, and one last layer if it is shared, is kept under two names.
+    first_names = {"last_layer2": "last_layer"} if args["shared_head"] else {}
     if variant in ("bn", "ln"):
-        official |= {k: torch.zeros(1) for k in official if k.startswith("mlp.1.")}
-    expected = set(head_state_dict(official, args["shared_head"]))
-    assert {name for name, _ in head.named_parameters()} == expected
+        first_names |= {"mlp.4": "mlp.1"}
+
+    def first_name(name: str) -> str:
+        module, kind = name.rsplit(".", 1)
+        return f"{first_names.get(module, module)}.{kind}"
+
+    names = sorted(map(first_name, weights))
+    numbered = {name: torch.full_like(tensor, names.index(first_name(name))) for name, tensor in weights.items()}
+    head = convert_head(ibot_golden, numbered, args)
+    trainable = {names[int(parameter.flatten()[0])] for parameter in head.parameters()}
+    assert trainable == set(map(first_name, args["trainable"]))
+    assert len(list(head.parameters())) == len(trainable)
 
 
 @torch.no_grad()
@@ -235,17 +230,3 @@ def test_initialisation_statistics():
         assert tensor.mean().item() == pytest.approx(expected["mean"], abs=1e-12 + 8 * expected["std"] / count**0.5)
         std = tensor.std().item() if count > 1 else 0.0
         assert std == pytest.approx(expected["std"], rel=0.02 + 8 / math.sqrt(2 * count), abs=1e-12)
-
-
-def test_every_tensor_of_a_vit_small_checkpoint_has_its_place():
-    """Names, shapes and parameter counts of the authors' ViT-S/16 with its shared 8192-way head."""
-    listing = json.loads((GOLDEN / "ibot" / "keys_vit_small.json").read_text())
-    with torch.device("meta"):
-        model = IBotForPreTraining(IBotConfig(hidden_size=384, num_attention_heads=6, norm_last_layer=False))
-        official = {key: torch.empty(shape) for key, shape in listing["student"].items()}
-        converted = pretraining_state_dict(official, shared=True)
-    ours = model.state_dict()
-    assert {key: tensor.shape for key, tensor in converted.items()} == {key: t.shape for key, t in ours.items()}
-    counts = listing["parameter_counts"]
-    assert sum(p.numel() for p in model.ibot.parameters()) == counts["backbone_student"] == 21_666_048
-    assert sum(p.numel() for p in model.head.parameters()) == counts["head_student"] == 7_614_720

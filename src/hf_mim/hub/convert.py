@@ -22,7 +22,7 @@ from .export import export_native, native_image_processor
 from .official_beitv2 import beitv2_options, convert_beitv2, dropped_beitv2, has_beit_attention, is_beitv2
 from .official_dbot import convert_dbot, dbot_options, dropped_dbot, is_dbot
 from .official_files import OfficialCheckpoint, read_official
-from .official_ibot import convert_ibot, ibot_options, is_ibot, unknown_to_ibot
+from .official_ibot import IBOT_CORE, convert_ibot, ibot_options, is_ibot, unknown_to_ibot
 from .official_ibot_swin import convert_ibot_swin, ibot_swin_options, is_ibot_swin
 from .official_processors import original_image_processor
 from .official_vqkd import convert_vqkd, dropped_vqkd, is_vqkd
@@ -233,10 +233,16 @@ def _description(weights: Mapping[str, Tensor], found: list[str], wanted: str | 
             return f"looks like {description}"
     if set(weights) <= {"linear.weight", "linear.bias"}:
         return "is a linear classifier without its encoder: join them first (analysis/combine_ckpt.py)"
-    unknown = unknown_to_ibot(weights)
-    known = len(weights) - len(unknown)
-    nearest = f"{known} of its tensors have names of iBOT's encoder, but not {', '.join(unknown[:5])}"
-    return f"is of no family known here ({', '.join(FAMILIES)}): {nearest}"
+    unknown, lacking = unknown_to_ibot(weights), [name for name in IBOT_CORE if name not in weights]
+    known = f"is of no family known here ({', '.join(FAMILIES)})"
+    if len(unknown) == len(weights):
+        return f"{known}: its tensors are {_first(unknown)}"
+    differences = [f"it lacks {_first(lacking)}"] * bool(lacking) + [f"it has {_first(unknown)}"] * bool(unknown)
+    return f"{known}; the nearest is ibot, but {' and '.join(differences)}"
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _convert(

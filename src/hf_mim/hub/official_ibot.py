@@ -1,7 +1,7 @@
 """Official iBOT weights with a Vision Transformer (SPEC section 7 of the original code) as models of this package."""
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -10,10 +10,27 @@ from transformers import PreTrainedModel
 
 from ..modeling.modeling_ibot import IBotForImageClassification, IBotModel
 from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
-from .official_names import checked_config, load_strictly, published_heads, split_qkv, square_side
+from .official_names import (
+    checked_config,
+    count_blocks,
+    load_strictly,
+    needed,
+    original_name,
+    published_heads,
+    rename_tensors,
+    square_side,
+)
 
 
-RENAMES = {
+# What no encoder is without.
+IBOT_CORE = (
+    "cls_token",
+    "pos_embed",
+    "patch_embed.proj.weight",
+    "blocks.0.attn.qkv.weight",
+    "blocks.0.mlp.fc1.weight",
+)
+NAMES = {
     "cls_token": "embeddings.cls_token",
     "pos_embed": "embeddings.position_embeddings",
     "masked_embed": "embeddings.mask_token",
@@ -21,15 +38,11 @@ RENAMES = {
     "norm": "layernorm",
     "fc_norm": "fc_norm",
 }
-BLOCK_RENAMES = {
-    "norm1": "layernorm_before",
-    "norm2": "layernorm_after",
-    "attn.proj": "attention.o_proj",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-    "gamma_1": "lambda_1",
-    "gamma_2": "lambda_2",
-}
+STACKS = {"blocks": "layers"}
+ENCODER_NAME = re.compile(
+    r"cls_token|pos_embed|masked_embed|(patch_embed\.proj|norm|fc_norm)\.(weight|bias)|"
+    r"blocks\.\d+\.((norm[12]|attn\.qkv|attn\.proj|mlp\.fc[12])\.(weight|bias)|gamma_[12])"
+)
 HEAD_RENAMES = {
     "last_layer.weight_v": "last_layer.direction",
     "last_layer.weight_g": "last_layer.magnitude",
@@ -58,7 +71,7 @@ def is_ibot(keys: Collection[str]) -> bool:
 
     An encoder of DINO or of a plain ViT has the same names and the same function: it is one of these too.
     """
-    if not {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= set(keys):
+    if not set(IBOT_CORE) <= set(keys):
         return False
     if "masked_embed" in keys or "head.last_layer2.weight_v" in keys:
         return True
@@ -70,7 +83,9 @@ def unknown_to_ibot(keys: Collection[str]) -> list[str]:
     """The names among these that neither an encoder of iBOT nor one of its heads has."""
     heads = ("head.mlp.", "head.mlp2.", "head.last_layer.", "head.last_layer2.")
     classifiers = ("head.weight", "head.bias", "linear.weight", "linear.bias")
-    return [key for key in keys if _encoder_name(key) is None and not key.startswith(heads) and key not in classifiers]
+    return [
+        key for key in keys if not ENCODER_NAME.fullmatch(key) and not key.startswith(heads) and key not in classifiers
+    ]
 
 
 def ibot_options(args: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,13 +113,25 @@ def convert_ibot(
         ValueError: If a tensor is missing, left over or of another shape; if the classifier takes features that
             [`IBotForImageClassification`] does not give it.
     """
+    model_class, fields, tensors = translate_ibot(weights, name, num_attention_heads, overrides)
+    config = checked_config(model_class.config_class, fields, overrides)
+    return load_strictly(model_class, config, tensors, name, official_name)
+
+
+def translate_ibot(
+    weights: Mapping[str, Tensor], name: str, num_attention_heads: int | None, overrides: Mapping[str, Any]
+) -> tuple[type[PreTrainedModel], dict[str, Any], dict[str, Tensor]]:
+    """
+    Class and fields of the configuration for these weights, and the weights under our names and in their own type,
+    those of q, k and v as views of the joint ones. What has no name here keeps its own.
+    """
     parts = split_parts(weights)
     fields = _encoder_fields(parts["encoder"], name, num_attention_heads, overrides)
-    encoder = _encoder_weights(parts["encoder"])
-    if "masked_embed" not in weights:
-        encoder["embeddings.mask_token"] = torch.zeros(1, 1, fields["hidden_size"])
+    encoder = rename_tensors(parts["encoder"], NAMES, STACKS, {})
+    mask_token = encoder.get("embeddings.mask_token", torch.zeros(1, fields["hidden_size"]))
+    encoder["embeddings.mask_token"] = mask_token.unsqueeze(0)
     classes = (IBotModel, IBotForPreTraining, IBotForImageClassification)
-    return assemble(classes, fields, fields["hidden_size"], encoder, parts, name, overrides, official_name)
+    return assemble(classes, fields, fields["hidden_size"], encoder, parts, name, overrides)
 
 
 def split_parts(weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -118,67 +145,47 @@ def split_parts(weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 def assemble(
     classes: tuple[type[PreTrainedModel], type[PreTrainedModel], type[PreTrainedModel]],
-    fields: dict,
+    fields: dict[str, Any],
     width: int,
     encoder: dict[str, Tensor],
     parts: dict[str, dict[str, Tensor]],
     name: str,
-    overrides: dict,
-    official_name: Callable[[str], str],
-) -> PreTrainedModel:
+    overrides: Mapping[str, Any],
+) -> tuple[type[PreTrainedModel], dict[str, Any], dict[str, Tensor]]:
     """
-    The most complete model of an encoder, of `width` channels and already under our names, and what `parts` hold
-    beside it. The classes are those of the encoder, of pre-training and of the classifier; `official_name` gives the
-    name in the file of one of ours, for messages.
+    Class, fields and tensors of the most complete model of an encoder, of `width` channels and already under our
+    names, and what `parts` hold beside it. The classes are those of the encoder, of pre-training and of the classifier.
     """
     encoder_class, pretraining_class, classifier_class = classes
+    if not (parts["head"] or parts["linear"]):
+        return encoder_class, fields, encoder
     if any(key.startswith("head.mlp.") for key in parts["head"]):
+        model_class = pretraining_class
         head_fields, head = _projection_head(parts["head"], name, overrides)
-        model_class, fields = pretraining_class, fields | head_fields
-    elif parts["head"] or parts["linear"]:
-        prefix = "head" if parts["head"] else "linear"
-        head = {key.replace(f"{prefix}.", "classifier."): tensor for key, tensor in parts[prefix].items()}
-        if "classifier.weight" in head:
-            _check_features(head["classifier.weight"], width, name)
-            fields["num_labels"] = len(head["classifier.weight"])
-        model_class = classifier_class
     else:
-        model_class, head = encoder_class, {}
+        model_class = classifier_class
+        prefix = "head." if parts["head"] else "linear."
+        head = {key.replace(prefix, "classifier.", 1): tensor for key, tensor in parts[prefix[:-1]].items()}
+        head_fields = _classifier_fields(head, width, name)
     if parts["head"]:
         head |= parts["linear"]  # one classifier too many, if any, which loading reports
-    prefix = "" if model_class is encoder_class else f"{model_class.base_model_prefix}."
-    config = checked_config(model_class.config_class, fields, overrides)
-    ours = {key if key in parts["encoder"] else f"{prefix}{key}": tensor for key, tensor in encoder.items()}
-    return load_strictly(model_class, config, ours | head, name, official_name)
+    encoder = {f"{model_class.base_model_prefix}.{key}": tensor for key, tensor in encoder.items()}
+    return model_class, fields | head_fields, encoder | head
 
 
 def official_name(ours: str) -> str:
     """The official name of one of ours; that of the joint projection for q, k and v."""
     name = ours.removeprefix("ibot.")
+    if name.startswith("classifier."):
+        return name.replace("classifier.", "head.")
     if name.startswith("head."):
         return next((f"head.{theirs}" for theirs, part in HEAD_RENAMES.items() if name == f"head.{part}"), name)
-    name = name.replace("classifier.", "head.")
-    if name.startswith("layers."):
-        _, number, rest = name.split(".", 2)
-        kind = rest.rsplit(".", 1)[-1]
-        if rest.startswith(("attention.q_proj", "attention.k_proj", "attention.v_proj")):
-            return f"blocks.{number}.attn.qkv.{kind}"
-        for official, part in BLOCK_RENAMES.items():
-            if rest.startswith(part):
-                return f"blocks.{number}.{official}{rest.removeprefix(part)}"
-    for official, part in RENAMES.items():
-        if name.startswith(part):
-            return official + name.removeprefix(part)
-    return name
+    return original_name(name, NAMES, STACKS, {})
 
 
-def _encoder_fields(weights: Mapping[str, Tensor], name: str, heads: int | None, overrides: dict) -> dict:
-    ranks = {"cls_token": 3, "pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.mlp.fc1.weight": 2}
-    for key, rank in ranks.items():
-        if key not in weights:
-            raise ValueError(f"{name} has no {key}: it is not an iBOT encoder")
-        if weights[key].ndim != rank:
-            raise ValueError(f"{name}: {key} has shape {list(weights[key].shape)}, which is not iBOT's")
+def _encoder_fields(weights: Mapping[str, Tensor], name: str, heads: int | None, overrides: Mapping) -> dict:
+    for key, ndim in zip(IBOT_CORE, (3, 3, 4, 2, 2), strict=True):
+        needed(weights, key, ndim, name)
     width, channels, patch_size = weights["patch_embed.proj.weight"].shape[:3]
     side = square_side(weights["pos_embed"].shape[1] - 1)
     if side is None and "image_size" not in overrides:
@@ -186,10 +193,9 @@ def _encoder_fields(weights: Mapping[str, Tensor], name: str, heads: int | None,
             f"{name}: the position table is for {weights['pos_embed'].shape[1] - 1} patches, which are no square: "
             f"give image_size=[height, width]"
         )
-    blocks = {key.split(".")[1] for key in weights if key.startswith("blocks.") and _encoder_name(key) is not None}
     fields = {
         "hidden_size": width,
-        "num_hidden_layers": len(blocks),
+        "num_hidden_layers": count_blocks(weights, "blocks"),
         "num_attention_heads": published_heads(width, overrides.get("num_attention_heads", heads)),
         "intermediate_size": len(weights["blocks.0.mlp.fc1.weight"]),
         "patch_size": patch_size,
@@ -204,38 +210,7 @@ def _encoder_fields(weights: Mapping[str, Tensor], name: str, heads: int | None,
     return fields
 
 
-def _encoder_name(key: str) -> str | None:
-    """Our name of an official tensor of the encoder, None if there is none; of `qkv` that of the attention."""
-    if key.startswith("blocks."):
-        parts = key.split(".", 2)
-        if len(parts) < 3 or not parts[1].isdigit():
-            return None
-        layer, key, renames = f"layers.{parts[1]}.", parts[2], BLOCK_RENAMES
-        if key in ("attn.qkv.weight", "attn.qkv.bias"):
-            return f"{layer}attention"
-    else:
-        layer, renames = "", RENAMES
-    for old, new in renames.items():
-        if key == old or key in (f"{old}.weight", f"{old}.bias"):
-            return layer + new + key.removeprefix(old)
-    return None
-
-
-def _encoder_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Under our names, what has none under its official one."""
-    converted = {}
-    for key, tensor in weights.items():
-        ours = _encoder_name(key)
-        if ours is None:
-            converted[key] = tensor
-        elif ".attn.qkv." in key:
-            converted |= split_qkv(ours, key.rsplit(".", 1)[1], tensor)
-        else:
-            converted[ours] = tensor.unsqueeze(0) if key == "masked_embed" else tensor
-    return converted
-
-
-def _projection_head(weights: Mapping[str, Tensor], name: str, overrides: dict) -> tuple[dict, dict[str, Tensor]]:
+def _projection_head(weights: Mapping[str, Tensor], name: str, overrides: Mapping) -> tuple[dict, dict[str, Tensor]]:
     """
     Fields and tensors of `iBOTHead`: the modules of its `mlp` are numbered, activations included. Linear layers are
     those with a matrix; the others are norms, of which there is one, under several numbers.
@@ -268,20 +243,21 @@ def _projection_head(weights: Mapping[str, Tensor], name: str, overrides: dict) 
             fields["patch_out_dim"] = len(official["mlp2.weight"])
         return fields, head
 
+    for key in ("last_layer2.weight_g", "last_layer2.weight_v"):
+        if key not in official:
+            raise ValueError(f"{name}: missing head.{key}")
     fields |= {"head_bottleneck_size": len(last), "out_dim": len(official["last_layer.weight_v"])}
     if "last_layer.weight_g" in official:
         fields["norm_last_layer"] = bool((official["last_layer.weight_g"].float() - 1).abs().max() < 1e-4)
     # A shared last layer is kept under both names.
     pairs = [(f"head.last_layer.{kind}", f"head.patch_last_layer.{kind}") for kind in ("direction", "magnitude")]
-    differing = [
-        patch for cls, patch in pairs if patch in head and not (cls in head and _equal(head[cls], head[patch]))
-    ]
+    differing = [patch for cls, patch in pairs if not (cls in head and _equal(head[cls], head[patch]))]
     fields["shared_head"] = not differing
     if overrides.get("shared_head", fields["shared_head"]):
         if differing:
             raise ValueError(f"{name}: last_layer and last_layer2 of the head differ, so that shared_head is false")
         head = {key: tensor for key, tensor in head.items() if not key.startswith("head.patch_last_layer.")}
-    elif "last_layer2.weight_v" in official:
+    else:
         fields["patch_out_dim"] = len(official["last_layer2.weight_v"])
     return fields, head
 
@@ -293,11 +269,15 @@ def _equal(first: Tensor, second: Tensor) -> bool:
     return first is second or first.data_ptr() == second.data_ptr() or torch.equal(first, second)
 
 
-def _check_features(classifier: Tensor, width: int, name: str):
-    if classifier.ndim == 2 and classifier.shape[1] != width:
+def _classifier_fields(head: Mapping[str, Tensor], width: int, name: str) -> dict[str, int]:
+    weight = head.get("classifier.weight")
+    if weight is None or weight.ndim != 2:
+        return {}
+    if weight.shape[1] != width:
         raise ValueError(
-            f"{name}: the linear classifier takes {classifier.shape[1]} features, {classifier.shape[1] / width:g} "
-            f"times the width: CLS tokens of several blocks, or CLS token and mean patch (n_last_blocks and "
-            f"avgpool_patchtokens of eval_linear). IBotForImageClassification gives it the {width} of the last CLS "
-            f"token alone: convert the encoder's own file"
+            f"{name}: the linear classifier takes {weight.shape[1]} features, {weight.shape[1] / width:g} times the "
+            f"width: CLS tokens of several blocks, or CLS token and mean patch (n_last_blocks and avgpool_patchtokens "
+            f"of eval_linear). The classifiers here give it the {width} of the last CLS token alone: convert the "
+            f"encoder's own file"
         )
+    return {"num_labels": len(weight)}

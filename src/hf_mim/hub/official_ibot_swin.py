@@ -11,7 +11,7 @@ from torch import Tensor
 from ..modeling.modeling_ibot_swin import IBotSwinForImageClassification, IBotSwinModel
 from ..modeling.modeling_ibot_swin_pretraining import IBotSwinForPreTraining
 from .official_ibot import assemble, ibot_options, official_name, split_parts
-from .official_names import split_qkv
+from .official_names import checked_config, load_strictly, split_qkv
 
 
 RENAMES = {
@@ -81,7 +81,9 @@ def convert_ibot_swin(
     encoder.setdefault("embeddings.mask_token", torch.zeros(1, 1, fields["embed_dim"]))
     classes = (IBotSwinModel, IBotSwinForPreTraining, IBotSwinForImageClassification)
     width = fields["embed_dim"] * 2 ** (len(windows) - 1)
-    return assemble(classes, fields, width, encoder, parts, name, overrides, official_swin_name)
+    model_class, fields, tensors = assemble(classes, fields, width, encoder, parts, name, overrides)
+    config = checked_config(model_class.config_class, fields, overrides)
+    return load_strictly(model_class, config, tensors, name, official_swin_name)
 
 
 def official_swin_name(ours: str) -> str:
