@@ -1,4 +1,4 @@
-"""Official iBOT checkpoints for tests: made of the golden numbers, or with the names and shapes of the released ones."""
+"""Official iBOT checkpoints for tests: of golden numbers, or with the names and shapes of the released ones."""
 
 import json
 from argparse import Namespace
@@ -36,16 +36,14 @@ def released_weights(size: str, network: str) -> dict[str, Tensor]:
 
 
 def full_checkpoint(golden: dict[str, Tensor], moment: str, step: int) -> dict:
-    """What `main_ibot.py` saves, with the weights of a golden trace at its init or final, and the centres of a step."""
+    """What `main_ibot.py` saves, with the weights of a golden trace (init or final) and the centres after a step."""
     centers = {name: golden[f"step{step}/{name}"] for name in ("center", "center2")}
     return {
         "student": part(golden, f"student_{moment}/"),
         "teacher": part(golden, f"teacher_{moment}/"),
         "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": np.float64(1e-4)}]},
         "epoch": 2,
-        "args": Namespace(
-            arch="vit_tiny", norm_last_layer=False, act_in_head="gelu", norm_in_head=None, drop_path=0.0
-        ),
+        "args": Namespace(norm_last_layer=False, act_in_head="gelu", drop_path=0.0, pred_ratio=[0.3]),
         "ibot_loss": centers,
         "fp16_scaler": {"scale": 65536.0},
     }

@@ -3,6 +3,7 @@
 import argparse
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,17 +18,11 @@ from torch import Tensor
 
 # Where a checkpoint keeps the network that the original evaluates; the first one found counts.
 NETWORK_ENTRIES = ("model", "module", "state_dict")
-# What a training run keeps beside the networks. Anything else that holds tensors is an error.
-TRAINING_ENTRIES = (
-    "optimizer",
-    "optimizers",
-    "scheduler",
-    "schedulers",
-    "lr_scheduler",
-    "scaler",
-    "fp16_scaler",
-    "model_ema",
-)
+# What training runs keep beside the networks, and why it is left behind. Anything else that holds tensors is an error.
+STATES = ("optimizer", "optimizers", "scheduler", "schedulers", "lr_scheduler", "scaler", "fp16_scaler")
+LEFT_BEHIND = dict.fromkeys(STATES, "state of the training run") | {
+    "model_ema": "moving average of the weights; `model` is what the original evaluates"
+}
 # Wrappers that stand before the names of tensors, in any order, also repeatedly.
 WRAPPERS = ("module.", "backbone.", "model.", "net.")
 
@@ -121,13 +116,20 @@ def _read_pickle(path: Path) -> Any:
     if start.startswith(b"PK") and not is_zip:
         raise ValueError(f"{path.name} is incomplete, its end is missing: download it again")
     try:
-        with torch.serialization.safe_globals(ALLOWED):
+        with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
+            # What torch has to say of a pickle protocol or of the past of its storages helps nobody here.
+            warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         if named := re.search(r"GLOBAL (\S+)", str(error)):
             raise ValueError(
                 f"{path.name} holds code: it names {named[1]}, which no checkpoint of these methods needs. Nothing of "
                 f"it was run. If you trust the file, save the state dict alone and convert that"
+            ) from error
+        if is_zip and "Unsupported operand" in str(error):
+            raise ValueError(
+                f"{path.name} is not written as torch.save does by default (pickle protocol 2), which is all that can "
+                f"be read without running code"
             ) from error
         raise ValueError(f"{path.name} is not a checkpoint, or damaged: torch.load cannot read it") from error
     except Exception as error:  # whatever a damaged file makes of the unpickler
@@ -138,8 +140,8 @@ def _unpacked(content: Mapping, name: str) -> OfficialCheckpoint:
     """Networks, centres and options out of the nested dicts of a file."""
     args = content.get("args")
     args = dict(vars(args)) if isinstance(args, argparse.Namespace) else {}
-    dropped = [f"{key}: state of the training run" for key in TRAINING_ENTRIES if key in content]
-    taken = {"args", "epoch", *TRAINING_ENTRIES}
+    dropped = [f"{key}: {reason}" for key, reason in LEFT_BEHIND.items() if key in content]
+    taken = {"args", "epoch", *LEFT_BEHIND}
     centers = {}
     if isinstance(content.get("student"), Mapping) and isinstance(content.get("teacher"), Mapping):
         networks = {"student": content["student"], "teacher": content["teacher"]}

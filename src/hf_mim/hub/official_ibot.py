@@ -22,14 +22,14 @@ from .official_names import (
 )
 
 
-# What no encoder is without.
-IBOT_CORE = (
-    "cls_token",
-    "pos_embed",
-    "patch_embed.proj.weight",
-    "blocks.0.attn.qkv.weight",
-    "blocks.0.mlp.fc1.weight",
-)
+# What no encoder is without, and its number of dimensions.
+IBOT_CORE = {
+    "cls_token": 3,
+    "pos_embed": 3,
+    "patch_embed.proj.weight": 4,
+    "blocks.0.attn.qkv.weight": 2,
+    "blocks.0.mlp.fc1.weight": 2,
+}
 NAMES = {
     "cls_token": "embeddings.cls_token",
     "pos_embed": "embeddings.position_embeddings",
@@ -154,7 +154,7 @@ def assemble(
 ) -> tuple[type[PreTrainedModel], dict[str, Any], dict[str, Tensor]]:
     """
     Class, fields and tensors of the most complete model of an encoder, of `width` channels and already under our
-    names, and what `parts` hold beside it. The classes are those of the encoder, of pre-training and of the classifier.
+    names, and what `parts` hold beside it. The classes are those of encoder, pre-training model and classifier.
     """
     encoder_class, pretraining_class, classifier_class = classes
     if not (parts["head"] or parts["linear"]):
@@ -184,7 +184,7 @@ def official_name(ours: str) -> str:
 
 
 def _encoder_fields(weights: Mapping[str, Tensor], name: str, heads: int | None, overrides: Mapping) -> dict:
-    for key, ndim in zip(IBOT_CORE, (3, 3, 4, 2, 2), strict=True):
+    for key, ndim in IBOT_CORE.items():
         needed(weights, key, ndim, name)
     width, channels, patch_size = weights["patch_embed.proj.weight"].shape[:3]
     side = square_side(weights["pos_embed"].shape[1] - 1)
