@@ -28,11 +28,16 @@ def released_shapes(size: str, network: str) -> dict[str, list[int]]:
 
 
 def released_weights(size: str, network: str) -> dict[str, Tensor]:
-    """Tensors of these names and shapes without memory, except for the magnitudes, whose values decide."""
-    return {
-        name: torch.ones(shape) if name.endswith("weight_g") else torch.empty(shape, device="meta")
-        for name, shape in released_shapes(size, network).items()
-    }
+    """Tensors of these names and shapes, without memory except for magnitudes and positions, whose values decide."""
+    weights = {}
+    for name, shape in released_shapes(size, network).items():
+        if name.endswith("weight_g"):
+            weights[name] = torch.ones(shape)
+        elif name.endswith("pos_embed"):
+            weights[name] = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        else:
+            weights[name] = torch.empty(shape, device="meta")
+    return weights
 
 
 def full_checkpoint(golden: dict[str, Tensor], moment: str, step: int) -> dict:

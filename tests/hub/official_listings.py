@@ -10,13 +10,13 @@ from hf_mim.hub.official_beitv2 import relative_position_index
 from hf_mim.modeling.modeling_dbot import sincos_positions
 
 from ..conftest import GOLDEN
+from .official_ibot import part, released_shapes
 
 
 BEITV2 = json.loads((GOLDEN / "beitv2" / "keys_models.json").read_text())
 VQKD = json.loads((GOLDEN / "beitv2" / "keys_vqkd.json").read_text())
 VQKD_TEACHERS = json.loads((GOLDEN / "beitv2" / "keys_teachers.json").read_text())
 DBOT = json.loads((GOLDEN / "dbot" / "keys_models.json").read_text())
-IBOT = json.loads((GOLDEN / "ibot" / "keys_vit_small.json").read_text())
 SWIN = json.loads((GOLDEN / "ibot" / "keys_swin_tiny.json").read_text())
 
 
@@ -80,8 +80,8 @@ def dbot_checkpoint(name: str) -> dict[str, torch.Tensor]:
 
 def ibot_checkpoints() -> dict[str, dict[str, torch.Tensor]]:
     """Of ViT-S/16: both networks of a full one, both encoders, and a classifier."""
-    student = {key.removeprefix("module."): shape for key, shape in IBOT["student"].items()}
-    full = {"student": student, "teacher": IBOT["teacher"]}
+    full = {network: released_shapes("small", network) for network in ("student", "teacher")}
+    full["student"] = part(full["student"], "module.")
     full = {name: {key.removeprefix("backbone."): shape for key, shape in keys.items()} for name, keys in full.items()}
     encoders = {
         f"{name}_encoder": {k: v for k, v in keys.items() if not k.startswith("head.")} for name, keys in full.items()
