@@ -26,6 +26,7 @@ from hf_mim import (
 )
 from hf_mim.hub.convert import save_converted
 from hf_mim.hub.official_dbot import likeness_to_sincos
+from hf_mim.modeling.layers import resize_position_table
 from hf_mim.modeling.modeling_dbot import sincos_positions
 
 from .official_listings import DBOT, assert_nothing_lost, dbot_checkpoint, dropped_from, ibot_checkpoints
@@ -288,11 +289,17 @@ class TestPositions:
         for name in ("teacher_encoder", "classifier"):
             assert likeness_to_sincos(ibot[name]["pos_embed"]) < 0.1
             assert convert_checkpoint(ibot[name]).config.model_type == "ibot"
-            ibot[name]["pos_embed"] = dbot_checkpoint("teacher_base")["pos_embed"][..., ::2]
         dbot = dbot_checkpoint("finetune_base_cls_token")
-        assert 0.9 < likeness_to_sincos(dbot["pos_embed"]) < 0.999
+        assert 0.99 < likeness_to_sincos(dbot["pos_embed"]) < 0.999
         assert convert_checkpoint(dbot).config.model_type == "dbot"
         assert convert_checkpoint(dbot, "ibot").config.model_type == "ibot"
+        dbot["pos_embed"] = resize_position_table(dbot["pos_embed"], (14, 14), (28, 28))
+        assert convert_checkpoint(dbot).config.model_type == "dbot"
+        dbot["pos_embed"] = 0.8 * torch.randn(dbot["pos_embed"].shape) + 0.6 * sincos_positions(768, (28, 28))
+        with pytest.raises(ValueError, match="sines and cosines, but not closely: give the family, ibot or dbot"):
+            convert_checkpoint(dbot)
+        for family in ("ibot", "dbot"):
+            assert convert_checkpoint(dbot, family).config.model_type == family
 
 
 class TestMistakes:

@@ -20,7 +20,7 @@ from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
 from ..modeling.modeling_vqkd import VQKDModel
 from .export import export_native, native_image_processor
 from .official_beitv2 import beitv2_options, convert_beitv2, dropped_beitv2, has_beit_attention, is_beitv2
-from .official_dbot import convert_dbot, dbot_options, dropped_dbot, is_dbot
+from .official_dbot import convert_dbot, dbot_options, dropped_dbot, is_dbot, may_be_dbot
 from .official_files import OfficialCheckpoint, read_official
 from .official_ibot import IBOT_CORE, convert_ibot, ibot_options, is_ibot, unknown_to_ibot
 from .official_ibot_swin import convert_ibot_swin, ibot_swin_options, is_ibot_swin
@@ -129,7 +129,7 @@ def matching_families(weights: Mapping[str, Tensor]) -> list[str]:
     """
     dbot = is_dbot(weights)
     matches = {
-        "ibot": is_ibot(weights) and not dbot and not has_beit_attention(weights),
+        "ibot": is_ibot(weights) and not (dbot or may_be_dbot(weights) or has_beit_attention(weights)),
         "ibot_swin": is_ibot_swin(weights),
         "beitv2": is_beitv2(weights),
         "vqkd": is_vqkd(weights),
@@ -215,7 +215,7 @@ def _family(weights: Mapping[str, Tensor], wanted: str | None, name: str) -> str
         return found[0]
     # Encoders and classifiers of two families have the same names: there the user's word counts.
     same_names = {"beitv2", "dbot"} if has_beit_attention(weights) else {"ibot", "dbot"}
-    undecided = not found and has_beit_attention(weights) and wanted in same_names
+    undecided = not found and (has_beit_attention(weights) or may_be_dbot(weights)) and wanted in same_names
     if wanted is not None and (undecided or {wanted, *found} == same_names):
         return wanted
     raise ValueError(f"{name} {_description(weights, found, wanted)}")
@@ -228,6 +228,8 @@ def _description(weights: Mapping[str, Tensor], found: list[str], wanted: str | 
     if has_beit_attention(weights) and "lm_head.weight" in weights:
         shape = list(weights["lm_head.weight"].shape)
         return f"has an lm_head of {shape}: give the family, beitv2 if it predicts codes, dbot if it predicts features"
+    if may_be_dbot(weights):
+        return "has positions that resemble dBOT's sines and cosines, but not closely: give the family, ibot or dbot"
     for start, description in OTHERS:
         if any(key.startswith(start) for key in weights):
             return f"looks like {description}"

@@ -44,8 +44,9 @@ HEADS = {
 STACKS = {"blocks": "layers", "decoder_blocks": "decoder.layers"}
 # Widths of the features of CLIP's B/16 and L/14, which the released models of the symmetric variant predict.
 CLIP_WIDTHS = ((512,), (768,))
-# A fine-tuned table has hardly moved from the fixed one that it started with; another one has nothing to do with it.
-ALIKE = 0.9
+# Likeness to the fixed table. A fine-tuned one has hardly moved from it (0.99), and resized for larger images it keeps
+# 0.7; a learned one has nothing to do with it (0.0 ± 0.1). What lies between is not decided here.
+UNLIKE, ALIKE = 0.4, 0.6
 
 
 def is_dbot(weights: Mapping[str, Tensor]) -> bool:
@@ -68,6 +69,13 @@ def is_dbot(weights: Mapping[str, Tensor]) -> bool:
     if "head.weight" in weights and "fc_norm.weight" in weights:
         return True
     return likeness_to_sincos(weights["pos_embed"]) > ALIKE
+
+
+def may_be_dbot(weights: Mapping[str, Tensor]) -> bool:
+    """Whether a model with iBOT's names has positions of which it is not clear whether they started from dBOT's."""
+    if "pos_embed" not in weights or "masked_embed" in weights:
+        return False
+    return UNLIKE <= likeness_to_sincos(weights["pos_embed"]) <= ALIKE
 
 
 def likeness_to_sincos(table: Tensor) -> float:
