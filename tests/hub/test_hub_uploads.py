@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from huggingface_hub import HfApi
+from PIL import Image
 from transformers import TrainerCallback
 
 from hf_mim.training import hub_uploads
@@ -125,8 +126,6 @@ def options(tmp_path_factory):
     """Images, and the options of a run whose result is uploaded."""
     folder = tmp_path_factory.mktemp("pictures") / "train" / "noise"
     folder.mkdir(parents=True)
-    from PIL import Image
-
     for i in range(4):
         Image.effect_noise((20, 20), 60).convert("RGB").save(folder / f"{i}.png")
     push = ("--push_to_hub", "--hub_model_id", "org/tiny", "--hub_token", TOKEN)
