@@ -65,6 +65,12 @@ def test_image_processor(beitv2_golden, name):
     torch.testing.assert_close(pixels, golden["out/pre_processed"], rtol=0, atol=1e-5)
 
 
+def test_unknown_scale(beitv2_golden):
+    content = {"model": weights_of(beitv2_golden("vqkd_train_trace")), "args": Namespace(process_type="zero_one")}
+    with pytest.raises(ValueError, match="process_type 'zero_one', which is none of default, imagenet_norm, dall-e"):
+        convert_checkpoint(content, num_attention_heads=4)
+
+
 @torch.no_grad()
 def test_training_trace(beitv2_golden):
     golden = beitv2_golden("vqkd_train_trace")

@@ -32,6 +32,9 @@ def original_image_processor(
     Args:
         config (`Beitv2Config`, `VQKDConfig` or `DBotConfig`): Of the model.
         args (`Mapping`): Options of the run that wrote the checkpoint, as far as it holds them.
+
+    Raises:
+        ValueError: For a `process_type` that the original does not have.
     """
     height, width = (side * config.patch_size for side in config.grid_size)
     side = min(height, width)
@@ -42,7 +45,11 @@ def original_image_processor(
         processor_class, share = Beitv2ImageProcessorPil, 224 / 256 if side < 384 else 1.0
         share = args.get("crop_pct") or share
         if isinstance(config, VQKDConfig):
-            scale = TOKENIZER_SCALES[args.get("process_type", "default")]
+            kind = args.get("process_type", "default")
+            if kind not in TOKENIZER_SCALES:
+                known = ", ".join(TOKENIZER_SCALES)
+                raise ValueError(f"the tokenizer saw images of process_type {kind!r}, which is none of {known}")
+            scale = TOKENIZER_SCALES[kind]
         elif args.get("imagenet_default_mean_and_std") is False:
             scale = TOKENIZER_SCALES["default"]
     if config.num_channels != 3:
