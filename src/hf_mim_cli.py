@@ -22,6 +22,7 @@ verbs:
   analyze distance MODEL IMAGES ...        how far each head looks in each layer, of one or several encoders
   analyze svd MODEL IMAGES ...             how few directions the patch features of each layer fill
   convert SOURCE OUTPUT_DIR                a checkpoint of an original code as a model of this package or transformers
+  export MODEL OUT                         a model as one of transformers' own, which needs no hf_mim; --onnx as well
   publish OUTPUT_DIR ORG/NAME ...          upload a finished run: encoder and full model, checked, with their cards
   check-data SOURCE                        reads every image once; names the unreadable ones and the duplicates
   env                                      versions, devices and back ends; belongs into every bug report
@@ -31,7 +32,7 @@ verbs:
 
 A mistake in the arguments or the data is reported in one line; HF_MIM_DEBUG=1 shows the traceback as well.
 """
-VERBS = ("pretrain", "evaluate", "analyze", "convert", "publish", "check-data", "env")
+VERBS = ("pretrain", "evaluate", "analyze", "convert", "export", "publish", "check-data", "env")
 EVALUATIONS = ("knn",)
 ANALYSES = ("codes", "distance", "svd")
 
@@ -93,6 +94,10 @@ def _run(arguments: list[str]) -> int:
         from hf_mim.hub import convert_command
 
         convert_command.main(rest)
+    elif verb == "export":
+        from hf_mim.hub import export_command
+
+        export_command.main(rest)
     elif verb == "publish":
         from hf_mim.hub import publish_command
 

@@ -50,6 +50,7 @@ def verb(monkeypatch: pytest.MonkeyPatch):
         (["analyze", "distance", "runs/x", "photos"], "hf_mim.analysis.analyze_properties"),
         (["analyze", "svd", "runs/x", "photos"], "hf_mim.analysis.analyze_properties"),
         (["convert", "checkpoint.pth", "out", "--native"], "hf_mim.hub.convert_command"),
+        (["export", "runs/x", "out", "--onnx"], "hf_mim.hub.export_command"),
         (["publish", "runs/x", "org/name", "--full"], "hf_mim.hub.publish_command"),
     ],
 )
