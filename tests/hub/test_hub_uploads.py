@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import signal
 import threading
 from functools import partial
 
@@ -83,6 +85,23 @@ class ReleaseAtStep(TrainerCallback):
             self.event.set()
 
 
+class StopAtStep(TrainerCallback):
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_an_interrupted_run_leaves_its_last_checkpoint(hub, tmp_path):
+    trainer = tiny_trainer(tmp_path, callbacks=[StopAtStep(3)], **CHECKPOINTS | {"save_steps": 100})
+    with pytest.raises(SystemExit):
+        trainer.train()
+    assert hub.commits("org/tiny-pretrain")[1:] == ["Upload checkpoint-3"]
+    assert json.loads(hub.files("org/tiny-pretrain")["last-checkpoint/trainer_state.json"])["global_step"] == 3
+
+
 @pytest.mark.parametrize("always", [False, True])
 def test_the_training_does_not_wait_for_an_upload(hub, tmp_path, caplog, monkeypatch, always):
     released = threading.Event()
@@ -141,6 +160,7 @@ def test_the_result_is_published(hub, options, tmp_path, caplog):
     for path in ("model.safetensors", "teacher/model.safetensors", "teacher/centers.safetensors"):
         assert full[path] == (output / "pretraining" / path).read_bytes()
     assert b'from_pretrained("org/tiny")' in encoder["README.md"]
+    assert not [path for path, content in (encoder | full).items() if TOKEN.encode() in content]
     # The checkpoint was there while it was of use.
     assert "Upload checkpoint-1" in hub.commits("org/tiny-pretrain")
     assert not [path for path in (*encoder, *full) if "checkpoint" in path or path.endswith((".bin", ".pt", ".pth"))]

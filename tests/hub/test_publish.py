@@ -12,7 +12,7 @@ from safetensors.torch import load, load_file, save_file
 
 from hf_mim.hub import publish_command
 from hf_mim.hub.publish import publish, readable_size
-from hf_mim.hub.publish_checks import check_no_machine_path
+from hf_mim.hub.publish_checks import check_text
 from hf_mim.hub.remote_code import add_code
 
 from .loopback import READ_TOKEN, TOKEN
@@ -305,6 +305,10 @@ NORM = "vit.layernorm.weight"
         (edit("config.json", '"gelu"', '"gelu", "source": "/data/x/model"'), "config.json, line .*: /data/x/model is"),
         (edit("metrics.json", "{", '{"started_from": "C:\\\\\\\\Users\\\\\\\\me", '), "metrics.json, line 1: C:"),
         (edit(".eval_results/knn.yaml", "61.5", "61.5\n  notes: ~/results"), "knn.yaml, line 2: ~/results is a path"),
+        (
+            edit("README.md", "nothing", f"--token hf_{30 * 'a'}"),
+            r"README.md, line 35, holds an access token .*hf_aaa\.\.\.",
+        ),
         (edit("pretraining/config.json", '"gelu"', '"gelu", "x": "file:///x"'), "config.json, line .*: file:///x is"),
     ],
 )
@@ -334,7 +338,7 @@ def test_names_of_repositories(finished_run, repo_id):
     ],
 )
 def test_what_is_no_path_of_this_machine(text):
-    check_no_machine_path(text, "README.md")
+    check_text(text, "README.md")
 
 
 @pytest.mark.parametrize(
@@ -351,7 +355,7 @@ def test_what_is_no_path_of_this_machine(text):
 )
 def test_paths_of_this_machine(text, path):
     with pytest.raises(ValueError) as error:
-        check_no_machine_path(f"first line\n{text}", "README.md")
+        check_text(f"first line\n{text}", "README.md")
     assert str(error.value).startswith(f"README.md, line 2: {path} is a path of this machine")
 
 

@@ -25,6 +25,8 @@ MACHINE_PATH = re.compile(
     r"(?:(?<=[\s\"'`=:,;(\[])|^)(?:/[\w.@+-]+/[\w.@+-]|~[\w.-]*/[\w.]|[A-Za-z]:\\+\w|file://)[^\s\"'`)\]]*",
     re.MULTILINE,
 )
+# As the Hub gives them out.
+ACCESS_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)[^)]*\)|<img[^>]*\ssrc=[\"']([^\"']+)[\"']")
 
 
@@ -51,7 +53,7 @@ def check_upload(folder: Path, shown_as: str) -> ModelFacts:
     """
     Make sure that a folder can be published as it is: model, image processor and teacher load with nothing missing
     and nothing left over, the card's metadata are valid and its pictures are there, no file names a path of this
-    machine.
+    machine or holds an access token.
 
     Args:
         folder (`Path`): What goes into the repository, and nothing else.
@@ -62,7 +64,7 @@ def check_upload(folder: Path, shown_as: str) -> ModelFacts:
     """
     card = check_card(folder, shown_as)
     for file in sorted(path for path in folder.rglob("*") if path.suffix in TEXT_FILES):
-        check_no_machine_path(file.read_text(encoding="utf-8"), f"{shown_as}/{file.relative_to(folder)}")
+        check_text(file.read_text(encoding="utf-8"), f"{shown_as}/{file.relative_to(folder)}")
     model = check_model(folder, shown_as)
     try:
         AutoImageProcessor.from_pretrained(folder)
@@ -142,8 +144,15 @@ def shown_pictures(card: str) -> list[str]:
     return [picture for picture in found if not re.match(r"[a-z]+:", picture)]
 
 
-def check_no_machine_path(text: str, name: str):
-    """Raise `ValueError` when `text` names a path that means nothing, or too much, on another machine."""
+def check_text(text: str, name: str):
+    """Raise `ValueError` when `text` names a path of this machine, or holds an access token; `name` is the file's."""
+    secret = ACCESS_TOKEN.search(text)
+    if secret:
+        line = text.count("\n", 0, secret.start()) + 1
+        raise ValueError(
+            f"{name}, line {line}, holds an access token of the Hub ({secret[0][:6]}...): take it out, and revoke it "
+            "if others could have seen it"
+        )
     found = MACHINE_PATH.search(text)
     if found:
         line = text.count("\n", 0, found.start()) + 1
