@@ -249,7 +249,9 @@ def test_convert_writes_what_training_continues_from(trace, tmp_path, capsys):
     argv = ["convert", str(tmp_path / "checkpoint.pth"), str(output), "--num_attention_heads", "3"]
     assert cli.main(argv) == 0
     printed = capsys.readouterr().out
-    assert "ibot, student, teacher and centres; 2 blocks of width 48, 3 heads, patches of 8, 32 x 32" in printed
+    assert (
+        "ibot, student, teacher and centres; 2 blocks, width 48, 3 heads, patches of 8, images of 32 x 32" in printed
+    )
     assert "changed  optimizer: state of the training run" in printed
     assert f"wrote    {output / 'teacher'}: IBotForPreTraining" in printed
     assert f'model = IBotForPreTraining.from_pretrained("{output}")' in printed

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import transformers
 import yaml
 from transformers import PreTrainedModel
 
-from .convert import FAMILIES, check_output, convert_checkpoint, save_converted
+from .convert import FAMILIES, ConvertedCheckpoint, check_output, convert_checkpoint, save_converted
 
 
 def main(argv: Sequence[str] | None = None):
@@ -20,19 +21,14 @@ def main(argv: Sequence[str] | None = None):
         ValueError, OSError: As [`convert_checkpoint`] and [`save_converted`]; nothing is written then.
     """
     arguments = _parser().parse_args(argv)
+    transformers.utils.logging.disable_progress_bar()  # one for each model, which is written in a second
     output = Path(arguments.output_dir)
     check_output(output.expanduser())  # before minutes of work
     overrides = parse_overrides(arguments.config_overrides)
     converted = convert_checkpoint(arguments.source, arguments.family, arguments.num_attention_heads, **overrides)
     written = save_converted(converted, output, native=arguments.native, which=arguments.which)
 
-    config = converted.config
-    height, width = (side * config.patch_size for side in config.grid_size)
-    networks = "one network" if converted.teacher is None else "student, teacher and centres"
-    print(
-        f"read     {arguments.source}: {config.model_type}, {networks}; {config.num_hidden_layers} blocks of width "
-        f"{config.hidden_size}, {config.num_attention_heads} heads, patches of {config.patch_size}, {height} x {width}"
-    )
+    print(f"read     {arguments.source}: {_sizes(converted)}")
     for change in converted.dropped:
         print(f"changed  {change}")
     for folder, model in written.items():
@@ -60,12 +56,27 @@ def parse_overrides(text: str | None) -> dict[str, Any]:
     return overrides
 
 
+def _sizes(converted: ConvertedCheckpoint) -> str:
+    config = converted.config
+    networks = "one network" if converted.teacher is None else "student, teacher and centres"
+    if config.model_type == "ibot_swin":
+        blocks, heads = "-".join(map(str, config.depths)), "-".join(map(str, config.num_heads))
+    else:
+        blocks, heads = config.num_hidden_layers, config.num_attention_heads
+    height, width = (converted.image_processor.crop_size[side] for side in ("height", "width"))
+    return (
+        f"{config.model_type}, {networks}; {blocks} blocks, width {config.hidden_size}, {heads} heads, patches of "
+        f"{config.patch_size}, images of {height} x {width}"
+    )
+
+
 def _loading_lines(output: Path, written: dict[str, PreTrainedModel]) -> list[str]:
     name = type(written["."]).__name__
-    package = type(written["."]).__module__.split(".")[0]
-    lines = [
-        f"from {package} import {name}",
-        "from transformers import AutoImageProcessor",
+    if type(written["."]).__module__.startswith("transformers."):
+        lines = [f"from transformers import AutoImageProcessor, {name}"]
+    else:
+        lines = [f"from hf_mim import {name}", "from transformers import AutoImageProcessor"]
+    lines += [
         "",
         f'model = {name}.from_pretrained("{output}")',
         f'processor = AutoImageProcessor.from_pretrained("{output}")',
