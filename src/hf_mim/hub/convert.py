@@ -17,6 +17,7 @@ from ..modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
 from ..modeling.modeling_dbot_pretraining import DBotForPreTraining
 from ..modeling.modeling_ibot import IBotForImageClassification
 from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
+from ..modeling.modeling_ibot_swin_pretraining import IBotSwinForPreTraining
 from ..modeling.modeling_vqkd import VQKDModel
 from .export import export_native, native_image_processor
 from .official_beitv2 import beitv2_options, convert_beitv2, dropped_beitv2, has_beit_attention, is_beitv2
@@ -29,6 +30,8 @@ from .official_vqkd import convert_vqkd, dropped_vqkd, is_vqkd
 
 
 FAMILIES = ("ibot", "ibot_swin", "beitv2", "vqkd", "dbot")
+# Models with more in them than an encoder or a classifier of transformers takes.
+PRETRAINING = (IBotForPreTraining, IBotSwinForPreTraining, Beitv2ForPreTraining, DBotForPreTraining)
 # As a trainer names them beside its model.
 TEACHER_FOLDER, CENTERS_FILE = "teacher", "centers.safetensors"
 # Heads and neck of a segmentation model of mmseg, whose encoder was changed with them.
@@ -179,12 +182,10 @@ def save_converted(
             deployed = model if teacher is None else teacher
             if isinstance(deployed, VQKDModel):
                 raise ValueError("a VQ-KD tokenizer has no counterpart in transformers: convert it without native")
-            if isinstance(deployed, IBotForPreTraining):
-                deployed = deployed.base_model
             written["."] = export_native(deployed)
             native_image_processor(converted.image_processor).save_pretrained(folder)
             full = "pretraining"
-        if not native or isinstance(model, (IBotForPreTraining, Beitv2ForPreTraining, DBotForPreTraining)):
+        if not native or isinstance(model, PRETRAINING):
             written[full] = model
             converted.image_processor.save_pretrained(folder / full)
         if teacher is not None:
