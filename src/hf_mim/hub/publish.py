@@ -98,7 +98,7 @@ def publish(
         ConnectionError: If the Hub cannot be reached.
         OSError: If an upload fails for another reason.
     """
-    folder, api = Path(folder), HfApi() if api is None else api
+    folder, api = Path(folder).expanduser(), HfApi() if api is None else api
     check_repo_id(repo_id)
     with tempfile.TemporaryDirectory(prefix="hf-mim-publish-") as temporary:
         uploads = prepare(folder, repo_id, full, with_code, Path(temporary))

@@ -23,6 +23,7 @@ def main(argv: Sequence[str]) -> None:
         prog="hf-mim publish",
         description="Upload a finished run, or a converted or exported model: the encoder to ORG/NAME, and with "
         "--full the full pre-training model to ORG/NAME-pretrain. Everything is checked first, and shown.",
+        allow_abbrev=False,
     )
     parser.add_argument("output_dir", metavar="OUTPUT_DIR", help="folder of the run, or of a saved model with a card")
     parser.add_argument("repo_id", metavar="ORG/NAME", help="the repository; one that exists gets a new commit")
