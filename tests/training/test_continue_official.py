@@ -13,6 +13,18 @@ from .test_ibot_trace import TraceCollator, our_weights
 from .tiny import pretrain
 
 
+class OneStep(TraceCollator):
+    """The recorded views and masks of one step, whatever it is asked for and however often."""
+
+    def __init__(self, golden: dict, step: int):
+        super().__init__(golden, torch.float32)
+        self.wanted = step
+
+    def __call__(self, samples):
+        self.step = self.wanted
+        return super().__call__(samples)
+
+
 def convert(checkpoint: dict, folder) -> str:
     torch.save(checkpoint, folder / "checkpoint.pth")
     output = folder / "converted"
@@ -22,9 +34,7 @@ def convert(checkpoint: dict, folder) -> str:
 
 def continued(source: str, pictures, golden: dict, step: int, hyper: dict, monkeypatch, output) -> dict:
     """What the first step on the recorded views and masks of a step logs."""
-    collator = TraceCollator(golden, torch.float32)
-    collator.step = step
-    monkeypatch.setattr(ibot_method, "IBotCollator", lambda *args: collator)
+    monkeypatch.setattr(ibot_method, "IBotCollator", lambda *args: OneStep(golden, step))
     options = [
         *("--model_name_or_path", source, "--train_dir", pictures, "--eval_split", "test", "--knn_k", "3"),
         *("--per_device_train_batch_size", hyper["batch"], "--max_steps", "1", "--num_train_epochs", "2"),
@@ -77,9 +87,7 @@ def test_the_teacher_and_its_centres_are_used(ibot_golden, pictures, tmp_path, m
         expected = tensor + (1 - 0.996) * (student[name] - tensor)
         torch.testing.assert_close(trainer.teacher.state_dict()[name], expected, rtol=1e-5, atol=1e-6)
 
-    batch = TraceCollator(golden, torch.float32)
-    batch.step = 2
-    inputs = batch(None)
+    inputs = OneStep(golden, 2)(None)
     trainer.teacher.load_state_dict(teacher, strict=False)
     indices = inputs["bool_masked_pos"].flatten().nonzero().squeeze(1)
     taught = trainer.teacher.teach(inputs["pixel_values"], indices)
