@@ -298,7 +298,8 @@ def test_one_network_has_no_pretraining_folder(encoder, tmp_path):
     output = tmp_path / "out"
     argv = ["convert", str(tmp_path / "flat.pth"), str(output), "--native", "--num_attention_heads", "3"]
     assert cli.main(argv) == 0
-    assert {path.name for path in output.iterdir()} == {"config.json", "model.safetensors", "preprocessor_config.json"}
+    expected = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
+    assert {path.name for path in output.iterdir()} == expected
     assert_same_tokens(AutoModel.from_pretrained(output).eval(), images, tokens)
 
 

@@ -132,7 +132,7 @@ def build_card(
         total_batch=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         config=config,
     )
-    return _tidy(text)
+    return tidy(text)
 
 
 def knn_accuracies(facts: dict) -> dict[int, float]:
@@ -188,7 +188,7 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _tidy(text: str) -> str:
+def tidy(text: str) -> str:
     """One empty line at most between parts, which may be left out, and no spaces at the ends of lines."""
     return re.sub(r"\n{3,}", "\n\n", re.sub(r" +\n", "\n", text)).strip() + "\n"
 
@@ -258,7 +258,7 @@ def build_pretraining_card(
         trust=", trust_remote_code=True" if with_code else "",
         sections={heading: text.strip() for heading, text in sections if heading in ("Licence", "Limits", "Citation")},
     )
-    return _tidy(text)
+    return tidy(text)
 
 
 def _full_model(config: PreTrainedConfig) -> tuple[str, str, str]:

@@ -44,19 +44,20 @@ class CatalogueEntry:
         method (`str`): iBOT, BEiT v2 or dBOT.
         paper, page (`str`): Addresses of the paper and of the authors' repository.
         license (`str`): Licence of that repository, by its identifier on the Hub. None states another one for weights.
+        files (`str`): Address of the folder of their files.
         family (`str`): Family of the converter.
         architecture (`str`): Such as `"ViT-B/16"`; of Swin, the number is the window.
         data (`str`): What it was pre-trained on.
         masks (`str`, *optional*): `"block"` or `"random"`; a tokenizer has none.
         epochs (`int`, *optional*): Of the pre-training, where the authors' repository states them.
-        network (`str`, *optional*): Which of iBOT's networks `encoder_url` holds and the figures belong to.
+        network (`str`, *optional*): Which of iBOT's networks `encoder_file` holds and the figures belong to.
         teacher (`PublishedTeacher`, *optional*): The network whose features were learned, directly or as codes.
         first_teacher (`str`, *optional*): The teacher of dBOT's first stage, where it is not a published one.
         classes (`int`, *optional*): Classes of a classifier.
         finetuned_on (`str`, *optional*): Data and epochs of a classifier's training.
         note (`str`, *optional*): What else sets it apart.
-        url (`str`, *optional*): Address of the file that holds most; None where only `share` has it.
-        encoder_url (`str`, *optional*): Address of a smaller file with the encoder alone.
+        file (`str`, *optional*): The one that holds most; None where only `share` has it.
+        encoder_file (`str`, *optional*): A smaller one with the encoder alone.
         share (`str`, *optional*): Page of a cloud share, from which a person has to fetch the file.
         reported (`dict[str, float]`): Figures of the authors in percent, by the names in `FIGURES`.
     """
@@ -66,6 +67,7 @@ class CatalogueEntry:
     paper: str
     page: str
     license: str
+    files: str
     family: str
     architecture: str
     data: str
@@ -77,10 +79,20 @@ class CatalogueEntry:
     classes: int | None = None
     finetuned_on: str | None = None
     note: str | None = None
-    url: str | None = None
-    encoder_url: str | None = None
+    file: str | None = None
+    encoder_file: str | None = None
     share: str | None = None
     reported: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str | None:
+        """Address of `file`."""
+        return None if self.file is None else self.files + self.file
+
+    @property
+    def encoder_url(self) -> str | None:
+        """Address of `encoder_file`."""
+        return None if self.encoder_file is None else self.files + self.encoder_file
 
 
 @cache
@@ -92,10 +104,6 @@ def load_catalogue() -> dict[str, CatalogueEntry]:
     catalogue = {}
     for name, facts in content["checkpoints"].items():
         source = dict(content["sources"][facts.pop("source")])
-        files = source.pop("files")
-        for key, address in (("file", "url"), ("encoder_file", "encoder_url")):
-            if key in facts:
-                facts[address] = files + facts.pop(key)
         if "teacher" in facts:
             facts["teacher"] = teachers[facts["teacher"]]
         catalogue[name] = CatalogueEntry(name=name, **source, **facts)

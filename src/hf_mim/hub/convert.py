@@ -1,5 +1,6 @@
 """Checkpoints that the original codes wrote, as models of this package."""
 
+import importlib.metadata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ from ..modeling.modeling_ibot import IBotForImageClassification
 from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
 from ..modeling.modeling_ibot_swin_pretraining import IBotSwinForPreTraining
 from ..modeling.modeling_vqkd import VQKDModel
+from .catalogue import CatalogueEntry
+from .converted_card import build_converted_card, convert_command
 from .export import export_native, native_image_processor
 from .official_beitv2 import beitv2_options, convert_beitv2, dropped_beitv2, has_beit_attention, is_beitv2
 from .official_dbot import convert_dbot, dbot_options, dropped_dbot, is_dbot, may_be_dbot
@@ -61,6 +64,8 @@ class ConvertedCheckpoint:
         config (`PreTrainedConfig`): That of `model`.
         centers (`dict[str, Tensor]`): `cls_center` `[K]` and `patch_center` `[P]` of a full iBOT checkpoint, as
             [`IBotTrainer`] keeps them beside its teacher; otherwise empty.
+        family (`str`): The family that was found or given.
+        source (`str`): Name of the file.
         dropped (`list[str]`): What of the file is left behind or changed, and why.
         image_processor (`BaseImageProcessor`): The transform with which the original evaluates the model.
     """
@@ -68,6 +73,8 @@ class ConvertedCheckpoint:
     model: PreTrainedModel
     teacher: PreTrainedModel | None
     config: PreTrainedConfig
+    family: str
+    source: str
     centers: dict[str, Tensor] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
     image_processor: BaseImageProcessor | None = None
@@ -119,6 +126,8 @@ def convert_checkpoint(
         model=model,
         teacher=teacher,
         config=model.config,
+        family=family,
+        source=checkpoint.name,
         centers=_centers(checkpoint, teacher),
         dropped=checkpoint.dropped + _changes(family, checkpoint, model.config),
         image_processor=_image_processor(family, model, checkpoint.args),
@@ -142,7 +151,12 @@ def matching_families(weights: Mapping[str, Tensor]) -> list[str]:
 
 
 def save_converted(
-    converted: ConvertedCheckpoint, output_dir: str | Path, native: bool = False, which: str | None = None
+    converted: ConvertedCheckpoint,
+    output_dir: str | Path,
+    native: bool = False,
+    which: str | None = None,
+    entry: CatalogueEntry | None = None,
+    address: str | None = None,
 ) -> dict[str, PreTrainedModel]:
     """
     Write a converted checkpoint into a new folder, from which `hf-mim pretrain --model_name_or_path` goes on.
@@ -150,13 +164,16 @@ def save_converted(
     - The model and its image processor, and of a full iBOT checkpoint `teacher/` with the teacher and the centres;
     - with `native`, the layout of a finished run: at the root the encoder (of a full iBOT checkpoint the teacher's) or
       the classifier as a model of transformers, and in `pretraining/` what the file holds beyond it. A tokenizer has
-      no counterpart in transformers.
+      no counterpart in transformers;
+    - a model card, `README.md`.
 
     Args:
         converted (`ConvertedCheckpoint`): Result of [`convert_checkpoint`].
         output_dir (`str` or `Path`): A new or empty folder; it appears whole or not at all.
         native (`bool`, defaults to `False`): Whether to write a model of transformers.
         which (`str`, *optional*): `"teacher"` or `"student"`, to take one network of a full iBOT checkpoint alone.
+        entry (`CatalogueEntry`, *optional*): Which published checkpoint it is, for the card.
+        address (`str`, *optional*): Where the file was fetched, for the card.
 
     Returns:
         `dict[str, PreTrainedModel]`: The models that were written, by their folder within `output_dir`.
@@ -194,7 +211,39 @@ def save_converted(
             network.save_pretrained(folder / name)
         if teacher is not None and converted.centers:
             save_file(converted.centers, folder / full / TEACHER_FOLDER / CENTERS_FILE)
+        card = _card(output.name, converted, written["."], native, which, entry, address)
+        (folder / "README.md").write_text(card, encoding="utf-8")
     return written
+
+
+def _card(
+    name: str,
+    converted: ConvertedCheckpoint,
+    root: PreTrainedModel,
+    native: bool,
+    which: str | None,
+    entry: CatalogueEntry | None,
+    address: str | None,
+) -> str:
+    whole = converted.teacher is not None
+    network = which
+    if whole and which is None:
+        network = "teacher" if native else "student, and the teacher in `teacher/`"
+    elif entry is not None and not whole:
+        network = entry.network
+    encoder_only = entry is not None and entry.encoder_file is not None and not whole
+    return build_converted_card(
+        name,
+        converted.family,
+        type(root).__name__,
+        root.config.hidden_size,
+        entry,
+        source=converted.source,
+        address=address,
+        network=network,
+        command=convert_command(converted.source if entry is None else entry.name, native, which, encoder_only),
+        versions={package: importlib.metadata.version(package) for package in ("hf_mim", "transformers")},
+    )
 
 
 def check_output(output_dir: Path):

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,31 +11,70 @@ import transformers
 import yaml
 from transformers import PreTrainedModel
 
+from .catalogue import CatalogueEntry, find_entry, format_catalogue
 from .convert import FAMILIES, ConvertedCheckpoint, check_output, convert_checkpoint, save_converted
+from .download import check_sha256, default_cache_dir, download_file
 
 
 def main(argv: Sequence[str] | None = None):
     """
-    Convert a checkpoint, write the folder, and print what was read, left behind and written, and how to load it.
+    Convert a checkpoint, write the folder, and print what was read, left behind and written, and how to load it. With
+    `--list`, print the published checkpoints instead.
 
     Raises:
         ValueError, OSError: As [`convert_checkpoint`] and [`save_converted`]; nothing is written then.
     """
+    if "--list" in (sys.argv[1:] if argv is None else argv):
+        print(format_catalogue())
+        return
     arguments = _parser().parse_args(argv)
     transformers.utils.logging.disable_progress_bar()  # one for each model, which is written in a second
     output = Path(arguments.output_dir)
     check_output(output.expanduser())  # before minutes of work
     overrides = parse_overrides(arguments.config_overrides)
-    converted = convert_checkpoint(arguments.source, arguments.family, arguments.num_attention_heads, **overrides)
-    written = save_converted(converted, output, native=arguments.native, which=arguments.which)
+    entry = _published(arguments)
+    address, file = None, arguments.file or arguments.source
+    if entry is not None and arguments.file is None:
+        address, file = _fetch(entry, arguments)
+    if arguments.sha256 is not None:
+        check_sha256(file, arguments.sha256)
+    family = arguments.family or (entry.family if entry is not None else None)
+    converted = convert_checkpoint(file, family, arguments.num_attention_heads, **overrides)
+    written = save_converted(converted, output, arguments.native, arguments.which, entry, address)
 
-    print(f"read     {arguments.source}: {_sizes(converted)}")
+    print(f"read     {file}: {_sizes(converted)}")
     for change in converted.dropped:
         print(f"changed  {change}")
     for folder, model in written.items():
         millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
         print(f"wrote    {output / folder}: {type(model).__name__}, {millions:.1f} M parameters")
     print("\nto load it:\n" + "\n".join(f"    {line}" for line in _loading_lines(output, written)))
+
+
+def _published(arguments: argparse.Namespace) -> CatalogueEntry | None:
+    """The published checkpoint that SOURCE names; None if it is a path."""
+    source = Path(arguments.source)
+    if not (source.exists() or source.suffix or len(source.parts) > 1):
+        return find_entry(arguments.source)
+    for option in ("file", "mirror", "cache_dir", "encoder_only"):
+        if getattr(arguments, option):
+            raise ValueError(f"--{option} is for published checkpoints (--list), and {source} is a path")
+    return None
+
+
+def _fetch(entry: CatalogueEntry, arguments: argparse.Namespace) -> tuple[str, Path]:
+    """Address and place of the file of a published checkpoint, which is downloaded unless it is there."""
+    if entry.share is not None:
+        raise ValueError(
+            f"{entry.name} lies in a cloud share, from which no program can fetch it: open {entry.share}, save the "
+            "file, and pass it with --file FILE"
+        )
+    name = entry.encoder_file if arguments.encoder_only else entry.file
+    if name is None:
+        raise ValueError(f"{entry.name} has one file only: leave out --encoder_only")
+    address = (arguments.mirror.rstrip("/") + "/" if arguments.mirror else entry.files) + name
+    folder = Path(arguments.cache_dir).expanduser() if arguments.cache_dir else default_cache_dir()
+    return address, download_file(address, folder / entry.name / Path(name).name)
 
 
 def parse_overrides(text: str | None) -> dict[str, Any]:
@@ -96,8 +136,13 @@ def _parser() -> argparse.ArgumentParser:
         "checkpoint also teacher/ with the centres, so that training can go on from it.",
         allow_abbrev=False,
     )
-    parser.add_argument("source", metavar="SOURCE", help="a .pth, .pt, .bin or .safetensors file")
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a .pth, .pt, .bin or .safetensors file, or the name of a published checkpoint, which is downloaded",
+    )
     parser.add_argument("output_dir", metavar="OUTPUT_DIR", help="a new or empty folder")
+    parser.add_argument("--list", action="store_true", help="print the published checkpoints, and do nothing else")
     parser.add_argument("--family", choices=FAMILIES, help="found from the names of the tensors when not given")
     parser.add_argument(
         "--which", choices=("teacher", "student"), help="take one network of a full iBOT checkpoint, and it alone"
@@ -115,4 +160,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE,...",
         help="fields of the configuration, such as image_size=[224,448]",
     )
+    published = parser.add_argument_group("published checkpoints")
+    published.add_argument(
+        "--encoder_only",
+        action="store_true",
+        help="download the smaller file with the encoder alone, where the authors publish one (iBOT)",
+    )
+    published.add_argument("--file", help="the file of this name, fetched by hand")
+    published.add_argument(
+        "--mirror", metavar="URL", help="take the file of the same name from this address instead of the authors'"
+    )
+    published.add_argument("--cache_dir", help="where downloads are kept; by default the folder hf_mim in HF_HOME")
+    published.add_argument("--sha256", help="the SHA-256 that the file must have, in hexadecimal")
     return parser

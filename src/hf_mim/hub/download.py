@@ -30,7 +30,7 @@ def default_cache_dir() -> Path:
     return Path(constants.HF_HOME) / "hf_mim"
 
 
-def download_file(url: str, path: Path | str, sha256: str | None = None, progress: bool = True) -> Path:
+def download_file(url: str, path: Path | str, progress: bool = True) -> Path:
     """
     Fetch `url` to `path`, unless it is there already.
 
@@ -40,14 +40,13 @@ def download_file(url: str, path: Path | str, sha256: str | None = None, progres
     Args:
         url (`str`): Address; http or https.
         path (`Path` or `str`): Where the file goes; its folder is made if need be.
-        sha256 (`str`, *optional*): The SHA-256 that it must have, in hexadecimal.
         progress (`bool`, defaults to `True`): Show a progress bar.
 
     Returns:
         `path`.
 
     Raises:
-        ValueError: If the address is none, or the file has another SHA-256.
+        ValueError: If the address is none.
         OSError: If the server is not there or does not have the file, the connection ends too early, the disk is
             full, or a web page comes instead of a file.
     """
@@ -56,26 +55,28 @@ def download_file(url: str, path: Path | str, sha256: str | None = None, progres
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(path.with_name(path.name + ".lock")):
-        known = _recorded(path)
-        if known is None:
-            known = _fetch(url, path, progress)
-        if sha256 is not None and known["sha256"] != sha256.lower():
-            raise ValueError(
-                f"{path} has the SHA-256 {known['sha256']} instead of {sha256}: remove it if it is not what you want"
-            )
+        if not _is_whole(path):
+            _fetch(url, path, progress)
     return path
 
 
-def _recorded(path: Path) -> dict | None:
-    """What is known of a finished download; None if it is not there, or not as it was."""
+def check_sha256(path: Path | str, expected: str):
+    """Raise a `ValueError` unless the file has this SHA-256 (hexadecimal)."""
+    digest = hashlib.sha256()
+    _hash(Path(path), digest.update)
+    if digest.hexdigest() != expected.lower():
+        raise ValueError(f"{path} has the SHA-256 {digest.hexdigest()} instead of {expected}: it is another file")
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a download is there, as it was when it was finished."""
     with suppress(OSError, ValueError, KeyError):
         record = json.loads(path.with_name(path.name + ".json").read_text(encoding="utf-8"))
-        if path.stat().st_size == record["size"] and record["sha256"]:
-            return record
-    return None
+        return path.stat().st_size == record["size"]
+    return False
 
 
-def _fetch(url: str, path: Path, progress: bool) -> dict:
+def _fetch(url: str, path: Path, progress: bool):
     if constants.HF_HUB_OFFLINE:
         raise OSError(f"{url} is not on this machine yet, and HF_HUB_OFFLINE forbids to fetch it")
     part, state = (path.with_name(path.name + suffix) for suffix in (".part", ".part.json"))
@@ -128,7 +129,6 @@ def _fetch(url: str, path: Path, progress: bool) -> dict:
     with replaced_file(path.with_name(path.name + ".json")) as file:
         file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     state.unlink(missing_ok=True)
-    return record
 
 
 def _validator(url: str, part: Path, state: Path) -> str | None:

@@ -1,0 +1,64 @@
+"""`python -m hf_mim.hub.catalogue_cards FOLDER`: a card for every published checkpoint, as converted with --native."""
+
+import sys
+from pathlib import Path
+
+from ..data.files import replaced_file
+from .catalogue import CatalogueEntry, load_catalogue
+from .converted_card import build_converted_card, convert_command
+
+
+WIDTHS = {"ViT-S": 384, "ViT-B": 768, "ViT-L": 1024, "ViT-H": 1280, "Swin-T": 768}
+
+
+def main(argv: list[str]):
+    """Write `NAME.md` for every entry into the folder, and remove cards that no entry has any more."""
+    if len(argv) != 1 or argv[0].startswith("-"):
+        raise SystemExit("usage: python -m hf_mim.hub.catalogue_cards FOLDER")
+    folder, catalogue = Path(argv[0]), load_catalogue()
+    for name, entry in catalogue.items():
+        with replaced_file(folder / f"{name}.md") as file:
+            file.write_text(catalogue_card(entry), encoding="utf-8")
+    for file in folder.glob("*.md"):
+        if file.stem not in catalogue:
+            file.unlink()
+
+
+def catalogue_card(entry: CatalogueEntry) -> str:
+    """The card of a published checkpoint, converted to what most people can load: native where that exists."""
+    model_class = loaded_class(entry)
+    native = model_class not in ("VQKDModel", "IBotSwinModel")
+    source = entry.name if entry.share is None else f"{entry.name} --file FILE"
+    return build_converted_card(
+        entry.name,
+        entry.family,
+        model_class,
+        WIDTHS[entry.architecture.split("/")[0]],
+        entry,
+        address=entry.url if native or entry.encoder_url is None else entry.encoder_url,
+        network=entry.network,
+        command=convert_command(
+            source,
+            native,
+            which="student" if entry.network == "student" else None,
+            encoder_only=not native and entry.encoder_url is not None,
+        ),
+    )
+
+
+def loaded_class(entry: CatalogueEntry) -> str:
+    """Class of an entry's encoder or classifier: native, or ours where transformers has none that is the same."""
+    if entry.family == "vqkd":
+        return "VQKDModel"
+    if entry.family == "ibot_swin":
+        # With windows of 14 patches the last stage, of 7 x 7, is smaller than one.
+        return "SwinModel" if entry.architecture == "Swin-T/7" else "IBotSwinModel"
+    if entry.classes is not None:
+        # Fine-tuned on the mean patch, which transformers' ViT does not know.
+        return "BeitForImageClassification"
+    # dBOT with CLIP as its teacher is a BEiT.
+    return "BeitModel" if entry.family == "beitv2" or (entry.family == "dbot" and entry.teacher) else "ViTModel"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
