@@ -62,6 +62,33 @@ def our_weights(golden: dict[str, torch.Tensor], prefix: str) -> dict[str, torch
     return weights
 
 
+def trace_arguments(tmp_path, hyper: dict, head: dict) -> IBotTrainingArguments:
+    return IBotTrainingArguments(
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        per_device_train_batch_size=hyper["batch"],
+        num_train_epochs=hyper["epochs"],
+        learning_rate=hyper["lr"],
+        min_learning_rate=hyper["min_lr"],
+        warmup_epochs=hyper["warmup_epochs"],
+        weight_decay=hyper["weight_decay"],
+        weight_decay_end=hyper["weight_decay_end"],
+        momentum_teacher=hyper["momentum_teacher"],
+        max_grad_norm=hyper["clip_grad"],
+        freeze_last_layer=hyper["freeze_last_layer"],
+        warmup_teacher_temp=hyper["warmup_teacher_temp"],
+        teacher_temp=hyper["teacher_temp"],
+        warmup_teacher_patch_temp=hyper["warmup_teacher_patch_temp"],
+        teacher_patch_temp=hyper["teacher_patch_temp"],
+        warmup_teacher_temp_epochs=hyper["warmup_teacher_temp_epochs"],
+        pred_start_epoch=hyper["pred_start_epoch"],
+        shared_head_teacher=head["shared_head_teacher"],
+        logging_steps=1,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+
+
 def run_trace(ibot_golden, tmp_path, name: str, double: bool):
     golden, description = ibot_golden(f"{name}_f64")
     if not double:
@@ -87,30 +114,7 @@ def run_trace(ibot_golden, tmp_path, name: str, double: bool):
     )
     model = IBotForPreTraining(config).to(dtype)
     model.load_state_dict(our_weights(golden, "student_init/"))
-    args = IBotTrainingArguments(
-        output_dir=str(tmp_path),
-        use_cpu=True,
-        per_device_train_batch_size=hyper["batch"],
-        num_train_epochs=hyper["epochs"],
-        learning_rate=hyper["lr"],
-        min_learning_rate=hyper["min_lr"],
-        warmup_epochs=hyper["warmup_epochs"],
-        weight_decay=hyper["weight_decay"],
-        weight_decay_end=hyper["weight_decay_end"],
-        momentum_teacher=hyper["momentum_teacher"],
-        max_grad_norm=hyper["clip_grad"],
-        freeze_last_layer=hyper["freeze_last_layer"],
-        warmup_teacher_temp=hyper["warmup_teacher_temp"],
-        teacher_temp=hyper["teacher_temp"],
-        warmup_teacher_patch_temp=hyper["warmup_teacher_patch_temp"],
-        teacher_patch_temp=hyper["teacher_patch_temp"],
-        warmup_teacher_temp_epochs=hyper["warmup_teacher_temp_epochs"],
-        pred_start_epoch=hyper["pred_start_epoch"],
-        shared_head_teacher=head["shared_head_teacher"],
-        logging_steps=1,
-        save_strategy="no",
-        disable_tqdm=True,
-    )
+    args = trace_arguments(tmp_path, hyper, head)
     recorder = CenterRecorder()
     trainer = IBotTrainer(
         model=model,

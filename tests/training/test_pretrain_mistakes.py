@@ -55,6 +55,9 @@ def too_late(*args, **kwargs):
     raise AssertionError("too late")
 
 
+SWIN = ("--model_type", "ibot_swin", "--config_overrides", "")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -87,6 +90,22 @@ def too_late(*args, **kwargs):
         (("--config_overrides", "head_norm=batch"), "head_norm must be one of"),
         (("--config_overrides", SIZES + ",use_mean_pooling=true"), "use_mean_pooling is for evaluation"),
         (("--model_type", "mae"), "model_type must be one of ibot"),
+        # iBOT with a Swin Transformer
+        (SWIN + ("--image_size", "32", "16"), "image_size ([32, 16]) must be square: Swin takes square images only"),
+        (SWIN + ("--image_size", "16"), "image_size (16) must be at least 32: 4 stages halve the map of patches"),
+        (SWIN + ("--image_size", "36"), "global_crop_size [36, 36] must be a multiple of the masks' cells of 32"),
+        (
+            SWIN + ("--image_size", "64", "--global_crop_size", "48"),
+            "[48] must be a multiple of the masks' cells of 32",
+        ),
+        (SWIN + ("--image_size", "64", "--local_crop_size", "20", "24"), "local_crop_size [20, 24] must be square"),
+        (SWIN + ("--image_size", "64", "--global_crop_size", "32", "64"), "global_crop_size [32, 64] must be square"),
+        (
+            SWIN + ("--image_size", "64", "--local_crop_size", "18"),
+            "local_crop_size [18] must be a multiple of the patch",
+        ),
+        (SWIN + ("--image_size", "64", "--config_overrides", "depths=[2,2]"), "got [2, 2] and [3, 6, 12, 24]"),
+        (SWIN + ("--image_size", "64", "--config_overrides", "hidden_size=8"), "IBotSwinConfig has no 'hidden_size'"),
         (("--model_name_or_path", "./nowhere", "--config_overrides", ""), "nowhere"),
         # length of the run
         (("--warmup_teacher_temp_epochs", "3"), "warmup_teacher_temp_epochs 3, from pred_start_epoch 0 on) is longer"),

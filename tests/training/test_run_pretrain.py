@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining, ViTModel
 
-from hf_mim import IBotConfig, cli
+from hf_mim import IBotConfig, IBotSwinConfig, cli
 from hf_mim.data.collator_ibot import IBotCollator
 from hf_mim.hub.remote_code import add_code
 from hf_mim.training import ibot_method, run_pretrain
@@ -323,6 +323,7 @@ def test_recipes_fit_the_options(recipe, tmp_path, vision_model, tokenizer):
     with torch.device("meta"):
         model = method.build_model()
     published = {"ibot-vits16": 21_666_048, "ibot-vitb16": 85_799_424, "ibot-vitl16": 303_302_656}
+    published |= {"ibot-swint7": 27_519_450, "ibot-swint14": 27_569_850}
     published |= dict.fromkeys(("beitv2-vitb16", "beitv2-vitb16-300e"), 106_143_056)
     published |= dict.fromkeys(("beitv2-vitl16", "beitv2-vitl16-300e"), 336_728_512)
     published["dbot-vitb16-clip"] = 85_666_128
@@ -350,3 +351,5 @@ def test_config_overrides():
     parsed = parse_config_overrides(text, IBotConfig)
     assert parsed == {"hidden_size": 8, "norm_last_layer": False, "layer_norm_eps": 1e-5, "head_norm": None}
     assert parse_config_overrides(None, IBotConfig) == {}
+    text = "depths=[2, 2],embed_dim=8,num_heads=[1,2]"
+    assert parse_config_overrides(text, IBotSwinConfig) == {"depths": [2, 2], "embed_dim": 8, "num_heads": [1, 2]}

@@ -32,6 +32,16 @@ TINY = [
     *("--config_overrides", SIZES, "--local_crops_number", "2", "--local_crop_size", "8"),
     *("--warmup_teacher_temp_epochs", "1"),
 ]
+SWIN_SIZES = (
+    "embed_dim=8,depths=[2,2],num_heads=[2,2],window_size=3,norm_last_layer=false,"
+    "out_dim=16,head_hidden_size=16,head_bottleneck_size=8"
+)
+# Views of 8 and 5 patches a side, which give 4 and 3 regions.
+TINY_SWIN = [
+    *COMMON,
+    *("--model_type", "ibot_swin", "--image_size", "32", "--config_overrides", SWIN_SIZES),
+    *("--local_crops_number", "2", "--local_crop_size", "20", "--warmup_teacher_temp_epochs", "1"),
+]
 VQKD_SIZES = (
     "hidden_size=16,num_hidden_layers=2,num_attention_heads=2,decoder_num_hidden_layers=1,codebook_size=16,"
     "codebook_dim=4"

@@ -43,7 +43,7 @@ def extract_features(
         dataset: with a column `image` (bytes, path, or picture) and, where labels are wanted, `label`.
         image_processor: applied to the decoded images; all images of a batch must come out equally large.
         pooling: how the model's output becomes one vector.
-            "cls": token 0 of `last_hidden_state`.
+            "cls": token 0 of `last_hidden_state` (of `IBotSwinModel` the mean patch, which takes its place).
             "mean": mean of the patch tokens (those in front of them, such as CLS, left out) or of the feature map.
             "pooler": `pooler_output`, flattened. Beware: AutoModel gives a ViT that has no pooler a random one.
             "auto": "cls" if there are more tokens than patches, that is, if the model has a CLS token; otherwise
@@ -182,7 +182,12 @@ def _pool(model: PreTrainedModel, pixel_values: torch.Tensor, pooling: str) -> t
 
 
 def _num_patches(config, pixel_values: torch.Tensor) -> int | None:
-    """Patches per image if the model were a ViT; None for a model without a patch size."""
+    """
+    Patches per image if the model were a ViT, or those behind the mean patch of an iBOT with a Swin Transformer; None
+    for a model without a patch size.
+    """
+    if (stride := getattr(config, "token_stride", None)) is not None:
+        return math.ceil(pixel_values.shape[-2] / stride) * math.ceil(pixel_values.shape[-1] / stride)
     patch_size = getattr(config, "patch_size", None)
     if patch_size is None:
         return None

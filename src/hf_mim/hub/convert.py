@@ -27,7 +27,7 @@ from .official_beitv2 import beitv2_options, convert_beitv2, dropped_beitv2, has
 from .official_dbot import convert_dbot, dbot_options, dropped_dbot, is_dbot, may_be_dbot
 from .official_files import OfficialCheckpoint, read_official
 from .official_ibot import IBOT_CORE, convert_ibot, ibot_options, is_ibot, unknown_to_ibot
-from .official_ibot_swin import convert_ibot_swin, ibot_swin_options, is_ibot_swin
+from .official_ibot_swin import convert_ibot_swin, dropped_ibot_swin, ibot_swin_options, is_ibot_swin
 from .official_processors import original_image_processor
 from .official_vqkd import convert_vqkd, dropped_vqkd, is_vqkd
 
@@ -325,8 +325,6 @@ def _changes(family: str, checkpoint: OfficialCheckpoint, config: PreTrainedConf
     ]
     if "teacher" in networks and not checkpoint.centers:
         changes.append("centres: the file has no ibot_loss, so that training cannot go on from it")
-    if family == "ibot_swin" and any(key.endswith("_index") for weights in networks.values() for key in weights):
-        changes.append("relative_position_index: left behind, it follows from the size of the windows")
     if family in ("ibot", "ibot_swin") and "model" in networks:
         if "masked_embed" not in networks["model"]:
             changes.append("mask token: not in the file, zero")
@@ -334,7 +332,9 @@ def _changes(family: str, checkpoint: OfficialCheckpoint, config: PreTrainedConf
             changes.append(
                 "linear: taken for a classifier of the last CLS token (n_last_blocks 1, avgpool_patchtokens 0)"
             )
-    if family == "beitv2":
+    if family == "ibot_swin":
+        changes += dropped_ibot_swin(next(iter(networks.values())))
+    elif family == "beitv2":
         changes += dropped_beitv2(networks["model"])
     elif family == "vqkd":
         changes += dropped_vqkd(networks["model"])

@@ -8,6 +8,8 @@ import torch
 from transformers import (
     BeitForImageClassification,
     BeitModel,
+    SwinForImageClassification,
+    SwinModel,
     ViTForImageClassification,
     ViTImageProcessorPil,
     ViTMAEModel,
@@ -23,7 +25,10 @@ from ..modeling.modeling_dbot import DBotForImageClassification, DBotModel
 from ..modeling.modeling_dbot_pretraining import DBotForPreTraining
 from ..modeling.modeling_ibot import IBotForImageClassification, IBotModel
 from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
+from ..modeling.modeling_ibot_swin import IBotSwinForImageClassification, IBotSwinModel
+from ..modeling.modeling_ibot_swin_pretraining import IBotSwinForPreTraining
 from .export_beit import native_beit, native_pooled_beit
+from .export_swin import native_swin, sizes_of_swin
 from .export_vit import native_vit, native_vit_mae
 
 
@@ -40,6 +45,9 @@ def export_native(
     model: IBotModel
     | IBotForPreTraining
     | IBotForImageClassification
+    | IBotSwinModel
+    | IBotSwinForPreTraining
+    | IBotSwinForImageClassification
     | Beitv2Model
     | Beitv2ForPreTraining
     | Beitv2ForImageClassification
@@ -47,7 +55,15 @@ def export_native(
     | DBotForPreTraining
     | DBotForImageClassification,
     architecture: Literal["vit_mae"] | None = None,
-) -> ViTModel | ViTForImageClassification | ViTMAEModel | BeitModel | BeitForImageClassification:
+) -> (
+    ViTModel
+    | ViTForImageClassification
+    | ViTMAEModel
+    | SwinModel
+    | SwinForImageClassification
+    | BeitModel
+    | BeitForImageClassification
+):
     """
     Copies a model into one of transformers that gives the same numbers, and loads without this package.
 
@@ -60,6 +76,9 @@ def export_native(
       `BeitForImageClassification`.
     - With mean pooling, which a ViT does not know, dBOT's encoder becomes a `BeitModel`, and a classifier of dBOT or
       iBOT a `BeitForImageClassification`.
+    - iBOT's Swin Transformer becomes a `SwinModel`, whose `last_hidden_state` `[B, N, D]` holds the patches alone and
+      whose `pooler_output` is their mean, its classifier a `SwinForImageClassification`. `AutoBackbone` makes another
+      network of it, with norms of its own.
     - With `architecture="vit_mae"`, dBOT's encoder becomes a `ViTMAEModel`, which sees only the patches that its
       `noise` leaves, a share of 1 - `mask_ratio`: the same `last_hidden_state` for the same noise
       (`reference/dbot/SPEC.md` section 14).
@@ -74,7 +93,8 @@ def export_native(
     Raises:
         TypeError: If the model is none of these.
         ValueError: If transformers cannot express it: an iBOT encoder that pools by the mean; a BEiT v2 model, or one
-            that pools by the mean, for images that are not square; or if dBOT's encoder alone can become what
+            that pools by the mean, for images that are not square; a Swin whose windows are larger than the map of a
+            stage; or if dBOT's encoder alone can become what
             `architecture` says.
     """
     if architecture not in (None, "vit_mae"):
@@ -85,6 +105,8 @@ def export_native(
         if not isinstance(model, (DBotModel, DBotForPreTraining, DBotForImageClassification)):
             raise ValueError(f"only dBOT's encoder can become a ViTMAE, got {type(model).__name__}")
         native = native_vit_mae(model)
+    elif isinstance(model, (IBotSwinModel, IBotSwinForPreTraining, IBotSwinForImageClassification)):
+        native = native_swin(model)
     elif isinstance(model, (IBotModel, IBotForPreTraining)):
         if model.config.use_mean_pooling:
             raise ValueError(
@@ -104,13 +126,21 @@ def export_native(
 
 
 def other_sizes(
-    native: ViTModel | ViTForImageClassification | ViTMAEModel | BeitModel | BeitForImageClassification,
+    native: ViTModel
+    | ViTForImageClassification
+    | ViTMAEModel
+    | SwinModel
+    | SwinForImageClassification
+    | BeitModel
+    | BeitForImageClassification,
 ) -> str:
     """A sentence on the image sizes at which an exported model differs from what it was made of, and in what."""
     config = native.config
     size = config.image_size
     height, width = (size, size) if isinstance(size, int) else size
     exact = f"The numbers are exact at {height} x {width} pixels"
+    if config.model_type == "swin":
+        return f"{exact}{sizes_of_swin(config)}"
     if config.model_type != "beit":
         if height != width:
             return f"{exact}, and the model takes no other size: transformers resizes position tables of squares only."

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..modeling.modeling_ibot_swin import IBotSwinForImageClassification, IBotSwinModel
 from ..modeling.modeling_ibot_swin_pretraining import IBotSwinForPreTraining
+from .official_beitv2 import relative_position_index
 from .official_ibot import assemble, ibot_options, official_name, split_parts
 from .official_names import checked_config, load_strictly, split_qkv
 
@@ -28,6 +29,7 @@ BLOCK_RENAMES = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
+INDEX = ".attn.relative_position_index"
 # Side in pixels of the images that the windows are made for, where their sizes do not tell.
 IMAGE_SIZE = 224
 
@@ -74,7 +76,7 @@ def convert_ibot_swin(
     fields, windows = _encoder_fields(parts["encoder"], name)
     encoder = {}
     for key, tensor in parts["encoder"].items():
-        if key.endswith(".attn.relative_position_index"):
+        if key.endswith(INDEX):
             _check_index(key, tensor, windows, name)
         else:
             encoder |= _renamed(key, tensor)
@@ -84,6 +86,12 @@ def convert_ibot_swin(
     model_class, fields, tensors = assemble(classes, fields, width, encoder, parts, name, overrides)
     config = checked_config(model_class.config_class, fields, overrides)
     return load_strictly(model_class, config, tensors, name, official_swin_name)
+
+
+def dropped_ibot_swin(weights: Mapping[str, Tensor]) -> list[str]:
+    """What of these official tensors is left behind, and why."""
+    count = sum(key.endswith(INDEX) for key in weights)
+    return [f"layers.*{INDEX} ({count} tensors): left behind, follows from the size of the windows"] if count else []
 
 
 def official_swin_name(ours: str) -> str:
@@ -143,10 +151,8 @@ def _needed(weights: Mapping[str, Tensor], key: str, rank: int, name: str) -> Te
 
 def _check_index(key: str, index: Tensor, windows: list[int], name: str):
     window = windows[int(key.split(".")[1])]
-    position = torch.arange(window**2)
-    rows, columns = position // window, position % window
-    expected = (rows[:, None] - rows + window - 1) * (2 * window - 1) + columns[:, None] - columns + window - 1
-    if not torch.equal(index.cpu(), expected):
+    # BEiT's has the CLS token in front.
+    if not torch.equal(index.cpu(), relative_position_index((window, window))[1:, 1:]):
         raise ValueError(f"{name}: {key} is not the index of a window of {window} x {window} patches")
 
 

@@ -1,10 +1,18 @@
 """Configuration of the iBOT models with a Swin Transformer backbone."""
 
+import math
+
 from huggingface_hub.dataclasses import strict
+from transformers import SwinConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
 from .configuration_checks import check_counts, check_image_size, check_rates, grid_of
 from .configuration_head_ibot import IBotHeadConfig
+from .native_fields import SHARED_SWIN_FIELDS, fields_from_native
+
+
+# The epsilon of the norms of patch embedding and patch merging in transformers' Swin, whatever its configuration says.
+NATIVE_EPS = 1e-5
 
 
 @strict
@@ -83,6 +91,49 @@ class IBotSwinConfig(BackboneConfigMixin, IBotHeadConfig):
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
         )
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        """
+        What is stored there; of a plain Swin, what it has in common with iBOT's.
+
+        Raises:
+            ValueError: If a plain Swin computes what iBOT's cannot: it has an epsilon other than that of its patch
+                merging, absolute positions, or windows that are treated otherwise at its own image size.
+        """
+        stored, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        fields = fields_from_native(stored, cls, {SwinConfig: (*SHARED_SWIN_FIELDS, "drop_path_rate")})
+        if fields is not stored:
+            reason = cls(**fields).why_no_native_swin
+            if stored.get("use_absolute_embeddings"):
+                reason = "it has absolute position embeddings, which iBOT's Swin does not"
+            elif fields["layer_norm_eps"] != NATIVE_EPS:
+                reason = (
+                    f"its norms have epsilons of {fields['layer_norm_eps']:g} and, in patch embedding and merging, "
+                    f"{NATIVE_EPS:g}; iBOT's Swin has one"
+                )
+            if reason is not None:
+                raise ValueError(f"the numbers of {pretrained_model_name_or_path} cannot be had here: {reason}")
+        return fields, kwargs
+
+    @property
+    def why_no_native_swin(self) -> str | None:
+        """The reason why transformers' Swin gives other numbers at `image_size`; None if they are the same."""
+        rows, size = self.grid_size[0], self.window_size
+        for stage, (window, shift) in enumerate(self.stage_windows):
+            side = math.ceil(rows / 2**stage)
+            described = f"stage {stage + 1} has {side} x {side} patches at image_size {rows * self.patch_size}"
+            if window < size:
+                return (
+                    f"{described}, fewer than a window of {size} x {size}: transformers' Swin gives all stages "
+                    f"relative position tables of the window's size, and cannot run a smaller stage"
+                )
+            if shift == 0 and side > size > 1:
+                return (
+                    f"{described}, an odd map halved and rounded up: transformers' Swin moves the windows of "
+                    f"{size} x {size} there, the original does not"
+                )
+        return None
 
     @property
     def hidden_size(self) -> int:

@@ -321,6 +321,12 @@ NATIVE_NAMES = {
     r"attention\.attention\.query\.": "attention.q_proj.",
     r"attention\.attention\.key\.": "attention.k_proj.",
     r"attention\.attention\.value\.": "attention.v_proj.",
+    r"attention\.self\.query\.": "attention.q_proj.",
+    r"attention\.self\.key\.": "attention.k_proj.",
+    r"attention\.self\.value\.": "attention.v_proj.",
+    r"attention\.self\.relative_position_bias_table": (
+        "attention.relative_position_bias.relative_position_bias_table"
+    ),
     r"attention\.output\.dense\.": "attention.o_proj.",
     r"intermediate\.dense\.": "mlp.fc1.",
     r"output\.dense\.": "mlp.fc2.",
@@ -343,10 +349,11 @@ class VisionPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, *args, **kwargs):
         """
         As in transformers. The folder or repository can also hold a plain encoder or classifier of transformers, of a
-        type that the configuration knows: ViT for iBOT, BEiT for BEiT v2, ViT and ViTMAE for dBOT. The numbers are
-        those of the plain model; what it does not have (mask token, pre-training head) is new and reported as missing.
+        type that the configuration knows: ViT for iBOT, Swin for iBOT with a Swin Transformer, BEiT for BEiT v2, ViT
+        and ViTMAE for dBOT. The numbers are those of the plain model; what it does not have (mask token, pre-training
+        head) is new and reported as missing.
         """
-        kwargs.setdefault("key_mapping", {r"^(vit|beit)\.": f"{cls.base_model_prefix}."} | NATIVE_NAMES)
+        kwargs.setdefault("key_mapping", {r"^(vit|beit|swin)\.": f"{cls.base_model_prefix}."} | NATIVE_NAMES)
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         # Otherwise it would be saved under the names that it was loaded from, and no trainer could resume from that.

@@ -297,6 +297,8 @@ class IBotSwinPreTrainedModel(IBotPreTrainedModel):
     # They take no table that is added to the attention logits.
     _supports_flash_attn = False
     _supports_flex_attn = False
+    # In older files of plain Swins, the rows of the tables are buffers.
+    _keys_to_ignore_on_load_unexpected = [r"^head\.", r"relative_position_index$"]
     _can_record_outputs = {"hidden_states": IBotSwinLayer, "attentions": IBotSwinAttention}
 
     @torch.no_grad()

@@ -20,7 +20,8 @@ COMMON_FIELDS = (
     "patch_size",
     "num_channels",
 )
-# What our encoders and the native ones have in common: iBOT or dBOT and ViT or ViTMAE, BEiT v2 and BEiT.
+# What our encoders and the native ones have in common: iBOT or dBOT and ViT or ViTMAE, BEiT v2 and BEiT,
+# iBOT with a Swin Transformer and Swin.
 SHARED_FIELDS = (*COMMON_FIELDS, "qkv_bias")
 SHARED_BEIT_FIELDS = (
     *COMMON_FIELDS,
@@ -37,6 +38,22 @@ MAE_FIELDS = (
     "decoder_num_hidden_layers",
     "decoder_num_attention_heads",
     "decoder_intermediate_size",
+)
+SHARED_SWIN_FIELDS = (
+    "embed_dim",
+    "depths",
+    "num_heads",
+    "window_size",
+    "mlp_ratio",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "initializer_range",
+    "layer_norm_eps",
+    "image_size",
+    "patch_size",
+    "num_channels",
+    "qkv_bias",
 )
 LABEL_FIELDS = ("id2label", "label2id", "problem_type")
 

@@ -26,6 +26,8 @@ class IBotMethod(Method):
 
     arguments_class = IBotTrainingArguments
     trainer_class = IBotTrainer
+    # What the sides of global views are multiples of.
+    cell = "the patch size"
 
     def check_epochs(self, epochs: int):
         args = self.args
@@ -40,6 +42,10 @@ class IBotMethod(Method):
     def build_config(self) -> IBotConfig:
         if self.data_args.streaming and self.args.pred_start_epoch:
             raise ValueError("a stream has no epochs to count to: pred_start_epoch must be 0 with --streaming")
+        return self.read_config()
+
+    def read_config(self) -> IBotConfig:
+        """The configuration of the model to train, from the options."""
         config = pretraining_config(self.model_args, IBotConfig, ViTConfig, SHARED_FIELDS)
         if config.use_mean_pooling:
             raise ValueError("use_mean_pooling is for evaluation: iBOT is trained with the CLS token")
@@ -52,7 +58,7 @@ class IBotMethod(Method):
             local_size = pixel_size("local_crop_size", args.local_crop_size, patch_size)
         return MultiCropViews(
             global_crops_number=args.global_crops_number,
-            global_crop_size=self._global_size(),
+            global_crop_size=self.global_size(),
             global_crops_scale=tuple(args.global_crops_scale),
             local_crops_number=args.local_crops_number,
             local_crop_size=local_size,
@@ -65,8 +71,8 @@ class IBotMethod(Method):
         return build_image_processor(IBotImageProcessorPil, self.config, self.data_args, self.model_args)
 
     def build_collator(self, make_samples: Callable | None) -> IBotCollator:
-        args, size = self.args, self._global_size()
-        grid = (size[0] // self.config.patch_size, size[1] // self.config.patch_size)
+        args, size, stride = self.args, self.global_size(), self.config.token_stride
+        grid = (size[0] // stride, size[1] // stride)
         if args.pred_shape == "block" and min(grid) < 2 and max(args.pred_ratio) > 0:
             raise ValueError(
                 f"global views of {grid[0]} x {grid[1]} patches have no room for blocks: enlarge global_crop_size "
@@ -85,7 +91,8 @@ class IBotMethod(Method):
         export_native(encoder).save_pretrained(folder)
         native_image_processor(processor).save_pretrained(folder)
 
-    def _global_size(self) -> tuple[int, int]:
-        patch_size = self.config.patch_size
-        image_size = [side * patch_size for side in self.config.grid_size]
-        return pixel_size("global_crop_size", self.args.global_crop_size or image_size, patch_size)
+    def global_size(self) -> tuple[int, int]:
+        """Height and width of the global views in pixels."""
+        image_size = [side * self.config.patch_size for side in self.config.grid_size]
+        size, stride = self.args.global_crop_size or image_size, self.config.token_stride
+        return pixel_size("global_crop_size", size, stride, self.cell)

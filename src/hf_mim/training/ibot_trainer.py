@@ -22,7 +22,7 @@ CENTERS_FILE = "centers.safetensors"
 
 class IBotTrainer(MIMTrainer):
     """
-    [`MIMTrainer`] for [`IBotForPreTraining`] (`main_ibot.py`).
+    [`MIMTrainer`] for [`IBotForPreTraining`] and [`IBotSwinForPreTraining`] (`main_ibot.py`).
 
     The teacher sees the unmasked global views. Its CLS token is the target for the student's CLS token of every other
     view, its patches that of the student's masked patches of the same view.
@@ -71,7 +71,7 @@ class IBotTrainer(MIMTrainer):
                 else:
                     weights[patch_key] = weights[cls_key].clone()
         with torch.device("meta"):
-            teacher = IBotForPreTraining(config)
+            teacher = type(self.model)(config)
         if self.args.world_size > 1:
             teacher = nn.SyncBatchNorm.convert_sync_batchnorm(teacher)
         teacher.load_state_dict(weights, assign=True)
@@ -192,4 +192,4 @@ class IBotTrainer(MIMTrainer):
             raise ValueError(f"{source}/{TEACHER_FOLDER}/{CENTERS_FILE} is of another model: {error}") from error
 
     def deployable_encoder(self) -> IBotModel:
-        return self.whole_target().ibot
+        return self.whole_target().base_model

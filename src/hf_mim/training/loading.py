@@ -1,5 +1,6 @@
 """The model to train: a new one, or one to continue from."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,13 +20,14 @@ FREE_FIELDS = {"hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path
 
 def parse_config_overrides(text: str | None, config_class: type[PreTrainedConfig]) -> dict:
     """
-    `"hidden_size=384,norm_last_layer=false"` as a dict with YAML values.
+    `"hidden_size=384,norm_last_layer=false,depths=[2,2]"` as a dict with YAML values.
 
     Raises:
         ValueError: For an entry without `=`, or a name that the configuration does not have (the nearest is named).
     """
     overrides = {}
-    for entry in filter(None, (text or "").split(",")):
+    # Commas inside brackets part the numbers of a list.
+    for entry in filter(None, re.split(r",(?![^\[]*\])", text or "")):
         name, separator, value = entry.strip().partition("=")
         if not separator:
             raise ValueError(f"config_overrides must be name=value,name=value, got {entry!r}")

@@ -135,10 +135,13 @@ class Method(ABC):
         ]
 
 
-def pixel_size(name: str, size: list[int], patch_size: int) -> tuple[int, int]:
-    """Height and width from an option that is one number or both; `ValueError` unless they are whole patches."""
+def pixel_size(name: str, size: list[int], patch_size: int, patch: str = "the patch size") -> tuple[int, int]:
+    """
+    Height and width from an option that is one number or both; `ValueError` unless they are whole patches, or what
+    else `patch` says.
+    """
     if len(size) not in (1, 2):
         raise ValueError(f"{name} must be one number, or height and width, got {size}")
     if any(side < patch_size or side % patch_size for side in size):
-        raise ValueError(f"{name} {size} must be a multiple of the patch size {patch_size}")
+        raise ValueError(f"{name} {size} must be a multiple of {patch} {patch_size}")
     return size[0], size[-1]

@@ -9,13 +9,14 @@ class ModelArguments:
     """Which model to train, and from which weights."""
 
     model_type: str = field(
-        default="ibot", metadata={"help": "Method: 'ibot', 'vqkd', 'beitv2', 'dbot' or 'dbot_symmetric'."}
+        default="ibot", metadata={"help": "Method: 'ibot', 'ibot_swin', 'vqkd', 'beitv2', 'dbot' or 'dbot_symmetric'."}
     )
     model_name_or_path: str | None = field(
         default=None,
         metadata={
             "help": "Folder or Hub id to continue from: a full pre-training model (the folder pretraining/ of a run, "
-            "or one of its checkpoints), or an encoder ('ibot' or 'vit'; 'beitv2' or 'beit'), which gets a new head."
+            "or one of its checkpoints), or an encoder ('ibot' or 'vit'; 'ibot_swin' or 'swin'; 'beitv2' or 'beit'), "
+            "which gets a new head."
         },
     )
     config_overrides: str | None = field(

@@ -34,7 +34,7 @@ from .recipe_parser import load_recipe, parse_recipe_args
 
 logger = logging.getLogger(__name__)
 
-MODEL_TYPES = ("ibot", "vqkd", "beitv2", "dbot", "dbot_symmetric")
+MODEL_TYPES = ("ibot", "ibot_swin", "vqkd", "beitv2", "dbot", "dbot_symmetric")
 
 
 def load_data(args: DataArguments, model_args: ModelArguments, seed: int, labels: bool = True):
@@ -100,6 +100,10 @@ def method_class(model_type: str) -> type[Method]:
         from .ibot_method import IBotMethod
 
         return IBotMethod
+    if model_type == "ibot_swin":
+        from .ibot_swin_method import IBotSwinMethod
+
+        return IBotSwinMethod
     if model_type == "vqkd":
         from .vqkd_method import VQKDMethod
 
