@@ -386,6 +386,7 @@ def test_refused_full_checkpoints(trace, tmp_path, capsys, change, message):
     [
         (["--which", "student"], "which is for a full checkpoint with student and teacher"),
         (["--config_overrides", "drop_path_rate"], "must be name=value"),
+        (["--config_overrides", "num_attention_heads=4"], "num_attention_heads has an argument of its own"),
         (["--config_overrides", "drop_path_rate=2"], "drop_path_rate must lie in"),
     ],
 )

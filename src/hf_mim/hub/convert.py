@@ -16,7 +16,6 @@ from ..data.files import replaced_folder
 from ..modeling.image_processing_pil_ibot import IBotImageProcessorPil
 from ..modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
 from ..modeling.modeling_dbot_pretraining import DBotForPreTraining
-from ..modeling.modeling_ibot import IBotForImageClassification
 from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
 from ..modeling.modeling_ibot_swin_pretraining import IBotSwinForPreTraining
 from ..modeling.modeling_vqkd import VQKDModel
@@ -365,7 +364,7 @@ def _image_processor(family: str, model: PreTrainedModel, args: Mapping[str, Any
     side = min(height, width)
     settings: dict[str, Any] = {"crop_size": {"height": height, "width": width}}
     resized = round(side * 256 / 224)
-    if isinstance(model, IBotForImageClassification) and "crop_pct" in args:
+    if "crop_pct" in args:
         # `run_class_finetuning.py` resizes bilinearly, crops nothing off from 384 pixels on, and has its own option
         # for the mean and deviation of ImageNet.
         settings["resample"] = PILImageResampling.BILINEAR

@@ -82,13 +82,15 @@ def parse_overrides(text: str | None) -> dict[str, Any]:
     `"image_size=[224,448],drop_path_rate=0.2"` as a dict with YAML values.
 
     Raises:
-        ValueError: For an entry that is not `name=value`.
+        ValueError: For an entry that is not `name=value`, or that has an argument of its own.
     """
     overrides = {}
     for entry in filter(None, re.split(r",(?![^\[]*\])", text or "")):
         name, separator, value = entry.strip().partition("=")
         if not (name and separator):
             raise ValueError(f"config_overrides must be name=value,name=value, got {entry!r}")
+        if name in ("source", "family", "num_attention_heads"):
+            raise ValueError(f"config_overrides: {name} has an argument of its own (hf-mim convert --help)")
         parsed = yaml.safe_load(value)
         # YAML takes 1e-6 for text.
         is_number = isinstance(parsed, str) and re.fullmatch(r"[-+]?\d+e[-+]?\d+", parsed, re.IGNORECASE)

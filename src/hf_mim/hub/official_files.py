@@ -66,7 +66,6 @@ ALLOWED = [
     (_Unneeded, "numpy.core.multiarray.scalar"),
     (_Unneeded, "numpy._core.multiarray.scalar"),
     (_Unneeded, "numpy.dtype"),
-    (_Unneeded, "_codecs.encode"),
 ]
 
 
