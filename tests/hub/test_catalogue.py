@@ -65,18 +65,21 @@ def test_unknown_name():
 
 def test_table():
     lines = format_catalogue().splitlines()
-    assert len(lines) == 1 + len(CATALOGUE) + 3 + 3
-    columns = {line.index("IN-1") for line in lines[1 : 1 + len(CATALOGUE)] if "IN-1" in line}
-    assert len(columns) == 1
-    line = next(line for line in lines if line.startswith("ibot-vitb16-rand "))
+    assert len(lines) == 1 + len(CATALOGUE) + 4 + 3
+    assert len({line.index("ImageNet-") for line in lines[1 : 1 + len(CATALOGUE)]}) == 1
+    line = next(line for line in lines if line.startswith("ibot-vitb16-in22k "))
     assert re.split(r"  +", line) == [
-        "ibot-vitb16-rand",
+        "ibot-vitb16-in22k",
         "ViT-B/16",
-        "random",
-        "IN-1K",
+        "block",
+        "ImageNet-22K",
         "-",
         "student and teacher",
-        "apache-2.0",
-        "k-NN 77.3, linear 79.8, fine-tuned 84.1, COCO box AP 51.5",
+        "k-NN 71.1, linear 79.0, fine-tuned at 256 px 84.4 (student)",
     ]
     assert "in a cloud share" in next(line for line in lines if line.startswith("ibot-vits16-k1000 "))
+    assert lines[-3:] == [
+        "  iBOT     https://github.com/bytedance/ibot (apache-2.0)",
+        "  BEiT v2  https://github.com/microsoft/unilm/tree/master/beit2 (mit)",
+        "  dBOT     https://github.com/liuxingbin/dbot (apache-2.0)",
+    ]

@@ -6,10 +6,21 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
+from hf_mim import (
+    Beitv2Config,
+    Beitv2ForImageClassification,
+    Beitv2ForPreTraining,
+    DBotConfig,
+    DBotForImageClassification,
+    DBotModel,
+    IBotConfig,
+    IBotModel,
+    export_native,
+)
 from hf_mim.hub import catalogue_cards
 from hf_mim.hub.card import rename_card
 from hf_mim.hub.catalogue import load_catalogue
-from hf_mim.hub.catalogue_cards import catalogue_card
+from hf_mim.hub.catalogue_cards import catalogue_card, loaded_class
 from hf_mim.hub.converted_card import IMAGENET, build_converted_card, convert_command
 
 from .card_checks import assert_whole
@@ -67,6 +78,26 @@ def test_card_of_the_catalogue(entry):
         assert "--native" in card or entry.family == "vqkd"
     renamed = rename_card(card, f"org/{entry.name}")
     assert f'from_pretrained("org/{entry.name}")' in renamed and f"hf-mim convert {entry.name}" in renamed
+
+
+def test_native_forms_are_those_of_the_export():
+    """The classes that the cards of the catalogue name, from small models of the same make."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32}
+    finetuned = {"use_mean_pooling": True, "num_labels": 5}
+    per_block = {"use_shared_relative_position_bias": False, "use_relative_position_bias": True}
+    symmetric = {"early_layers": 1, "head_layers": 0, "regression_loss": "negcosine"}
+    models = {
+        "ibot-vitb16": IBotModel(IBotConfig(**sizes)),
+        "beitv2-vitb16": Beitv2ForPreTraining(Beitv2Config(**sizes, early_layers=1)),
+        "beitv2-vitb16-ft1k": Beitv2ForImageClassification(
+            Beitv2Config(**sizes, **finetuned, **per_block, early_layers=1)
+        ),
+        "dbot-vitb16": DBotModel(DBotConfig(**sizes)),
+        "dbot-vitb16-ft1k": DBotForImageClassification(DBotConfig(**sizes, **finetuned)),
+        "dbot-vitb16-clip": Beitv2ForPreTraining(Beitv2Config(**sizes, **symmetric)),
+    }
+    for name, model in models.items():
+        assert type(export_native(model)).__name__ == loaded_class(CATALOGUE[name]), name
 
 
 @pytest.mark.parametrize(("family", "model_class"), [(f, c) for f, classes in CLASSES.items() for c in classes])

@@ -27,7 +27,7 @@ from .tiny import SHORT, TINY_DBOT, pretrain
         ("--model_name_or_path /runs/a/pretraining", "--model_name_or_path a/pretraining"),
         ("--resume_from_checkpoint ./runs/a/checkpoint-12", "--resume_from_checkpoint a/checkpoint-12"),
         ("--dataset_name org/photos --token hf_secret --seed 1", "--dataset_name org/photos --seed 1"),
-        ("--hub_token=hf_secret --hub-token hf_secret --token hf_secret", ""),
+        ("--hub_token=hf_secret --push-to-hub-token hf_secret --token hf_secret", ""),
         ("--tokenizer_name_or_path org/tokenizer --pred_ratio 0 0.3", "--tokenizer_name_or_path org/tokenizer "
          "--pred_ratio 0 0.3"),
         ("--run_name 'two words'", "--run_name 'two words'"),

@@ -267,7 +267,11 @@ def _full_model(config: PreTrainedConfig) -> tuple[str, str, str]:
         prototypes = f"{config.out_dim:,} prototypes"
         if not config.shared_head:
             prototypes += f" for the CLS token and {config.patch_out_dim:,} for patches"
-        return "ibot", f"student with its projection head of {prototypes}, and in `teacher/` the teacher", ""
+        return (
+            config.model_type,
+            f"student with its projection head of {prototypes}, and in `teacher/` the teacher",
+            "",
+        )
     if config.model_type == "dbot":
         return "dbot", f"encoder and the decoder that predicts features of {config.target_dim:,} numbers", ""
     if config.regression_loss is not None:

@@ -129,41 +129,39 @@ def find_entry(name: str) -> CatalogueEntry:
 
 def format_catalogue() -> str:
     """The table that `hf-mim convert --list` prints, one line per checkpoint, and what its columns mean."""
-    header = (
-        "NAME",
-        "ARCHITECTURE",
-        "MASKS",
-        "TRAINED ON",
-        "EPOCHS",
-        "HOLDS",
-        "LICENCE",
-        "REPORTED BY THE AUTHORS (%)",
-    )
+    header = ("NAME", "ARCHITECTURE", "MASKS", "TRAINED ON", "EPOCHS", "HOLDS", "THE AUTHORS REPORT (%)")
     rows = [header] + [
         (
             entry.name,
             entry.architecture,
             entry.masks or "-",
-            entry.data.replace("ImageNet-", "IN-"),
+            entry.data,
             str(entry.epochs or "-"),
             _holds(entry),
-            entry.license,
-            ", ".join(f"{FIGURES[key]} {value:.1f}" for key, value in entry.reported.items()) or "-",
+            _figures(entry),
         )
         for entry in load_catalogue().values()
     ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    pages = dict.fromkeys(f"  {entry.method}: {entry.page}" for entry in load_catalogue().values())
+    sources = dict.fromkeys(
+        f"  {entry.method:<9}{entry.page} ({entry.license})" for entry in load_catalogue().values()
+    )
     return "\n".join(
         [
             *lines,
             "",
-            "hf-mim convert NAME OUT downloads and converts one. Figures are of ImageNet-1K and were measured by the",
-            "authors; a licence is that of their repository, which states no other one for the weights.",
-            *pages,
+            "hf-mim convert NAME OUT downloads and converts one. The figures are the authors', of ImageNet-1K unless",
+            "they name other data, and of the network in brackets. The authors' pages, and the licences of their",
+            "repositories, which state no others for the weights:",
+            *sources,
         ]
     )
+
+
+def _figures(entry: CatalogueEntry) -> str:
+    figures = ", ".join(f"{FIGURES[key]} {value:.1f}" for key, value in entry.reported.items()) or "-"
+    return f"{figures} ({entry.network})" if entry.network else figures
 
 
 def _holds(entry: CatalogueEntry) -> str:

@@ -212,4 +212,4 @@ def _again(part: Path) -> str:
 
 
 def _elsewhere() -> str:
-    return "; --mirror URL fetches the file of that name from another server, and a path converts one that is here"
+    return "; --mirror URL fetches the file of that name from another server, --file FILE takes one that is here"

@@ -21,7 +21,7 @@ from .teachers import source_name
 PACKAGES = ("hf_mim", "transformers", "torch", "datasets")
 # Names of `--dataset_name` that are no data set of the Hub.
 BUILDERS = ("imagefolder", "parquet", "webdataset", "photo-tiles")
-SECRET = re.compile(r"--(hub[_-])?token(=.*)?")
+SECRET = re.compile(r"--([\w-]+[_-])?token(=.*)?")
 LINE = 100
 
 
