@@ -3,7 +3,7 @@
 import yaml
 from huggingface_hub import ModelCard
 
-from hf_mim import Beitv2Config, DBotConfig, IBotConfig
+from hf_mim import Beitv2Config, DBotConfig, IBotConfig, IBotSwinConfig
 from hf_mim.hub.card import build_pretraining_card, rename_card
 
 
@@ -91,6 +91,10 @@ def test_card_of_a_full_model():
     assert "8,192 prototypes, and in `teacher/`" in card and "--model_type ibot --model_name_or_path org/name" in card
     assert "## Limits\n\nNot for decisions about people.\n" in card and card.endswith("## Citation\n\nA paper.\n")
     assert "## Training" not in card and "\n\n\n" not in card
+
+
+def test_card_of_a_full_model_with_a_swin_transformer():
+    assert "--model_type ibot_swin --model_name_or_path org/name-pretrain" in pretraining_card(IBotSwinConfig())
 
 
 def test_card_of_a_full_model_with_its_code():

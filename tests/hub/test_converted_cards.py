@@ -15,6 +15,7 @@ from hf_mim import (
     DBotModel,
     IBotConfig,
     IBotModel,
+    IBotSwinConfig,
     export_native,
 )
 from hf_mim.hub import catalogue_cards
@@ -98,6 +99,9 @@ def test_native_forms_are_those_of_the_export():
     }
     for name, model in models.items():
         assert type(export_native(model)).__name__ == loaded_class(CATALOGUE[name]), name
+    for window in (7, 14):
+        native = IBotSwinConfig(window_size=window).why_no_native_swin is None
+        assert (loaded_class(CATALOGUE[f"ibot-swint{window}"]) == "SwinModel") == native
 
 
 @pytest.mark.parametrize(("family", "model_class"), [(f, c) for f, classes in CLASSES.items() for c in classes])
