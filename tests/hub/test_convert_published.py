@@ -68,12 +68,16 @@ def test_download_and_convert(convert, server, contents, tmp_path, capsys):
     assert "\nhf-mim convert ibot-vits16 OUT\n" in card and f"({server.url}/vits_16/checkpoint.pth)" in card
     assert "| ImageNet-1K top-1, k-NN | 75.2 |" in card and "apache-2.0; it states no other" in card
     assert str(tmp_path) not in card and "| converted with | hf_mim " in card
+    # The figures are of the teacher.
+    assert "of the encoder of the teacher" in card and ModelCard(card).data.eval_results is None
     # Once more, from the cache.
     convert_again = ["ibot-vits16", str(tmp_path / "again"), "--num_attention_heads", "2", "--native"]
     main([*convert_again, "--mirror", server.url, "--cache_dir", str(tmp_path / "cache")])
     assert len(server.requests) == 1
     card = (tmp_path / "again" / "README.md").read_text()
-    assert "| network | teacher |" in card and ModelCard(card).data.library_name == "transformers"
+    data = ModelCard(card).data
+    assert "| network | teacher |" in card and data.library_name == "transformers"
+    assert [result.metric_value for result in data.eval_results] == [75.2, 77.9]
     assert (tmp_path / "again" / "pretraining" / "teacher" / "centers.safetensors").is_file()
     AutoModel.from_pretrained(tmp_path / "again")
 

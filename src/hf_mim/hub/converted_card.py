@@ -64,6 +64,8 @@ def build_converted_card(
     symmetric = family == "dbot" and model_class.startswith("Beit") and (entry is None or entry.masks == "block")
     method, paper = METHODS[family]
     reported = {} if entry is None else entry.reported
+    # In the metadata stands only what is true of the network that is loaded.
+    own = [figure for figure in reported if figure in OWN_FIGURES and network == entry.network]
     data = ModelCardData(
         license=None if entry is None else entry.license,
         library_name="transformers" if native else "hf_mim",
@@ -79,12 +81,11 @@ def build_converted_card(
                 dataset_split="validation",
                 metric_type="accuracy",
                 metric_name=FIGURES[figure],
-                metric_value=value,
+                metric_value=reported[figure],
                 source_name="reported by the authors",
                 source_url=entry.page,
             )
-            for figure, value in reported.items()
-            if figure in OWN_FIGURES
+            for figure in own
         ]
         or None,
     )
