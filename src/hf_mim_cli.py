@@ -21,7 +21,7 @@ verbs:
   analyze codes TOKENIZER IMAGES ...       pictures of which patches share a code, and how often each is used
   analyze distance MODEL IMAGES ...        how far each head looks in each layer, of one or several encoders
   analyze svd MODEL IMAGES ...             how few directions the patch features of each layer fill
-  convert SOURCE OUTPUT_DIR                a checkpoint of an original code as a model of this package or transformers
+  convert SOURCE OUTPUT_DIR                an official checkpoint, a file or a name of --list, as a model folder
   export MODEL OUT                         a model as one of transformers' own, which needs no hf_mim; --onnx as well
   publish OUTPUT_DIR ORG/NAME ...          upload a finished run: encoder and full model, checked, with their cards
   check-data SOURCE                        reads every image once; names the unreadable ones and the duplicates
