@@ -26,8 +26,6 @@ from hf_mim import (
 )
 from hf_mim.hub.export import export_native, native_image_processor, other_sizes
 
-from .fresh_process import run_fresh
-
 
 def tiny(cls=IBotModel, **overrides):
     """A model in which no tensor, the mask token included, has the value that its initialisation gives it."""
@@ -219,38 +217,3 @@ def test_image_processor_on_torchvision():
     assert type(native).__name__ == "ViTImageProcessor"
     image = image_of_mode("P")
     np.testing.assert_array_equal(native(image)["pixel_values"][0], processor(image)["pixel_values"][0])
-
-
-PLAIN_TRANSFORMERS = """
-import os
-import numpy as np
-import torch
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModel
-
-folder = os.environ["FOLDER"]
-model, report = AutoModel.from_pretrained(folder, output_loading_info=True, trust_remote_code=False)
-processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-assert not any(report.values()), report
-assert type(model).__module__.startswith("transformers.")
-assert type(processor).__module__.startswith("transformers.")
-with torch.no_grad():
-    outputs = model(**processor(Image.open(folder + "/image.png"), return_tensors="pt"))
-np.savez(folder + "/out.npz", tokens=outputs.last_hidden_state.numpy(), pooled=outputs.pooler_output.numpy())
-"""
-
-
-@torch.no_grad()
-def test_in_a_process_without_this_package(tmp_path):
-    model = tiny(IBotForPreTraining, layer_scale_init_value=0.1)
-    processor = IBotImageProcessorPil(size={"shortest_edge": 30}, crop_size={"height": 24, "width": 24})
-    export_native(model).save_pretrained(tmp_path)
-    native_image_processor(processor).save_pretrained(tmp_path)
-    image = image_of_mode("P")
-    image.save(tmp_path / "image.png")
-    run_fresh(PLAIN_TRANSFORMERS, {"FOLDER": str(tmp_path)})
-
-    expected = model.ibot(**processor(image, return_tensors="pt"))
-    outputs = np.load(tmp_path / "out.npz")
-    np.testing.assert_allclose(outputs["tokens"], expected.last_hidden_state.numpy(), rtol=0, atol=1e-5)
-    np.testing.assert_allclose(outputs["pooled"], expected.pooler_output.numpy(), rtol=0, atol=1e-5)

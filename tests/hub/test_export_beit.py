@@ -1,6 +1,5 @@
 """The native export of BEiT v2: the numbers of ours in plain transformers, where this package is not imported."""
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForImageClassification, BeitConfig, BeitForImageClassification, BeitModel
@@ -10,13 +9,9 @@ from hf_mim import (
     Beitv2Config,
     Beitv2ForImageClassification,
     Beitv2ForPreTraining,
-    Beitv2ImageProcessorPil,
     Beitv2Model,
 )
-from hf_mim.hub.export import export_native, native_image_processor, other_sizes
-
-from .fresh_process import run_fresh
-from .test_export import PLAIN_TRANSFORMERS, image_of_mode
+from hf_mim.hub.export import export_native, other_sizes
 
 
 def tiny(cls=Beitv2Model, **overrides):
@@ -168,19 +163,3 @@ def test_transformers_is_wrong_for_other_windows():
     native.eval().load_state_dict(weights, strict=True)
     images = torch.randn(2, 3, 16, 40)
     assert (native(images).last_hidden_state - wide(images).last_hidden_state).abs().max() > 1e-3
-
-
-@torch.no_grad()
-def test_in_a_process_without_this_package(tmp_path):
-    model = tiny(Beitv2ForPreTraining)
-    processor = Beitv2ImageProcessorPil(size={"shortest_edge": 30}, crop_size={"height": 24, "width": 24})
-    export_native(model).save_pretrained(tmp_path)
-    native_image_processor(processor).save_pretrained(tmp_path)
-    image = image_of_mode("P")
-    image.save(tmp_path / "image.png")
-    run_fresh(PLAIN_TRANSFORMERS, {"FOLDER": str(tmp_path)})
-
-    expected = model.beitv2(**processor(image, return_tensors="pt"))
-    outputs = np.load(tmp_path / "out.npz")
-    np.testing.assert_allclose(outputs["tokens"], expected.last_hidden_state.numpy(), rtol=0, atol=1e-5)
-    np.testing.assert_allclose(outputs["pooled"], expected.pooler_output.numpy(), rtol=0, atol=1e-5)

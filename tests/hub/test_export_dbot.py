@@ -1,6 +1,5 @@
 """The native export of dBOT: the numbers of ours in plain transformers, where this package is not imported."""
 
-import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -18,13 +17,9 @@ from hf_mim import (
     DBotConfig,
     DBotForImageClassification,
     DBotForPreTraining,
-    DBotImageProcessorPil,
     DBotModel,
 )
-from hf_mim.hub.export import export_native, native_image_processor
-
-from .fresh_process import run_fresh
-from .test_export import PLAIN_TRANSFORMERS, image_of_mode
+from hf_mim.hub.export import export_native
 
 
 def tiny(cls=DBotModel, **overrides):
@@ -168,18 +163,3 @@ def test_what_cannot_be_exported():
         export_native(tiny(use_mean_pooling=True), "vit_mae")
     with pytest.raises(TypeError, match="got DBotBackbone"):
         export_native(tiny(DBotBackbone))
-
-
-@torch.no_grad()
-def test_in_a_process_without_this_package(tmp_path):
-    model = tiny(DBotForPreTraining)
-    processor = DBotImageProcessorPil(size={"shortest_edge": 30}, crop_size={"height": 24, "width": 24})
-    export_native(model).save_pretrained(tmp_path)
-    native_image_processor(processor).save_pretrained(tmp_path)
-    image = image_of_mode("P")
-    image.save(tmp_path / "image.png")
-    run_fresh(PLAIN_TRANSFORMERS, {"FOLDER": str(tmp_path)})
-    expected = model.dbot(**processor(image, return_tensors="pt"))
-    outputs = np.load(tmp_path / "out.npz")
-    np.testing.assert_allclose(outputs["tokens"], expected.last_hidden_state.numpy(), rtol=0, atol=1e-5)
-    np.testing.assert_allclose(outputs["pooled"], expected.pooler_output.numpy(), rtol=0, atol=1e-5)
