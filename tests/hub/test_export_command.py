@@ -31,6 +31,8 @@ from hf_mim import (
     IBotForImageClassification,
     IBotForPreTraining,
     IBotImageProcessorPil,
+    IBotSwinConfig,
+    IBotSwinModel,
     VQKDConfig,
     VQKDModel,
 )
@@ -40,6 +42,7 @@ from hf_mim.hub.export import export_native
 
 SIZES = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=24, patch_size=8)
 SIZES |= dict(initializer_range=0.2)
+SWIN = dict(embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=3, image_size=24, patch_size=2)
 LABELS = dict(id2label={0: "cat", 1: "dog", 2: "owl"}, label2id={"cat": 0, "dog": 1, "owl": 2})
 CROP = dict(size={"shortest_edge": 30}, crop_size={"height": 24, "width": 24})
 
@@ -209,13 +212,14 @@ def test_onnx(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ibot", "ibot_classifier", "dbot", "dbot_pooled", "large"])
+@pytest.mark.parametrize("kind", ["ibot", "ibot_classifier", "swin", "dbot", "dbot_pooled", "large"])
 @torch.no_grad()
 def test_onnx_of_other_models(tmp_path, monkeypatch, kind):
     torch.manual_seed(0)
     model = {
         "ibot": lambda: ibot(tmp_path / "model", layer_scale_init_value=0.1).ibot,
         "ibot_classifier": lambda: ibot(tmp_path / "model", IBotForImageClassification, **LABELS),
+        "swin": lambda: IBotSwinModel(IBotSwinConfig(**SWIN)).eval(),
         "dbot": lambda: dbot(tmp_path / "model").dbot.to(torch.bfloat16),
         "dbot_pooled": lambda: dbot(tmp_path / "model", DBotForImageClassification, use_mean_pooling=True, **LABELS),
         "large": lambda: dbot(tmp_path / "model").dbot,

@@ -1,21 +1,16 @@
 """The native export of iBOT with a Swin Transformer: the same numbers in transformers' own, or a refusal."""
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import AutoModel, AutoModelForImageClassification, SwinConfig, SwinForImageClassification, SwinModel
 
 from hf_mim import (
-    IBotImageProcessorPil,
     IBotSwinConfig,
     IBotSwinForImageClassification,
     IBotSwinForPreTraining,
     IBotSwinModel,
 )
-from hf_mim.hub.export import export_native, native_image_processor, other_sizes
-
-from .fresh_process import run_fresh
+from hf_mim.hub.export import export_native, other_sizes
 
 
 def tiny(cls=IBotSwinModel, **overrides):
@@ -204,72 +199,3 @@ class TestTheOtherDirection:
         SwinModel(config).save_pretrained(tmp_path)
         with pytest.raises(ValueError, match=f"cannot be had here: {message}"):
             IBotSwinModel.from_pretrained(tmp_path)
-
-
-FRESH = """
-import numpy as np
-import torch
-from PIL import Image
-from transformers import (
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageClassification,
-    Trainer,
-    TrainingArguments,
-    pipeline,
-)
-
-encoder, classifier = {encoder!r}, {classifier!r}
-image = Image.open({image!r})
-model = AutoModel.from_pretrained(encoder).eval()
-with torch.no_grad():
-    output = model(**AutoImageProcessor.from_pretrained(encoder)(image, return_tensors="pt"))
-np.savez({output!r},
-    tokens=output.last_hidden_state, pooled=output.pooler_output,
-    features=pipeline("image-feature-extraction", model=encoder)(image),
-    scores=[score["score"] for score in sorted(
-        pipeline("image-classification", model=classifier)(image), key=lambda score: score["label"])],
-)
-
-
-class Rows(torch.utils.data.Dataset):
-    def __len__(self):
-        return 12
-
-    def __getitem__(self, index):
-        generator = torch.Generator().manual_seed(index)
-        return dict(pixel_values=torch.randn(3, 32, 32, generator=generator), labels=index % 3)
-
-
-args = TrainingArguments({trained!r}, max_steps=3, per_device_train_batch_size=4, use_cpu=True, report_to=[],
-    logging_steps=1, save_strategy="no", disable_tqdm=True)
-model = AutoModelForImageClassification.from_pretrained(classifier)
-before = {{name: tensor.clone() for name, tensor in model.state_dict().items()}}
-trainer = Trainer(model, args, train_dataset=Rows())
-trainer.train()
-assert len([log for log in trainer.state.log_history if "loss" in log]) == 3
-assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
-changed = [name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])]
-assert len(changed) == len(before), set(before) - set(changed)
-"""
-
-
-@torch.no_grad()
-def test_without_this_package(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "image.png")
-    processor = IBotImageProcessorPil(size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32})
-    models = {"encoder": tiny(), "classifier": tiny(IBotSwinForImageClassification, num_labels=3)}
-    for name, model in models.items():
-        export_native(model).save_pretrained(tmp_path / name)
-        native_image_processor(processor).save_pretrained(tmp_path / name)
-    files = {name: str(tmp_path / name) for name in ("encoder", "classifier", "trained", "image", "output")}
-    run_fresh(FRESH.format(**files | {"image": f"{files['image']}.png", "output": f"{files['output']}.npz"}))
-    found = np.load(tmp_path / "output.npz")
-    inputs = processor(Image.open(tmp_path / "image.png"), return_tensors="pt")
-    expected = models["encoder"](**inputs)
-    for name in ("tokens", "features"):
-        np.testing.assert_allclose(found[name], expected.last_hidden_state[:, 1:], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(found["pooled"], expected.pooler_output, rtol=0, atol=1e-5)
-    scores = models["classifier"](**inputs).logits.softmax(-1)[0]
-    np.testing.assert_allclose(found["scores"], scores, rtol=0, atol=1e-5)
