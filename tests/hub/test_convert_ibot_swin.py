@@ -145,4 +145,4 @@ class TestMistakes:
 
     def test_half_a_file(self, weights):
         del weights["backbone.layers.1.blocks.0.attn.relative_position_bias_table"]
-        self.refuse(weights, "has no layers.1.blocks.0.attn.relative_position_bias_table: it is not an iBOT encoder")
+        self.refuse(weights, "has no tensor layers.1.blocks.0.attn.relative_position_bias_table")

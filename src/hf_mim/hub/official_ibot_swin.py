@@ -12,7 +12,7 @@ from ..modeling.modeling_ibot_swin import IBotSwinForImageClassification, IBotSw
 from ..modeling.modeling_ibot_swin_pretraining import IBotSwinForPreTraining
 from .official_beitv2 import relative_position_index
 from .official_ibot import assemble, ibot_options, official_name, split_parts
-from .official_names import checked_config, load_strictly, split_qkv
+from .official_names import BLOCK, checked_config, count_blocks, left_behind, load_strictly, needed, split_qkv
 
 
 RENAMES = {
@@ -21,13 +21,8 @@ RENAMES = {
     "patch_embed.norm": "embeddings.norm",
     "norm": "layernorm",
 }
-BLOCK_RENAMES = {
-    "norm1": "layernorm_before",
-    "norm2": "layernorm_after",
-    "attn.proj": "attention.o_proj",
+BLOCK_RENAMES = BLOCK | {
     "attn.relative_position_bias_table": "attention.relative_position_bias.relative_position_bias_table",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
 }
 INDEX = ".attn.relative_position_index"
 # Side in pixels of the images that the windows are made for, where their sizes do not tell.
@@ -90,8 +85,7 @@ def convert_ibot_swin(
 
 def dropped_ibot_swin(weights: Mapping[str, Tensor]) -> list[str]:
     """What of these official tensors is left behind, and why."""
-    count = sum(key.endswith(INDEX) for key in weights)
-    return [f"layers.*{INDEX} ({count} tensors): left behind, follows from the size of the windows"] if count else []
+    return left_behind(weights, f"layers.*{INDEX}", "left behind, follows from the size of the windows")
 
 
 def official_swin_name(ours: str) -> str:
@@ -112,21 +106,19 @@ def official_swin_name(ours: str) -> str:
 
 def _encoder_fields(weights: Mapping[str, Tensor], name: str) -> tuple[dict, list[int]]:
     """Fields of the configuration, and the window size of every stage."""
-    stages = sorted({int(key.split(".")[1]) for key in weights if key.startswith("layers.")})
     depths, heads, windows = [], [], []
-    for stage in stages:
-        blocks = {key.split(".")[3] for key in weights if key.startswith(f"layers.{stage}.blocks.")}
-        table = _needed(weights, f"layers.{stage}.blocks.0.attn.relative_position_bias_table", 2, name)
-        depths.append(len(blocks))
+    for stage in range(count_blocks(weights, "layers")):
+        table = needed(weights, f"layers.{stage}.blocks.0.attn.relative_position_bias_table", 2, name)
+        depths.append(count_blocks(weights, f"layers.{stage}.blocks"))
         heads.append(table.shape[1])
         windows.append((math.isqrt(len(table)) + 1) // 2)
-    embed_dim, channels, patch_size = _needed(weights, "patch_embed.proj.weight", 4, name).shape[:3]
+    embed_dim, channels, patch_size = needed(weights, "patch_embed.proj.weight", 4, name).shape[:3]
     fields = {
         "embed_dim": embed_dim,
         "depths": depths,
         "num_heads": heads,
         "window_size": max(windows),
-        "mlp_ratio": len(_needed(weights, "layers.0.blocks.0.mlp.fc1.weight", 2, name)) / embed_dim,
+        "mlp_ratio": len(needed(weights, "layers.0.blocks.0.mlp.fc1.weight", 2, name)) / embed_dim,
         "qkv_bias": "layers.0.blocks.0.attn.qkv.bias" in weights,
         "patch_size": patch_size,
         "num_channels": channels,
@@ -139,14 +131,6 @@ def _encoder_fields(weights: Mapping[str, Tensor], name: str) -> tuple[dict, lis
             fields["image_size"] = window * 2**stage * patch_size
             break
     return fields, windows
-
-
-def _needed(weights: Mapping[str, Tensor], key: str, rank: int, name: str) -> Tensor:
-    if key not in weights:
-        raise ValueError(f"{name} has no {key}: it is not an iBOT encoder with a Swin Transformer")
-    if weights[key].ndim != rank:
-        raise ValueError(f"{name}: {key} has shape {list(weights[key].shape)}, which is not Swin's")
-    return weights[key]
 
 
 def _check_index(key: str, index: Tensor, windows: list[int], name: str):
