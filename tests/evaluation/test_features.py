@@ -31,7 +31,7 @@ from transformers import (
 )
 from transformers.models.beit.modeling_beit import BeitModel
 
-from hf_mim import IBotConfig, IBotModel
+from hf_mim import IBotConfig, IBotModel, IBotSwinConfig, IBotSwinModel
 from hf_mim.evaluation.features import extract_features, raw_pixel_features
 
 
@@ -143,6 +143,12 @@ def test_each_pooling_by_name(dataset, pixel_values):
     siglip = build(SiglipVisionModel, SiglipVisionConfig(**SIZES))
     mean = siglip(pixel_values).last_hidden_state.mean(dim=1)
     torch.testing.assert_close(features_of(siglip, dataset, pooling="mean"), mean, atol=2e-5, rtol=1e-5)
+
+    # The mean patch stands where others have a CLS token.
+    swin = build(IBotSwinModel, IBotSwinConfig(image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 1]))
+    expected = swin(pixel_values).last_hidden_state[:, 0]
+    for pooling in ("auto", "cls", "mean", "pooler"):
+        torch.testing.assert_close(features_of(swin, dataset, pooling=pooling), expected, atol=2e-5, rtol=1e-5)
 
 
 def test_poolings_that_the_model_does_not_allow(dataset):
