@@ -70,12 +70,13 @@ def test_download_and_convert(convert, server, contents, tmp_path, capsys):
     assert str(tmp_path) not in card and "| converted with | hf_mim " in card
     # The figures are of the teacher.
     assert "of the encoder of the teacher" in card and ModelCard(card).data.eval_results is None
-    # Once more, from the cache.
+    # Once more, from the cache: the card tells where it came from.
     convert_again = ["ibot-vits16", str(tmp_path / "again"), "--num_attention_heads", "2", "--native"]
-    main([*convert_again, "--mirror", server.url, "--cache_dir", str(tmp_path / "cache")])
+    main([*convert_again, "--mirror", "http://127.0.0.1:9", "--cache_dir", str(tmp_path / "cache")])
     assert len(server.requests) == 1
     card = (tmp_path / "again" / "README.md").read_text()
     data = ModelCard(card).data
+    assert f"({server.url}/vits_16/checkpoint.pth)" in card
     assert "| network | teacher |" in card and data.library_name == "transformers"
     assert [result.metric_value for result in data.eval_results] == [75.2, 77.9]
     assert (tmp_path / "again" / "pretraining" / "teacher" / "centers.safetensors").is_file()

@@ -3,11 +3,13 @@
 import hashlib
 import json
 import shutil
+import socket
+import threading
 
 import pytest
 
 from hf_mim.hub import download
-from hf_mim.hub.download import check_sha256, default_cache_dir, download_file
+from hf_mim.hub.download import check_sha256, default_cache_dir, download_file, recorded_address
 
 from .file_server import FileServer
 
@@ -75,6 +77,83 @@ def test_starts_anew_where_it_cannot_resume(server, fetch, change):
     assert fetch().read_bytes() == server.files["/weights/checkpoint.pth"]
 
 
+def test_parts_of_two_versions_are_never_joined(server, fetch):
+    server.cut_after, server.heeds = 1_000_000, False
+    with pytest.raises(OSError, match="1,000,000 of"):
+        fetch()
+    server.cut_after, server.files["/weights/checkpoint.pth"] = None, CONTENT[::-1]
+    assert fetch().read_bytes() == CONTENT[::-1]
+    assert [wanted for _, wanted in server.requests] == [None, "bytes=1000000-", None]
+
+
+def test_a_beginning_is_gone_before_another_version_is_noted(server, fetch, monkeypatch):
+    """A process that is killed between the two leaves nothing that the new version would be appended to."""
+    server.cut_after = 1_000_000
+    with pytest.raises(OSError):
+        fetch()
+    server.cut_after, server.files["/weights/checkpoint.pth"] = None, CONTENT[::-1]
+
+    def killed(file, mode):
+        if mode == "rb":
+            return open(file, mode)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(download, "open", killed, raising=False)
+        fetch()
+    assert fetch().read_bytes() == CONTENT[::-1]
+
+
+def test_killed_before_the_last_step(server, fetch, tmp_path, monkeypatch):
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(download, "_finish", killed)
+        fetch()
+    assert fetch(sha256=SHA256).read_bytes() == CONTENT and len(server.requests) == 1
+    assert files(tmp_path) == {"checkpoint.pth", "checkpoint.pth.json"}
+
+
+def test_a_server_without_versions_promises_nothing(server, fetch):
+    server.cut_after, server.tags = 1_000_000, False
+    with pytest.raises(OSError, match="so that the same command begins anew"):
+        fetch()
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "the server sends an empty file; --mirror URL"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\nabc", "tells a size of 'many' instead of a number of bytes"),
+        (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nno chunk",
+            r"IncompleteRead.* before the first byte; --mi",
+        ),
+    ],
+)
+def test_answers_that_are_none(server, fetch, tmp_path, answer, message):
+    server.answer = answer
+    with pytest.raises(OSError, match=f"^{server.url}/weights/checkpoint.pth: .*{message}"):
+        fetch()
+    assert files(tmp_path) == set()
+
+
+def test_a_server_that_stalls(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "TIMEOUT", 0.2)
+    connections = []
+
+    def begin(listening: socket.socket):
+        connections.append(listening.accept()[0])
+        connections[0].sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=begin, args=(listening,), daemon=True).start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/file.pth"
+        with pytest.raises(OSError, match=f"^{url}: timed out before the first byte"):
+            download_file(url, tmp_path / "file.pth", progress=False)
+
+
 def test_a_part_that_is_the_whole(server, fetch, tmp_path):
     """As after a crash between the last byte and the new name."""
     server.cut_after = 1_000_000
@@ -95,6 +174,13 @@ def test_another_address_does_not_go_on_from_this_part(server, fetch):
     assert server.requests[-1] == ("/mirror/checkpoint.pth", None)
 
 
+def test_the_address_of_a_file_that_was_there(server, fetch):
+    server.files["/mirror/checkpoint.pth"] = CONTENT
+    path = fetch("mirror/checkpoint.pth")
+    assert fetch() == path and len(server.requests) == 1
+    assert recorded_address(path) == f"{server.url}/mirror/checkpoint.pth"
+
+
 def test_a_server_that_lies_about_the_size(server, fetch, tmp_path):
     server.length = len(CONTENT) + 10
     with pytest.raises(OSError, match="3,072,000 of 3,072,010 bytes"):
@@ -103,7 +189,7 @@ def test_a_server_that_lies_about_the_size(server, fetch, tmp_path):
 
 
 def test_unexpected_content(fetch):
-    with pytest.raises(ValueError, match=f"checkpoint.pth has the SHA-256 {SHA256} instead of 00ff"):
+    with pytest.raises(ValueError, match=f"checkpoint.pth has the SHA-256 {SHA256} instead of 00ff.* Removed, a down"):
         fetch(sha256="00ff")
 
 

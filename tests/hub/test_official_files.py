@@ -150,7 +150,7 @@ def file_bytes(folder, content, zipped: bool = True) -> bytes:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("empty.pth", b"", "empty.pth is empty"),
+        ("empty.pth", b"", "empty.pth is empty: remove .*empty.pth, and download it again"),
         ("page.pth", b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "text or web page, not a checkpoint"),
         ("error.pth", b'{"error": "not found"}', "text or web page, not a checkpoint"),
         ("pointer.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a Git LFS pointer"),

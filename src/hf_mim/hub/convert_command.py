@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from .catalogue import CatalogueEntry, find_entry, format_catalogue
 from .convert import FAMILIES, ConvertedCheckpoint, check_output, convert_checkpoint, save_converted
-from .download import check_sha256, default_cache_dir, download_file
+from .download import check_sha256, default_cache_dir, download_file, recorded_address
 
 
 def main(argv: Sequence[str] | None = None):
@@ -63,7 +63,7 @@ def _published(arguments: argparse.Namespace) -> CatalogueEntry | None:
 
 
 def _fetch(entry: CatalogueEntry, arguments: argparse.Namespace) -> tuple[str, Path]:
-    """Address and place of the file of a published checkpoint, which is downloaded unless it is there."""
+    """Where the file of a published checkpoint came from and lies; it is downloaded unless it is there."""
     if entry.share is not None:
         raise ValueError(
             f"{entry.name} lies in a cloud share, from which no program can fetch it: open {entry.share}, save the "
@@ -74,7 +74,8 @@ def _fetch(entry: CatalogueEntry, arguments: argparse.Namespace) -> tuple[str, P
         raise ValueError(f"{entry.name} has one file only: leave out --encoder_only")
     address = (arguments.mirror.rstrip("/") + "/" if arguments.mirror else entry.files) + name
     folder = Path(arguments.cache_dir).expanduser() if arguments.cache_dir else default_cache_dir()
-    return address, download_file(address, folder / entry.name / Path(name).name)
+    file = download_file(address, folder / entry.name / Path(name).name)
+    return recorded_address(file), file
 
 
 def parse_overrides(text: str | None) -> dict[str, Any]:

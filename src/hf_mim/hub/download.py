@@ -65,15 +65,29 @@ def check_sha256(path: Path | str, expected: str):
     digest = hashlib.sha256()
     _hash(Path(path), digest.update)
     if digest.hexdigest() != expected.lower():
-        raise ValueError(f"{path} has the SHA-256 {digest.hexdigest()} instead of {expected}: it is another file")
+        raise ValueError(
+            f"{path} has the SHA-256 {digest.hexdigest()} instead of {expected}: it is another file, or "
+            "a part of one. Removed, a downloaded file is fetched again"
+        )
+
+
+def recorded_address(path: Path | str) -> str:
+    """Where a finished download came from, which another call may have fetched from another address."""
+    return _record(Path(path))["url"]
+
+
+def _record(path: Path) -> dict:
+    """What is known of a finished download; empty if there is none."""
+    with suppress(OSError, ValueError):
+        record = json.loads(path.with_name(path.name + ".json").read_text(encoding="utf-8"))
+        if {"url", "size", "sha256"} <= record.keys():
+            return record
+    return {}
 
 
 def _is_whole(path: Path) -> bool:
     """Whether a download is there, as it was when it was finished."""
-    with suppress(OSError, ValueError, KeyError):
-        record = json.loads(path.with_name(path.name + ".json").read_text(encoding="utf-8"))
-        return path.stat().st_size == record["size"]
-    return False
+    return path.is_file() and path.stat().st_size == _record(path).get("size")
 
 
 def _fetch(url: str, path: Path, progress: bool):
@@ -84,26 +98,40 @@ def _fetch(url: str, path: Path, progress: bool):
     validator = _validator(url, part, state)
     if validator is not None:
         start = _hash(part, digest.update)
-    headers = {"User-Agent": "hf_mim", "Accept-Encoding": "identity"}
-    if start:
-        headers |= {"Range": f"bytes={start}-", "If-Range": validator}
-    with _answer(url, headers) as response:
+        record = _record(path)
+        if (record.get("size"), record.get("sha256")) == (start, digest.hexdigest()):
+            # Only the new name was missing.
+            _finish(part, path, state)
+            return
+    with _answer(url, start, validator) as response:
         if start and response.status != 206:
             # The server has another file by now, or cannot resume.
             digest, start = hashlib.sha256(), 0
         size = _size(url, response, start)
-        first = response.read1(CHUNK)
+        try:
+            first = response.read1(CHUNK)
+        except (OSError, HTTPException) as error:
+            raise OSError(f"{url}: {_reason(error)} before the first byte{_elsewhere()}") from error
+        if not start and not first:
+            raise OSError(f"{url}: the server sends an empty file{_elsewhere()}")
         if not start and _is_page(response, first):
             raise OSError(
                 f"{url} answers with a web page instead of a file: open it in a browser, fetch the file by hand, and "
                 "give its path"
             )
         _check_space(url, path, size, start)
-        _remember(url, state, response)
+        if not start:
+            # Before the version is noted, which is not that of these bytes.
+            part.unlink(missing_ok=True)
+        validator = _version(response)
+        state.write_text(json.dumps({"url": url, "validator": validator}), encoding="utf-8")
+        again = f"they stay in {part}, and the same command goes on from there"
+        if validator is None:
+            again = "the server does not tell its versions apart, so that the same command begins anew"
         received = start
         try:
             with (
-                open(part, "ab" if start else "wb") as file,
+                open(part, "ab") as file,
                 tqdm(
                     total=size, initial=start, unit="B", unit_scale=True, desc=path.name, disable=not progress
                 ) as bar,
@@ -116,18 +144,24 @@ def _fetch(url: str, path: Path, progress: bool):
                     bar.update(len(chunk))
                     chunk = response.read1(CHUNK)
         except (OSError, HTTPException) as error:
-            raise OSError(f"{url}: {_reason(error)} after {_amount(received, size)}; {_again(part)}") from error
+            raise OSError(f"{url}: {_reason(error)} after {_amount(received, size)}; {again}") from error
     if size is not None and received != size:
-        raise OSError(f"{url}: the connection ended after {_amount(received, size)}; {_again(part)}")
+        raise OSError(f"{url}: the connection ended after {_amount(received, size)}; {again}")
     record = {
         "url": url,
         "size": received,
         "sha256": digest.hexdigest(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    os.replace(part, path)
+    # What lies there is another file, which the record would take for this one if it had its size.
+    path.unlink(missing_ok=True)
     with replaced_file(path.with_name(path.name + ".json")) as file:
         file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    _finish(part, path, state)
+
+
+def _finish(part: Path, path: Path, state: Path):
+    os.replace(part, path)
     state.unlink(missing_ok=True)
 
 
@@ -140,23 +174,32 @@ def _validator(url: str, part: Path, state: Path) -> str | None:
     return None
 
 
-def _remember(url: str, state: Path, response: HTTPResponse):
-    # A weak tag may stand for other bytes.
+def _version(response: HTTPResponse) -> str | None:
+    """What the server calls the version of a file."""
     tag = response.headers.get("ETag", "")
-    validator = tag if tag.startswith('"') else response.headers.get("Last-Modified")
-    state.write_text(json.dumps({"url": url, "validator": validator}), encoding="utf-8")
+    # A weak tag may stand for other bytes.
+    return tag if tag.startswith('"') else response.headers.get("Last-Modified")
 
 
-def _answer(url: str, headers: dict[str, str]) -> HTTPResponse:
+def _answer(url: str, start: int, validator: str | None) -> HTTPResponse:
+    """The bytes from `start` on, if the server can tell that they are of this version, or else all of them."""
+    headers = {"User-Agent": "hf_mim", "Accept-Encoding": "identity"}
+    if start:
+        headers |= {"Range": f"bytes={start}-", "If-Range": validator}
     try:
-        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and "Range" in headers:
+        if error.code == 416 and start:
             # What is there is no beginning of what the server has.
-            return _answer(url, {key: value for key, value in headers.items() if key not in ("Range", "If-Range")})
+            return _answer(url, 0, None)
         raise OSError(f"{url}: the server answers {error.code} {error.reason}{_elsewhere()}") from error
     except (OSError, HTTPException) as error:
         raise OSError(f"{url}: no connection ({_reason(error)}){_elsewhere()}") from error
+    if start and response.status == 206 and _version(response) != validator:
+        # Not every server heeds If-Range.
+        response.close()
+        return _answer(url, 0, None)
+    return response
 
 
 def _size(url: str, response: HTTPResponse, start: int) -> int | None:
@@ -168,6 +211,8 @@ def _size(url: str, response: HTTPResponse, start: int) -> int | None:
             raise OSError(f"{url}: asked for the bytes from {start} on, the server sends '{described}'")
         return None if match[2] == "*" else int(match[2])
     length = response.headers.get("Content-Length")
+    if length is not None and not re.fullmatch(r"\d+", length):
+        raise OSError(f"{url}: the server tells a size of {length!r} instead of a number of bytes")
     return None if length is None else int(length)
 
 
@@ -205,10 +250,6 @@ def _amount(received: int, size: int | None) -> str:
 
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.0f} MB"
-
-
-def _again(part: Path) -> str:
-    return f"they stay in {part}, and the same command goes on from there"
 
 
 def _elsewhere() -> str:

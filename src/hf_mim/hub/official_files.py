@@ -99,21 +99,26 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"{path.name} is damaged, or not a safetensors file ({error}): download it again") from error
+        raise ValueError(f"{path.name} is damaged, or not a safetensors file ({error}): {_again(path)}") from error
+
+
+def _again(path: Path) -> str:
+    # A file that is there is not downloaded again.
+    return f"remove {path}, and download it again"
 
 
 def _read_pickle(path: Path) -> Any:
     with open(path, "rb") as file:
         start = file.read(64)
     if not start:
-        raise ValueError(f"{path.name} is empty: download it again")
+        raise ValueError(f"{path.name} is empty: {_again(path)}")
     if start.lstrip().startswith((b"<", b"{")):
         raise ValueError(f"{path.name} is a text or web page, not a checkpoint: the download has failed")
     if start.startswith(b"version https://git-lfs"):
         raise ValueError(f"{path.name} is a Git LFS pointer: fetch the file itself with `git lfs pull`")
     is_zip = zipfile.is_zipfile(path)
     if start.startswith(b"PK") and not is_zip:
-        raise ValueError(f"{path.name} is incomplete, its end is missing: download it again")
+        raise ValueError(f"{path.name} is incomplete, its end is missing: {_again(path)}")
     try:
         with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
             # What torch has to say of a pickle protocol or of the past of its storages helps nobody here.
