@@ -76,6 +76,30 @@ def test_a_failing_upload_does_not_stop_the_training(hub, tmp_path, caplog):
     assert hub.files("org/tiny-pretrain") == {}
 
 
+def test_nothing_of_this_machine_is_in_a_checkpoint(hub, tmp_path, caplog):
+    trainer = tiny_trainer(tmp_path / "run", **CHECKPOINTS, save_total_limit=1)
+    trainer.add_callback(BestAtOnce())
+    trainer.train()
+    own = json.loads((tmp_path / "run" / "checkpoint-4" / "trainer_state.json").read_text())
+    uploaded = json.loads(hub.files("org/tiny-pretrain")["last-checkpoint/trainer_state.json"])
+    assert own["best_model_checkpoint"] == str(tmp_path / "run" / "checkpoint-4")
+    assert uploaded == own | {"best_model_checkpoint": "checkpoint-4"}
+    assert not [path for path, content in hub.files("org/tiny-pretrain").items() if str(tmp_path).encode() in content]
+
+    trainer = tiny_trainer(tmp_path / "other", **CHECKPOINTS | {"hub_model_id": "org/other"})
+    trainer.model.config.notes = str(tmp_path)
+    trainer.train()
+    assert f": {tmp_path} is a path of this machine" in caplog.text
+    assert "org/other-pretrain" not in hub.repositories
+
+
+class BestAtOnce(TrainerCallback):
+    """As if every evaluation were better than the one before."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        state.best_global_step = state.global_step
+
+
 class ReleaseAtStep(TrainerCallback):
     def __init__(self, event: threading.Event, step: int):
         self.event, self.step = event, step
@@ -83,6 +107,15 @@ class ReleaseAtStep(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step == self.step:
             self.event.set()
+
+
+class ReleaseAtEnd(TrainerCallback):
+    def __init__(self, event: threading.Event):
+        self.event = event
+
+    def on_save(self, args, state, control, **kwargs):
+        if control.should_training_stop:
+            threading.Timer(0.3, self.event.set).start()
 
 
 class StopAtStep(TrainerCallback):
@@ -102,29 +135,42 @@ def test_an_interrupted_run_leaves_its_last_checkpoint(hub, tmp_path):
     assert json.loads(hub.files("org/tiny-pretrain")["last-checkpoint/trainer_state.json"])["global_step"] == 3
 
 
-@pytest.mark.parametrize("always", [False, True])
-def test_the_training_does_not_wait_for_an_upload(hub, tmp_path, caplog, monkeypatch, always):
-    released = threading.Event()
+@pytest.fixture
+def released(monkeypatch):
+    """An event without which no upload ends."""
+    released, send = threading.Event(), hub_uploads.send
 
     def send_later(*args):
-        # Without the release, the training would have waited here.
         assert released.wait(30)
         return send(*args)
 
-    send = hub_uploads.send
     monkeypatch.setattr(hub_uploads, "send", send_later)
+    return released
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_the_training_does_not_wait_for_an_upload(hub, tmp_path, caplog, released, always):
+    """If it did, the release would never come. The last checkpoint arrives whatever happens."""
     options = CHECKPOINTS | {"save_steps": 1, "save_total_limit": 1, "hub_always_push": always}
-    trainer = tiny_trainer(tmp_path, callbacks=[ReleaseAtStep(released, 3)], **options)
-    trainer.train()
+    tiny_trainer(tmp_path, callbacks=[ReleaseAtStep(released, 3)], **options).train()
     # Long removed from the run when it was sent.
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
     titles = hub.commits("org/tiny-pretrain")[1:]
-    left_out = [record.message for record in caplog.records if "the one before is still on its way" in record.message]
+    left_out = [record.message for record in caplog.records if "is still on its way" in record.message]
     if always:
         assert titles == [f"Upload checkpoint-{step}" for step in (1, 2, 3, 4)] and not left_out
     else:
         assert titles[0] == "Upload checkpoint-1" and "Upload checkpoint-2" not in titles
-        assert left_out[0] == "checkpoint-2 is not uploaded: the one before is still on its way"
+        assert titles[-1] == "Upload checkpoint-4"
+        assert left_out[0] == "checkpoint-2 is not uploaded: one before is still on its way, and checkpoint-3 is newer"
+    assert json.loads(hub.files("org/tiny-pretrain")["last-checkpoint/trainer_state.json"])["global_step"] == 4
+
+
+def test_interrupted_while_another_checkpoint_is_on_its_way(hub, tmp_path, released):
+    callbacks = [StopAtStep(2), ReleaseAtEnd(released)]
+    with pytest.raises(SystemExit):
+        tiny_trainer(tmp_path, callbacks=callbacks, **CHECKPOINTS | {"save_steps": 1}).train()
+    assert hub.commits("org/tiny-pretrain")[1:] == ["Upload checkpoint-1", "Upload checkpoint-2"]
 
 
 def test_checkpoints_of_a_tokenizer_go_where_it_goes(hub, tmp_path):

@@ -15,7 +15,7 @@ from hf_mim.hub.publish import publish, readable_size
 from hf_mim.hub.publish_checks import check_text
 from hf_mim.hub.remote_code import add_code
 
-from .loopback import READ_TOKEN, TOKEN
+from .loopback import READ_TOKEN, TOKEN, Handler
 from .tiny_run import CARD, tiny_model, write_run
 
 
@@ -88,7 +88,7 @@ def test_encoder_and_full_model(loopback_hub, api, finished_run):
     assert card.data.license == "apache-2.0" and "org/tiny-pretrain" in card.text and "org/tiny)" in card.text
 
     encoder_lines = lines[0].splitlines()
-    assert encoder_lines[0] == "org/tiny (public)"
+    assert encoder_lines[0] == "org/tiny (public, unless set otherwise on the Hub)"
     assert "ViTModel" in encoder_lines[1] and encoder_lines[1].endswith("licence: apache-2.0")
     listed = {line.split()[0]: line.split()[1:] for line in encoder_lines[2:]}
     assert set(listed) == ENCODER_FILES | {"together"}
@@ -103,6 +103,14 @@ def test_the_encoder_alone_and_private(loopback_hub, api, finished_run):
     assert lines[0].startswith("tester/tiny (private)") and "pretraining/" in lines[1]
 
 
+def test_an_organisation_that_is_private_by_default(loopback_hub, api, finished_run, monkeypatch):
+    """There a new repository is public only where that was asked for."""
+    monkeypatch.setattr(Handler.create_repository, "__defaults__", (None, "private"))
+    for name, private in (("unsaid", None), ("said", False)):
+        publish(finished_run, f"org/{name}", private=private, api=api, report=lambda line: None)
+    assert loopback_hub.is_private("org/unsaid") and not loopback_hub.is_private("org/said")
+
+
 def test_a_dry_run_asks_the_hub_nothing(capsys, finished_run, monkeypatch):
     def ask(*args, **kwargs):
         raise AssertionError("the Hub was asked")
@@ -111,7 +119,7 @@ def test_a_dry_run_asks_the_hub_nothing(capsys, finished_run, monkeypatch):
     publish_command.main([str(finished_run), "org/tiny", "--full", "--with_code", "--dry_run", "--token", TOKEN])
     output = capsys.readouterr().out
     assert output.endswith("dry run: nothing was uploaded\n")
-    assert "org/tiny-pretrain (public)" in output and "modeling_ibot_pretraining.py" in output
+    assert "org/tiny-pretrain (public, " in output and "modeling_ibot_pretraining.py" in output
 
 
 def test_bookkeeping_stays_behind(loopback_hub, api, run):

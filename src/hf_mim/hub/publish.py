@@ -44,14 +44,14 @@ class Upload:
         found = {path.relative_to(self.folder).as_posix(): path for path in self.folder.rglob("*") if path.is_file()}
         return dict(sorted(found.items()))
 
-    def describe(self, private: bool) -> str:
+    def describe(self, private: bool | None) -> str:
         """What is uploaded, one line per file."""
         files = {path: file.stat().st_size for path, file in self.files().items()}
         width = max(map(len, files))
         license_name = self.facts.license or "none (add `license: NAME` to the metadata of README.md)"
         return "\n".join(
             [
-                f"{self.repo_id} ({'private' if private else 'public'})",
+                f"{self.repo_id} ({'private' if private else 'public, unless set otherwise on the Hub'})",
                 f"  {self.facts.architecture}, {self.facts.parameters:,} parameters, licence: {license_name}",
                 *(f"  {path:<{width}}  {readable_size(size):>9}" for path, size in files.items()),
                 f"  {'together':<{width}}  {readable_size(sum(files.values())):>9}",
@@ -63,7 +63,7 @@ def publish(
     folder: str | Path,
     repo_id: str,
     full: bool = False,
-    private: bool = False,
+    private: bool | None = None,
     with_code: bool = False,
     dry_run: bool = False,
     api: HfApi | None = None,
@@ -82,7 +82,8 @@ def publish(
         folder (`str` or `Path`): The folder; nothing in it is changed.
         repo_id (`str`): `"organisation/name"` or `"user/name"`. A repository that exists gets a new commit.
         full (`bool`, defaults to `False`): Whether the full pre-training model goes to a second repository.
-        private (`bool`, defaults to `False`): Whether new repositories are private.
+        private (`bool`, *optional*): Whether new repositories are private; when not given they are as the user's or
+            organisation's are by default. An existing one stays as it is.
         with_code (`bool`, defaults to `False`): Whether repositories with a model of ours get its code, so that
             `trust_remote_code=True` loads them without this package.
         dry_run (`bool`, defaults to `False`): Check and describe only; the Hub is not asked anything.
@@ -182,7 +183,7 @@ def _stage(source: Path, target: Path, patterns: tuple[str, ...], card: str):
     (target / "README.md").write_text(card, encoding="utf-8")
 
 
-def open_repositories(api: HfApi, repo_ids: list[str], private: bool) -> list[str]:
+def open_repositories(api: HfApi, repo_ids: list[str], private: bool | None) -> list[str]:
     """
     Make sure that the repositories are there and that the token may create them.
 

@@ -54,9 +54,10 @@ class MIMTrainingArguments(TrainingArguments):
             checkpoint, in the background, as `last-checkpoint/` of the full model's repository, where the result
             replaces it. Downloaded, it is for `--resume_from_checkpoint`; states of optimiser and random numbers in it
             are pickles, which are read without running code.
-        hub_always_push (`bool`, defaults to `False`): Upload each checkpoint, also those which are saved while another
-            is on its way.
-        hub_private_repo (`bool`, *optional*): Make new repositories private.
+        hub_always_push (`bool`, defaults to `False`): Upload each checkpoint. Otherwise only the newest waits while
+            one before is on its way.
+        hub_private_repo (`bool`, *optional*): Make new repositories private, or public. When not given they are as the
+            organisation's are by default.
         hub_token (`str`, *optional*): Token of the Hub; that of `hf auth login` or `HF_TOKEN` when not given.
 
     > Parameters that control what happens to bad data
@@ -121,7 +122,9 @@ class MIMTrainingArguments(TrainingArguments):
             "help": "'end' uploads the result; 'checkpoint' also the newest checkpoint, while training goes on."
         },
     )
-    hub_private_repo: bool | None = field(default=None, metadata={"help": "Make new repositories private."})
+    hub_private_repo: bool | None = field(
+        default=None, metadata={"help": "Make new repositories private (or public)."}
+    )
 
     # Defaults that differ from transformers', because pre-training needs them.
     do_train: bool = field(default=True, metadata={"help": "Whether to run training."})

@@ -9,10 +9,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from transformers.trainer_callback import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerCallback, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 
 from ..hub.publish import CHECKPOINT_FOLDER, STALE_CHECKPOINT, open_repositories, publish, send
+from ..hub.publish_checks import check_text
 from .arguments import MIMTrainingArguments
 from .checkpoints import MANIFEST_FILE, write_manifest
 
@@ -44,7 +46,7 @@ def check_access(args: MIMTrainingArguments, keeps_full_model: bool):
     """
     try:
         api = HfApi(token=args.hub_token)
-        open_repositories(api, result_repositories(args, keeps_full_model), bool(args.hub_private_repo))
+        open_repositories(api, result_repositories(args, keeps_full_model), args.hub_private_repo)
     except ConnectionError as error:
         logger.warning(f"{error}. The run begins all the same")
 
@@ -56,18 +58,17 @@ def upload_result(args: MIMTrainingArguments, keeps_full_model: bool):
     Raises:
         OSError: If that fails; tells how to repeat it.
     """
-    private = bool(args.hub_private_repo)
     try:
         publish(
             args.output_dir,
             args.hub_model_id,
             full=keeps_full_model,
-            private=private,
+            private=args.hub_private_repo,
             api=HfApi(token=args.hub_token),
             report=logger.info,
         )
     except (ValueError, OSError) as error:
-        options = " --full" * keeps_full_model + " --private" * private
+        options = " --full" * keeps_full_model + " --private" * bool(args.hub_private_repo)
         raise OSError(
             f"the run is finished and saved, but not uploaded: {error}. To repeat the upload: "
             f"hf-mim publish {shlex.quote(args.output_dir)} {args.hub_model_id}{options}"
@@ -78,17 +79,17 @@ class CheckpointUploads(TrainerCallback):
     """
     Uploads each checkpoint, in the background, as `last-checkpoint/` of the repository that the full model will go to.
 
-    A checkpoint that is saved while another is on its way is left out, unless `hub_always_push`. A failure is a
-    warning: the training goes on, and the next checkpoint is tried again.
+    While one is on its way, only the newest of those that are saved waits for its turn, unless `hub_always_push`. A
+    failure is a warning: the training goes on, and the next checkpoint is tried again.
     """
 
     def __init__(self, args: MIMTrainingArguments, keeps_full_model: bool):
         self.repo_id = result_repositories(args, keeps_full_model)[-1]
-        self.private = bool(args.hub_private_repo)
+        self.private = args.hub_private_repo
         self.api = HfApi(token=args.hub_token)
         self.folder = Path(args.output_dir) / UPLOADING_FOLDER
         self.worker: ThreadPoolExecutor | None = None
-        self.latest: Future | None = None
+        self.latest: tuple[Path, Future] | None = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
@@ -99,15 +100,18 @@ class CheckpointUploads(TrainerCallback):
         if not state.is_world_process_zero:
             return
         name = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        if self.latest is not None and not self.latest.done() and not args.hub_always_push:
-            logger.warning(f"{name} is not uploaded: the one before is still on its way")
-            return
         try:
             copy = self._keep(Path(args.output_dir) / name)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             logger.warning(f"{name} is not uploaded: {error}")
+            shutil.rmtree(self.folder / name, ignore_errors=True)
             return
-        self.latest = self.worker.submit(self._upload, copy)
+        if self.latest is not None and not args.hub_always_push:
+            waiting, upload = self.latest
+            if upload.cancel():
+                logger.warning(f"{waiting.name} is not uploaded: one before is still on its way, and {name} is newer")
+                shutil.rmtree(waiting, ignore_errors=True)
+        self.latest = copy, self.worker.submit(self._upload, copy)
 
     def on_train_end(self, args, state, control, **kwargs):
         if self.worker is not None:
@@ -115,13 +119,21 @@ class CheckpointUploads(TrainerCallback):
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _keep(self, checkpoint: Path) -> Path:
-        """A copy that stays when `save_total_limit` removes the checkpoint; of links, which take no room."""
+        """
+        A copy that stays when `save_total_limit` removes the checkpoint, of links, which take no room; without what is
+        of this machine alone. Raises `ValueError` if something of that is left.
+        """
         copy = self.folder / checkpoint.name
         run = json.loads((checkpoint / MANIFEST_FILE).read_text(encoding="utf-8"))["run"]
-        shutil.copytree(
-            checkpoint, copy, copy_function=_link, ignore=shutil.ignore_patterns(ARGUMENTS_FILE, MANIFEST_FILE)
-        )
+        ignored = shutil.ignore_patterns(ARGUMENTS_FILE, MANIFEST_FILE, TRAINER_STATE_NAME)
+        shutil.copytree(checkpoint, copy, copy_function=_link, ignore=ignored)
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if state.best_model_checkpoint is not None:
+            state.best_model_checkpoint = Path(state.best_model_checkpoint).name
+        state.save_to_json(str(copy / TRAINER_STATE_NAME))
         write_manifest(copy, run)
+        for file in copy.rglob("*.json"):
+            check_text(file.read_text(encoding="utf-8"), f"{copy.name}/{file.relative_to(copy)}")
         return copy
 
     def _upload(self, copy: Path):
