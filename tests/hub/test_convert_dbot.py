@@ -97,7 +97,7 @@ class TestPublishedLayouts:
 
     def test_larger_images(self):
         official = dbot_checkpoint("finetune_huge_global_pool")
-        official["pos_embed"] = torch.zeros(1, 1 + 32 * 32, 1280)
+        official["pos_embed"] = sincos_positions(1280, (32, 32))
         converted = convert_checkpoint(official)
         assert converted.config.image_size == 448
         assert converted.image_processor.size["shortest_edge"] == converted.image_processor.crop_size["width"] == 448

@@ -159,6 +159,20 @@ def test_the_weights_are_a_copy(encoder):
     assert torch.equal(weights["norm.weight"], before) and before.any()
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
+def test_weights_that_are_no_real_numbers(encoder, dtype):
+    weights, _, _ = encoder
+    weights = weights | {"norm.weight": weights["norm.weight"].to(dtype)}
+    with pytest.raises(ValueError, match=f"norm.weight is of {str(dtype)[6:]}, weights of real numbers are wanted"):
+        convert_checkpoint(weights, num_attention_heads=3)
+
+
+def test_a_stray_block(encoder):
+    weights, _, _ = encoder
+    with pytest.raises(ValueError, match="has blocks.999999, and no blocks.\\d"):
+        convert_checkpoint(weights | {"blocks.999999.norm1.bias": torch.zeros(48)}, num_attention_heads=3)
+
+
 # Heads
 
 
@@ -197,14 +211,27 @@ def test_a_fine_tuned_classifier(ibot_golden, pooling, tmp_path):
     del weights["masked_embed"]
     args = Namespace(crop_pct=None, imagenet_default_mean_and_std=True, drop_path=0.2)
     torch.save({"model": weights, "optimizer": {"state": {}}, "args": args}, tmp_path / "checkpoint.pth")
-    # Classifiers of the mean patch have the names of dBOT's.
-    family = None if pooling == "vit_backbone" else "ibot"
-    converted = convert_checkpoint(tmp_path / "checkpoint.pth", family, num_attention_heads=3)
+    converted = convert_checkpoint(tmp_path / "checkpoint.pth", num_attention_heads=3)
     assert type(converted.model) is IBotForImageClassification and converted.config.num_labels == 5
     assert converted.config.drop_path_rate == 0.2
-    assert converted.dropped == ["optimizer: state of the training run", "mask token: not in the file, zero"]
+    assert converted.dropped == [
+        "optimizer: left behind, state of the training run",
+        "mask token: not in the file, zero",
+    ]
     expected = tensors["tokens_nomask"][:, 0] @ head["head.weight"].T + head["head.bias"]
     torch.testing.assert_close(converted.model(tensors["x"]).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_classifier_of_the_mean_patch_at_a_grid_that_is_no_square(ibot_golden):
+    """Nothing in it tells whether it is iBOT's or dBOT's."""
+    weights = part(ibot_golden("vit_backbone_meanpool")[0], "sd/") | {"head.weight": torch.zeros(2, 48)}
+    weights |= {"head.bias": torch.zeros(2), "pos_embed": torch.randn(1, 1 + 8, 48)}
+    del weights["masked_embed"]
+    options = {"num_attention_heads": 3, "image_size": [16, 32]}
+    with pytest.raises(ValueError, match="a grid that is no square, which do not tell: give the family, ibot or dbot"):
+        convert_checkpoint(weights, **options)
+    assert type(convert_checkpoint(weights, "ibot", **options).model) is IBotForImageClassification
+    assert convert_checkpoint(weights, "dbot", **options).config.model_type == "dbot"
 
 
 @torch.no_grad()
@@ -252,7 +279,7 @@ def test_convert_writes_what_training_continues_from(trace, tmp_path, capsys):
     assert (
         "ibot, student, teacher and centres; 2 blocks, width 48, 3 heads, patches of 8, images of 32 x 32" in printed
     )
-    assert "changed  optimizer: state of the training run" in printed
+    assert "note     optimizer: left behind, state of the training run" in printed
     assert f"wrote    {output / 'teacher'}: IBotForPreTraining" in printed
     assert f'model = IBotForPreTraining.from_pretrained("{output}")' in printed
     for folder, network in (("", "student"), ("teacher", "teacher")):
@@ -388,6 +415,12 @@ def test_refused_full_checkpoints(trace, tmp_path, capsys, change, message):
         (["--config_overrides", "drop_path_rate"], "must be name=value"),
         (["--config_overrides", "num_attention_heads=4"], "num_attention_heads has an argument of its own"),
         (["--config_overrides", "drop_path_rate=2"], "drop_path_rate must lie in"),
+        (["--config_overrides", "drop_path_rate=0.1", "--config_overrides", "drop_path_rate=0.2"], "is given twice"),
+        (["--config_overrides", "name=foo"], "IBotConfig has no 'name'"),
+        (["--config_overrides", "dtype=float16"], "IBotConfig has no 'dtype'"),
+        (["--config_overrides", "image_size=[224"], "image_size must have a YAML value, got '[224'"),
+        (["--config_overrides", "hidden_act=foo"], "hidden_act must be one of"),
+        (["--list"], "--list stands alone"),
     ],
 )
 def test_refused_options_write_nothing(encoder, tmp_path, capsys, options, message):
@@ -404,8 +437,8 @@ def test_overrides_of_the_command(encoder, tmp_path):
     weights, _, _ = encoder
     torch.save(weights, tmp_path / "flat.pth")
     argv = ["convert", str(tmp_path / "flat.pth"), str(tmp_path / "out"), "--num_attention_heads", "3"]
-    overrides = "image_size=[16,64],layer_norm_eps=1e-5,drop_path_rate=0.0"
-    assert cli.main([*argv, "--config_overrides", overrides]) == 0
+    overrides = ["image_size=[16,64],layer_norm_eps=1e-5", "drop_path_rate=0.0"]
+    assert cli.main([*argv, "--config_overrides", overrides[0], "--config_overrides", overrides[1]]) == 0
     model = AutoModel.from_pretrained(tmp_path / "out")
     assert model.config.grid_size == (2, 8) and model.config.layer_norm_eps == 1e-5
     assert AutoImageProcessor.from_pretrained(tmp_path / "out").crop_size["width"] == 64

@@ -59,7 +59,9 @@ def test_what_training_scripts_leave_in_their_files(tmp_path, zipped):
         assert not any(tensor.requires_grad for tensor in weights.values())
     assert torch.equal(checkpoint.centers["center"], torch.ones(1, 4))
     assert checkpoint.args["lr"] == 0.5 and checkpoint.args["global_crops_scale"] == (0.25, 1.0)
-    assert checkpoint.dropped == [f"{name}: state of the training run" for name in ("optimizer", "fp16_scaler")]
+    assert checkpoint.dropped == [
+        f"{name}: left behind, state of the training run" for name in ("optimizer", "fp16_scaler")
+    ]
 
 
 @given(
@@ -86,7 +88,32 @@ def test_the_network_that_the_original_evaluates_is_taken():
     content = {"model": WEIGHTS, "model_ema": {name: tensor + 1 for name, tensor in WEIGHTS.items()}, "epoch": 1}
     checkpoint = read_official(content)
     assert_weights(checkpoint.networks["model"])
-    assert checkpoint.dropped == ["model_ema: moving average of the weights; `model` is what the original evaluates"]
+    assert checkpoint.dropped == [
+        "model_ema: left behind, moving average of the weights; `model` is what the original evaluates"
+    ]
+
+
+def test_options_may_be_a_dict_and_states_empty():
+    checkpoint = read_official({"model": WEIGHTS, "args": {"drop_path": 0.2}, "fp16_scaler": None})
+    assert checkpoint.args == {"drop_path": 0.2} and checkpoint.dropped == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (3, "ibot_loss is a int, not the state dict"),
+        ({"center": 3, "center2": torch.zeros(1)}, "ibot_loss holds a int 'center'"),
+        ({"center": torch.zeros(1), "queue": torch.zeros(1)}, "ibot_loss holds a Tensor 'queue'"),
+    ],
+)
+def test_centres_that_are_none(content, message):
+    with pytest.raises(ValueError, match=message):
+        read_official({"student": WEIGHTS, "teacher": WEIGHTS, "ibot_loss": content})
+
+
+def test_safetensors_under_another_name(tmp_path):
+    save_file(dict(WEIGHTS), tmp_path / "weights.pth")
+    assert_weights(read_official(tmp_path / "weights.pth").networks["model"])
 
 
 def test_compiled_blocks_and_new_weight_norm():

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -178,11 +179,12 @@ def test_a_part_of_another_shape_is_named(finished, pictures, tmp_path, part, ch
         pretrain("--train_dir", pictures, output=tmp_path)
 
 
-@pytest.mark.parametrize("overrides", ["hidden_size=32", "out_dim=32"])
-def test_other_sizes_are_refused(finished, pictures, tmp_path, overrides):
+@pytest.mark.parametrize("size", ["hidden_size", "out_dim"])
+def test_other_sizes_are_refused(finished, pictures, tmp_path, size):
     copy_checkpoint(finished[0], tmp_path)
+    overrides = re.sub(rf"\b{size}=16", f"{size}=32", SIZES)
     with pytest.raises(ValueError, match="of another model"):
-        pretrain("--train_dir", pictures, "--config_overrides", f"{SIZES},{overrides}", output=tmp_path)
+        pretrain("--train_dir", pictures, "--config_overrides", overrides, output=tmp_path)
 
 
 def test_another_model_is_refused(finished, pictures, tmp_path):

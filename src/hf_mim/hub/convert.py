@@ -22,33 +22,19 @@ from ..modeling.modeling_vqkd import VQKDModel
 from .catalogue import CatalogueEntry
 from .converted_card import build_converted_card, convert_command
 from .export import export_native, native_image_processor
-from .official_beitv2 import beitv2_options, convert_beitv2, dropped_beitv2, has_beit_attention, is_beitv2
-from .official_dbot import convert_dbot, dbot_options, dropped_dbot, is_dbot, may_be_dbot
+from .layout import CENTERS_FILE, TEACHER_FOLDER
+from .official_beitv2 import beitv2_options, convert_beitv2, dropped_beitv2
+from .official_dbot import convert_dbot, dbot_options, dropped_dbot
+from .official_families import find_family
 from .official_files import OfficialCheckpoint, read_official
-from .official_ibot import IBOT_CORE, convert_ibot, ibot_options, is_ibot, unknown_to_ibot
-from .official_ibot_swin import convert_ibot_swin, dropped_ibot_swin, ibot_swin_options, is_ibot_swin
+from .official_ibot import convert_ibot, ibot_options
+from .official_ibot_swin import convert_ibot_swin, dropped_ibot_swin, ibot_swin_options
 from .official_processors import original_image_processor
-from .official_vqkd import convert_vqkd, dropped_vqkd, is_vqkd
+from .official_vqkd import convert_vqkd, dropped_vqkd
 
 
-FAMILIES = ("ibot", "ibot_swin", "beitv2", "vqkd", "dbot")
 # Models with more in them than an encoder or a classifier of transformers takes.
 PRETRAINING = (IBotForPreTraining, IBotSwinForPreTraining, Beitv2ForPreTraining, DBotForPreTraining)
-# As a trainer names them beside its model.
-TEACHER_FOLDER, CENTERS_FILE = "teacher", "centers.safetensors"
-# Heads and neck of a segmentation model of mmseg, whose encoder was changed with them.
-SEGMENTATION = ("decode_head.", "auxiliary_head.", "fpn1.")
-# What other codes' checkpoints can be told by, and what that says about them.
-OTHERS = (
-    (
-        "head.last_layer.weight_v",
-        "DINO, whose head has no last_layer2: without `head.*` the encoder is as iBOT's",
-    ),
-    ("layer1.0.conv1.", "a ResNet"),
-    ("embeddings.patch_embeddings.", "a model of transformers, which `from_pretrained` reads"),
-    ("vit.embeddings.", "a model of transformers, which `from_pretrained` reads"),
-    ("0.module.linear.", "linear classifiers without their encoder: join them first (analysis/combine_ckpt.py)"),
-)
 
 
 @dataclass
@@ -112,7 +98,7 @@ def convert_checkpoint(
     checkpoint = read_official(source)
     networks = checkpoint.networks
     first = "student" if "student" in networks else "model"
-    family = _family(networks[first], family, checkpoint.name)
+    family = find_family(networks[first], family, checkpoint.name)
     if "teacher" in networks and family not in ("ibot", "ibot_swin"):
         raise ValueError(f"{checkpoint.name} holds student and teacher, as those of iBOT do, not of {family}")
     model = _convert(family, checkpoint, first, num_attention_heads, config_overrides)
@@ -131,22 +117,6 @@ def convert_checkpoint(
         dropped=checkpoint.dropped + _changes(family, checkpoint, model.config),
         image_processor=_image_processor(family, model, checkpoint.args),
     )
-
-
-def matching_families(weights: Mapping[str, Tensor]) -> list[str]:
-    """
-    The families to which these tensors belong, at most one. Where names alone do not tell iBOT from dBOT, the values
-    of the position table do.
-    """
-    dbot = is_dbot(weights)
-    matches = {
-        "ibot": is_ibot(weights) and not (dbot or may_be_dbot(weights) or has_beit_attention(weights)),
-        "ibot_swin": is_ibot_swin(weights),
-        "beitv2": is_beitv2(weights),
-        "vqkd": is_vqkd(weights),
-        "dbot": dbot,
-    }
-    return [family for family in FAMILIES if matches[family]]
 
 
 def save_converted(
@@ -251,51 +221,6 @@ def check_output(output_dir: Path):
         raise ValueError(f"{output_dir} exists and is not an empty folder: give another one")
 
 
-def _family(weights: Mapping[str, Tensor], wanted: str | None, name: str) -> str:
-    if wanted not in (None, *FAMILIES):
-        raise ValueError(f"family must be one of {', '.join(FAMILIES)}, got {wanted!r}")
-    if any(key.startswith(SEGMENTATION) for key in weights):
-        raise ValueError(
-            f"{name} is a segmentation model of mmseg, whose encoder was changed with its head: convert the "
-            "pre-trained or fine-tuned file of the encoder instead"
-        )
-    found = matching_families(weights)
-    if len(found) == 1 and wanted in (None, found[0]):
-        return found[0]
-    # Encoders and classifiers of two families have the same names: there the user's word counts.
-    same_names = {"beitv2", "dbot"} if has_beit_attention(weights) else {"ibot", "dbot"}
-    undecided = not found and (has_beit_attention(weights) or may_be_dbot(weights)) and wanted in same_names
-    if wanted is not None and (undecided or {wanted, *found} == same_names):
-        return wanted
-    raise ValueError(f"{name} {_description(weights, found, wanted)}")
-
-
-def _description(weights: Mapping[str, Tensor], found: list[str], wanted: str | None) -> str:
-    """What a checkpoint that cannot be converted looks like."""
-    if found:
-        return f"is a checkpoint of the family {' or '.join(found)}, not {wanted}"
-    if has_beit_attention(weights) and "lm_head.weight" in weights:
-        shape = list(weights["lm_head.weight"].shape)
-        return f"has an lm_head of {shape}: give the family, beitv2 if it predicts codes, dbot if it predicts features"
-    if may_be_dbot(weights):
-        return "has positions that resemble dBOT's sines and cosines, but not closely: give the family, ibot or dbot"
-    for start, description in OTHERS:
-        if any(key.startswith(start) for key in weights):
-            return f"looks like {description}"
-    if set(weights) <= {"linear.weight", "linear.bias"}:
-        return "is a linear classifier without its encoder: join them first (analysis/combine_ckpt.py)"
-    unknown, lacking = unknown_to_ibot(weights), [name for name in IBOT_CORE if name not in weights]
-    known = f"is of no family known here ({', '.join(FAMILIES)})"
-    if len(unknown) == len(weights):
-        return f"{known}: its tensors are {_first(unknown)}"
-    differences = [f"it lacks {_first(lacking)}"] * bool(lacking) + [f"it has {_first(unknown)}"] * bool(unknown)
-    return f"{known}; the nearest is ibot, but {' and '.join(differences)}"
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-
-
 def _convert(
     family: str, checkpoint: OfficialCheckpoint, network: str, num_attention_heads: int | None, overrides: dict
 ) -> PreTrainedModel:
@@ -303,14 +228,14 @@ def _convert(
     if len(checkpoint.networks) > 1:
         name = f"{name} ({network})"
     if family == "ibot":
-        return convert_ibot(weights, name, num_attention_heads, **ibot_options(checkpoint.args) | overrides)
+        return convert_ibot(weights, name, num_attention_heads, ibot_options(checkpoint.args) | overrides)
     if family == "ibot_swin":
-        return convert_ibot_swin(weights, name, num_attention_heads, **ibot_swin_options(checkpoint.args) | overrides)
+        return convert_ibot_swin(weights, name, num_attention_heads, ibot_swin_options(checkpoint.args) | overrides)
     if family == "beitv2":
-        return convert_beitv2(weights, name, num_attention_heads, **beitv2_options(checkpoint.args) | overrides)
+        return convert_beitv2(weights, name, num_attention_heads, beitv2_options(checkpoint.args) | overrides)
     if family == "vqkd":
-        return convert_vqkd(weights, name, num_attention_heads, **overrides)
-    return convert_dbot(weights, name, num_attention_heads, **dbot_options(checkpoint.args) | overrides)
+        return convert_vqkd(weights, name, num_attention_heads, overrides)
+    return convert_dbot(weights, name, num_attention_heads, dbot_options(checkpoint.args) | overrides)
 
 
 def _changes(family: str, checkpoint: OfficialCheckpoint, config: PreTrainedConfig) -> list[str]:

@@ -1,19 +1,18 @@
 """`hf-mim convert`: a checkpoint of an original code becomes a folder."""
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import transformers
-import yaml
 from transformers import PreTrainedModel
 
 from .catalogue import CatalogueEntry, find_entry, format_catalogue
-from .convert import FAMILIES, ConvertedCheckpoint, check_output, convert_checkpoint, save_converted
+from .config_overrides import parse_overrides
+from .convert import ConvertedCheckpoint, check_output, convert_checkpoint, save_converted
 from .download import check_sha256, default_cache_dir, download_file, recorded_address
+from .layout import MODEL_TYPES
 
 
 def main(argv: Sequence[str] | None = None):
@@ -24,14 +23,20 @@ def main(argv: Sequence[str] | None = None):
     Raises:
         ValueError, OSError: As [`convert_checkpoint`] and [`save_converted`]; nothing is written then.
     """
-    if "--list" in (sys.argv[1:] if argv is None else argv):
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if "--list" in argv:
+        if len(argv) > 1:
+            raise ValueError("--list stands alone: hf-mim convert --list")
         print(format_catalogue())
         return
     arguments = _parser().parse_args(argv)
     transformers.utils.logging.disable_progress_bar()  # one for each model, which is written in a second
     output = Path(arguments.output_dir)
     check_output(output.expanduser())  # before minutes of work
-    overrides = parse_overrides(arguments.config_overrides)
+    overrides = parse_overrides(",".join(arguments.config_overrides))
+    for name in ("source", "family", "num_attention_heads"):
+        if name in overrides:
+            raise ValueError(f"config_overrides: {name} has an argument of its own (hf-mim convert --help)")
     entry = _published(arguments)
     address, file = None, arguments.file or arguments.source
     if entry is not None and arguments.file is None:
@@ -44,7 +49,7 @@ def main(argv: Sequence[str] | None = None):
 
     print(f"read     {file}: {_sizes(converted)}")
     for change in converted.dropped:
-        print(f"changed  {change}")
+        print(f"note     {change}")
     for folder, model in written.items():
         millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
         print(f"wrote    {output / folder}: {type(model).__name__}, {millions:.1f} M parameters")
@@ -76,27 +81,6 @@ def _fetch(entry: CatalogueEntry, arguments: argparse.Namespace) -> tuple[str, P
     folder = Path(arguments.cache_dir).expanduser() if arguments.cache_dir else default_cache_dir()
     file = download_file(address, folder / entry.name / Path(name).name)
     return recorded_address(file), file
-
-
-def parse_overrides(text: str | None) -> dict[str, Any]:
-    """
-    `"image_size=[224,448],drop_path_rate=0.2"` as a dict with YAML values.
-
-    Raises:
-        ValueError: For an entry that is not `name=value`, or that has an argument of its own.
-    """
-    overrides = {}
-    for entry in filter(None, re.split(r",(?![^\[]*\])", text or "")):
-        name, separator, value = entry.strip().partition("=")
-        if not (name and separator):
-            raise ValueError(f"config_overrides must be name=value,name=value, got {entry!r}")
-        if name in ("source", "family", "num_attention_heads"):
-            raise ValueError(f"config_overrides: {name} has an argument of its own (hf-mim convert --help)")
-        parsed = yaml.safe_load(value)
-        # YAML takes 1e-6 for text.
-        is_number = isinstance(parsed, str) and re.fullmatch(r"[-+]?\d+e[-+]?\d+", parsed, re.IGNORECASE)
-        overrides[name] = float(parsed) if is_number else parsed
-    return overrides
 
 
 def _sizes(converted: ConvertedCheckpoint) -> str:
@@ -146,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("output_dir", metavar="OUTPUT_DIR", help="a new or empty folder")
     parser.add_argument("--list", action="store_true", help="print the published checkpoints, and do nothing else")
-    parser.add_argument("--family", choices=FAMILIES, help="found from the names of the tensors when not given")
+    parser.add_argument("--family", choices=MODEL_TYPES, help="found from the names of the tensors when not given")
     parser.add_argument(
         "--which", choices=("teacher", "student"), help="take one network of a full iBOT checkpoint, and it alone"
     )
@@ -160,6 +144,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--config_overrides",
+        action="append",
+        default=[],
         metavar="NAME=VALUE,...",
         help="fields of the configuration, such as image_size=[224,448]",
     )

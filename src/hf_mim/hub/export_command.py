@@ -16,12 +16,14 @@ from transformers import (
 
 from ..data.files import replaced_folder
 from ..modeling.load_report import without_load_report
-from .convert import TEACHER_FOLDER, check_output
+from .convert import check_output
 from .export import export_native, native_image_processor, other_sizes
+from .layout import MODEL_TYPES, TEACHER_FOLDER
 from .onnx import check_packages, export_onnx
 
 
-OURS = ("ibot", "ibot_swin", "beitv2", "dbot")
+# A tokenizer has no counterpart.
+OURS = tuple(name for name in MODEL_TYPES if name != "vqkd")
 NATIVE = ("vit", "vit_mae", "beit", "swin")
 ONNX_FILE = "model.onnx"
 

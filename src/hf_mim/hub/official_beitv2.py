@@ -108,7 +108,7 @@ def original_beitv2_name(ours: str) -> str:
 
 
 def convert_beitv2(
-    weights: Mapping[str, torch.Tensor], name: str, num_attention_heads: int | None = None, **overrides: Any
+    weights: Mapping[str, torch.Tensor], name: str, num_attention_heads: int | None, overrides: Mapping[str, Any]
 ) -> Beitv2ForPreTraining | Beitv2ForImageClassification | Beitv2Model:
     """
     The model of a pre-training, intermediate or fine-tuned checkpoint.
@@ -118,8 +118,8 @@ def convert_beitv2(
         name (`str`): Where they come from, for messages.
         num_attention_heads (`int`, *optional*): Heads per block, where neither a table of relative positions nor the
             width tells them.
-        **overrides: Fields of [`Beitv2Config`] that no tensor tells: `early_layers` where blocks are not those of a
-            published size, `image_size` where the tables fit several windows.
+        overrides (`Mapping`): Fields of [`Beitv2Config`] that no tensor tells: `early_layers` where blocks are not
+            those of a published size, `image_size` where the tables fit several windows.
 
     Returns:
         [`Beitv2ForPreTraining`] if there is an `lm_head`, [`Beitv2ForImageClassification`] if there is a `head`,
@@ -162,7 +162,7 @@ def beitv2_sizes(
             raise ValueError(f"{name}: {table} is for {heads} attention heads, not for {num_attention_heads}")
     else:
         heads = published_heads(width, num_attention_heads)
-    blocks, head_blocks = count_blocks(weights, "blocks"), count_blocks(weights, "cls_pt_layers")
+    blocks, head_blocks = count_blocks(weights, "blocks", name), count_blocks(weights, "cls_pt_layers", name)
     sizes = {
         "hidden_size": width,
         "num_hidden_layers": blocks,

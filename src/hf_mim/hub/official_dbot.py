@@ -53,9 +53,9 @@ def is_dbot(weights: Mapping[str, Tensor]) -> bool:
     """
     Whether tensors with official names are those of dBOT.
 
-    Names alone tell this of a model with a decoder, or with a classifier on the mean patch. Encoders, teachers and
-    classifiers on the CLS token have the names of iBOT's; here their positions are, or started from, a table of sines
-    and cosines, and there they are learned from nothing. (MAE has the same table: its encoders are the same networks.)
+    Names alone tell this of a model with a decoder. Encoders, teachers and classifiers have the names of iBOT's; here
+    their positions are, or started from, a table of sines and cosines, and there they are learned from nothing. (MAE
+    has the same table: its encoders are the same networks.)
     A symmetric model in pre-training has the names of BEiT v2, and predicts features of CLIP's width.
     """
     if "decoder_embed.weight" in weights:
@@ -66,16 +66,20 @@ def is_dbot(weights: Mapping[str, Tensor]) -> bool:
     # A teacher without blocks has these alone.
     if "patch_embed.proj.weight" not in weights or "pos_embed" not in weights or "masked_embed" in weights:
         return False
-    if "head.weight" in weights and "fc_norm.weight" in weights:
-        return True
     return likeness_to_sincos(weights["pos_embed"]) > ALIKE
 
 
 def may_be_dbot(weights: Mapping[str, Tensor]) -> bool:
-    """Whether a model with iBOT's names has positions of which it is not clear whether they started from dBOT's."""
+    """
+    Whether a model with iBOT's names has positions of which it is not clear whether they started from dBOT's: those of
+    a grid that is no square tell nothing, because rows and columns are not known.
+    """
     if "pos_embed" not in weights or "masked_embed" in weights:
         return False
-    return UNLIKE <= likeness_to_sincos(weights["pos_embed"]) <= ALIKE
+    table = weights["pos_embed"]
+    if table.ndim == 3 and square_side(table.shape[1] - 1) is None:
+        return True
+    return UNLIKE <= likeness_to_sincos(table) <= ALIKE
 
 
 def likeness_to_sincos(table: Tensor) -> float:
@@ -136,7 +140,7 @@ def original_dbot_name(ours: str) -> str:
 
 
 def convert_dbot(
-    weights: Mapping[str, Tensor], name: str, num_attention_heads: int | None = None, **overrides: Any
+    weights: Mapping[str, Tensor], name: str, num_attention_heads: int | None, overrides: Mapping[str, Any]
 ) -> PreTrainedModel:
     """
     The model of a pre-training, teacher's or fine-tuned checkpoint.
@@ -149,8 +153,8 @@ def convert_dbot(
         weights (`Mapping[str, Tensor]`): Tensors with official names.
         name (`str`): Where they come from, for messages.
         num_attention_heads (`int`, *optional*): Heads per block, where the width is not a published one.
-        **overrides: Fields of [`DBotConfig`] (of [`Beitv2Config`] for the symmetric variant) that no tensor tells,
-            such as `decoder_num_attention_heads`, or `regression_loss`, which is `"negcosine"` if not given.
+        overrides (`Mapping`): Fields of [`DBotConfig`] (of [`Beitv2Config`] for the symmetric variant) that no tensor
+            tells, such as `decoder_num_attention_heads`, or `regression_loss`, which is `"negcosine"` if not given.
 
     Returns:
         [`DBotForPreTraining`] if there is a decoder, [`DBotForImageClassification`] if there is a `head`, else
@@ -164,8 +168,8 @@ def convert_dbot(
         if has_head_branch(weights):
             raise ValueError(f"{name}: a head branch (cls_pt_layers) is BEiT v2's, dBOT has none")
         if "lm_head.weight" in weights:
-            overrides = {"regression_loss": "negcosine"} | overrides
-        return convert_beitv2(weights, name, num_attention_heads, **overrides)
+            overrides = {"regression_loss": "negcosine"} | dict(overrides)
+        return convert_beitv2(weights, name, num_attention_heads, overrides)
     if "decoder_pred.weight" in weights:
         raise ValueError(
             f"{name}: its decoder predicts pixels (decoder_pred), as MAE's does, and dBOT's predicts features "
@@ -194,7 +198,7 @@ def dbot_sizes(weights: Mapping[str, Tensor], name: str, num_attention_heads: in
         ValueError: As [`convert_dbot`].
     """
     width, channels, patch_size = needed(weights, "patch_embed.proj.weight", 4, name).shape[:3]
-    table, blocks = needed(weights, "pos_embed", 3, name), count_blocks(weights, "blocks")
+    table, blocks = needed(weights, "pos_embed", 3, name), count_blocks(weights, "blocks", name)
     sizes = {
         "hidden_size": width,
         "num_hidden_layers": blocks,
@@ -214,7 +218,7 @@ def dbot_sizes(weights: Mapping[str, Tensor], name: str, num_attention_heads: in
         decoder_width = needed(weights, "decoder_embed.weight", 2, name).shape[0]
         sizes |= {
             "decoder_hidden_size": decoder_width,
-            "decoder_num_hidden_layers": count_blocks(weights, "decoder_blocks"),
+            "decoder_num_hidden_layers": count_blocks(weights, "decoder_blocks", name),
             "decoder_intermediate_size": needed(weights, "decoder_blocks.0.mlp.fc1.weight", 2, name).shape[0],
             "target_dim": needed(weights, "decoder_predp.weight", 2, name).shape[0],
         }

@@ -20,8 +20,8 @@ from torch import Tensor
 NETWORK_ENTRIES = ("model", "module", "state_dict")
 # What training runs keep beside the networks, and why it is left behind. Anything else that holds tensors is an error.
 STATES = ("optimizer", "optimizers", "scheduler", "schedulers", "lr_scheduler", "scaler", "fp16_scaler")
-LEFT_BEHIND = dict.fromkeys(STATES, "state of the training run") | {
-    "model_ema": "moving average of the weights; `model` is what the original evaluates"
+LEFT_BEHIND = dict.fromkeys(STATES, "left behind, state of the training run") | {
+    "model_ema": "left behind, moving average of the weights; `model` is what the original evaluates"
 }
 # Wrappers that stand before the names of tensors, in any order, also repeatedly.
 WRAPPERS = ("module.", "backbone.", "model.", "net.")
@@ -80,7 +80,8 @@ def read_official(source: str | Path | Mapping) -> OfficialCheckpoint:
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no checkpoint, or damaged; if it names classes or functions that tensors do not need (no
-            code of the file is ever run); if it holds tensors in an entry whose meaning is not known.
+            code of the file is ever run); if it holds tensors in an entry whose meaning is not known, or something
+            else than the two centres in `ibot_loss`.
     """
     if isinstance(source, Mapping):
         return _unpacked(source, "the state dict")
@@ -114,6 +115,9 @@ def _read_pickle(path: Path) -> Any:
         raise ValueError(f"{path.name} is empty: {_again(path)}")
     if start.lstrip().startswith((b"<", b"{")):
         raise ValueError(f"{path.name} is a text or web page, not a checkpoint: the download has failed")
+    if start[8:9] == b"{":
+        # Whatever its name is: the length of the header, and the header.
+        return _read_safetensors(path)
     if start.startswith(b"version https://git-lfs"):
         raise ValueError(f"{path.name} is a Git LFS pointer: fetch the file itself with `git lfs pull`")
     is_zip = zipfile.is_zipfile(path)
@@ -143,13 +147,14 @@ def _read_pickle(path: Path) -> Any:
 def _unpacked(content: Mapping, name: str) -> OfficialCheckpoint:
     """Networks, centres and options out of the nested dicts of a file."""
     args = content.get("args")
-    args = dict(vars(args)) if isinstance(args, argparse.Namespace) else {}
-    dropped = [f"{key}: {reason}" for key, reason in LEFT_BEHIND.items() if key in content]
+    args = vars(args) if isinstance(args, argparse.Namespace) else args
+    args = dict(args) if isinstance(args, Mapping) else {}
+    dropped = [f"{key}: {reason}" for key, reason in LEFT_BEHIND.items() if content.get(key) is not None]
     taken = {"args", "epoch", *LEFT_BEHIND}
     centers = {}
     if isinstance(content.get("student"), Mapping) and isinstance(content.get("teacher"), Mapping):
         networks = {"student": content["student"], "teacher": content["teacher"]}
-        centers = dict(content.get("ibot_loss") or {})
+        centers = _centers(content.get("ibot_loss"), name)
         taken |= {"student", "teacher", "ibot_loss"}
     else:
         entries = ("teacher", "student", *NETWORK_ENTRIES)
@@ -167,6 +172,19 @@ def _unpacked(content: Mapping, name: str) -> OfficialCheckpoint:
             raise ValueError(f"{name} holds tensors in {key!r} beside {', '.join(networks)}: their use is not known")
     networks = {network: _state_dict(weights, name) for network, weights in networks.items()}
     return OfficialCheckpoint(name, networks, centers, args, dropped)
+
+
+def _centers(content: Any, name: str) -> dict[str, Tensor]:
+    """The tensors of `iBOTLoss`."""
+    if content is None:
+        return {}
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{name}: ibot_loss is a {type(content).__name__}, not the state dict of the loss")
+    for key, value in content.items():
+        if key not in ("center", "center2") or not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise ValueError(f"{name}: ibot_loss holds a {kind} {key!r}; it has two tensors, center and center2")
+    return dict(content)
 
 
 def _holds_tensors(value: Any) -> bool:

@@ -94,7 +94,7 @@ def ibot_options(args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def convert_ibot(
-    weights: Mapping[str, Tensor], name: str, num_attention_heads: int | None = None, **overrides
+    weights: Mapping[str, Tensor], name: str, num_attention_heads: int | None, overrides: Mapping[str, Any]
 ) -> IBotForPreTraining | IBotForImageClassification | IBotModel:
     """
     The most complete iBOT model that these weights make, in eval mode.
@@ -107,7 +107,7 @@ def convert_ibot(
         weights (`Mapping[str, Tensor]`): One network of an [`OfficialCheckpoint`].
         name (`str`): File name, for messages.
         num_attention_heads (`int`, *optional*): Needed if the width is not a published one.
-        **overrides: Fields of [`IBotConfig`].
+        overrides (`Mapping`): Fields of [`IBotConfig`].
 
     Raises:
         ValueError: If a tensor is missing, left over or of another shape; if the classifier takes features that
@@ -195,8 +195,8 @@ def _encoder_fields(weights: Mapping[str, Tensor], name: str, heads: int | None,
         )
     fields = {
         "hidden_size": width,
-        "num_hidden_layers": count_blocks(weights, "blocks"),
-        "num_attention_heads": published_heads(width, overrides.get("num_attention_heads", heads)),
+        "num_hidden_layers": count_blocks(weights, "blocks", name),
+        "num_attention_heads": published_heads(width, heads),
         "intermediate_size": len(weights["blocks.0.mlp.fc1.weight"]),
         "patch_size": patch_size,
         "num_channels": channels,

@@ -44,7 +44,7 @@ def ibot_swin_options(args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def convert_ibot_swin(
-    weights: Mapping[str, Tensor], name: str, num_attention_heads: int | None = None, **overrides
+    weights: Mapping[str, Tensor], name: str, num_attention_heads: int | None, overrides: Mapping[str, Any]
 ) -> IBotSwinForPreTraining | IBotSwinForImageClassification | IBotSwinModel:
     """
     The most complete iBOT model that these weights make, in eval mode.
@@ -58,7 +58,7 @@ def convert_ibot_swin(
         weights (`Mapping[str, Tensor]`): One network of an `OfficialCheckpoint`.
         name (`str`): File name, for messages.
         num_attention_heads (`int`, *optional*): Of no use: it differs from stage to stage, and the tables tell it.
-        **overrides: Fields of [`IBotSwinConfig`].
+        overrides (`Mapping`): Fields of [`IBotSwinConfig`].
 
     Raises:
         ValueError: If a tensor is missing, left over or of another shape; if a `relative_position_index` is not that
@@ -107,9 +107,9 @@ def official_swin_name(ours: str) -> str:
 def _encoder_fields(weights: Mapping[str, Tensor], name: str) -> tuple[dict, list[int]]:
     """Fields of the configuration, and the window size of every stage."""
     depths, heads, windows = [], [], []
-    for stage in range(count_blocks(weights, "layers")):
+    for stage in range(count_blocks(weights, "layers", name)):
         table = needed(weights, f"layers.{stage}.blocks.0.attn.relative_position_bias_table", 2, name)
-        depths.append(count_blocks(weights, f"layers.{stage}.blocks"))
+        depths.append(count_blocks(weights, f"layers.{stage}.blocks", name))
         heads.append(table.shape[1])
         windows.append((math.isqrt(len(table)) + 1) // 2)
     embed_dim, channels, patch_size = needed(weights, "patch_embed.proj.weight", 4, name).shape[:3]

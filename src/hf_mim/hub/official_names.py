@@ -1,13 +1,15 @@
 """What the conversions of all families share: sizes from shapes, and loading in which nothing may be left over."""
 
-import difflib
 import fnmatch
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
+
+from .config_overrides import check_overrides
 
 
 # What is in a block of every official Vision Transformer, beside the joint projection of query, key and value.
@@ -107,10 +109,19 @@ def original_name(
     return f"{place}attn.qkv.{kind}" if module.startswith("attention.") else ours
 
 
-def count_blocks(weights: Mapping[str, Tensor], stack: str) -> int:
-    """How many blocks there are, by the highest number in the official names `{stack}.{number}.…`."""
-    numbers = {key.removeprefix(f"{stack}.").split(".")[0] for key in weights if key.startswith(f"{stack}.")}
-    return max((int(number) + 1 for number in numbers if number.isdecimal()), default=0)
+def count_blocks(weights: Mapping[str, Tensor], stack: str, source_name: str) -> int:
+    """
+    How many blocks there are, by the official names `{stack}.{number}.…`.
+
+    Raises:
+        ValueError: If a number below the highest is missing.
+    """
+    parts = {key.removeprefix(f"{stack}.").split(".")[0] for key in weights if key.startswith(f"{stack}.")}
+    numbers = {int(part) for part in parts if part.isdecimal()}
+    missing = next((number for number in range(len(numbers)) if number not in numbers), None)
+    if missing is not None:
+        raise ValueError(f"{source_name} has {stack}.{max(numbers)}, and no {stack}.{missing}")
+    return len(numbers)
 
 
 def needed(weights: Mapping[str, Tensor], key: str, ndim: int, source_name: str) -> Tensor:
@@ -135,20 +146,16 @@ def left_behind(weights: Mapping[str, Tensor], pattern: str, reason: str) -> lis
     return [f"{names[0]}: {reason}" if len(names) == 1 else f"{pattern} ({len(names)} tensors): {reason}"]
 
 
-def checked_config(config_class: type[PreTrainedConfig], fields: dict, overrides: dict) -> PreTrainedConfig:
+def checked_config(
+    config_class: type[PreTrainedConfig], fields: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> PreTrainedConfig:
     """
     A configuration from what the weights tell and what the user says, which wins.
 
     Raises:
-        ValueError: For an override that the configuration does not have (the nearest name is given), or sizes that do
-            not fit together.
+        ValueError: As [`check_overrides`], or for sizes that do not fit together.
     """
-    known = config_class.__dataclass_fields__
-    for name in overrides:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"config_overrides: {config_class.__name__} has no {name!r}{hint}")
+    overrides = check_overrides(overrides, config_class)
     try:
         return config_class(**fields | overrides)
     except StrictDataclassError as error:
@@ -179,7 +186,7 @@ def load_strictly(
         **options: For the class, beside the configuration.
 
     Raises:
-        ValueError: If a tensor is missing, left over, or of another shape; it is named.
+        ValueError: If a tensor is missing, left over, of another shape, or not of real numbers; it is named.
     """
     with torch.device("meta"):
         model = model_class(config, **options)
@@ -197,6 +204,9 @@ def load_strictly(
                 f"{source_name} does not fit {model_class.__name__}: {official_name(name)} gives {name} the shape "
                 f"{list(tensor.shape)}, {list(expected[name].shape)} is wanted"
             )
+        if expected[name].is_floating_point() and not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ValueError(f"{source_name}: {official_name(name)} is of {kind}, weights of real numbers are wanted")
     owned = {
         name: tensor.detach().to(expected[name].dtype, copy=True, memory_format=torch.contiguous_format)
         for name, tensor in weights.items()

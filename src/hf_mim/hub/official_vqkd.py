@@ -77,7 +77,7 @@ def original_vqkd_name(ours: str) -> str:
 
 
 def convert_vqkd(
-    weights: Mapping[str, Tensor], name: str, num_attention_heads: int | None = None, **overrides: Any
+    weights: Mapping[str, Tensor], name: str, num_attention_heads: int | None, overrides: Mapping[str, Any]
 ) -> VQKDModel:
     """
     The tokenizer of a checkpoint: encoder, codebook and decoder. What it holds of its teacher stays behind.
@@ -86,7 +86,7 @@ def convert_vqkd(
         weights (`Mapping[str, Tensor]`): Tensors with official names.
         name (`str`): Where they come from, for messages.
         num_attention_heads (`int`, *optional*): Heads per block, where the width is not a published one.
-        **overrides: Fields of [`VQKDConfig`] that no tensor tells, such as `teacher` and `teacher_license`.
+        overrides (`Mapping`): Fields of [`VQKDConfig`] that no tensor tells, such as `teacher` and `teacher_license`.
 
     Raises:
         ValueError: If a tensor is missing, unknown or of another shape than the others ask for, or if there is no
@@ -99,8 +99,8 @@ def convert_vqkd(
     codes, code_dim = needed(weights, "quantize.embedding.weight", 2, name).shape
     sizes = {
         "hidden_size": width,
-        "num_hidden_layers": count_blocks(weights, "encoder.blocks"),
-        "decoder_num_hidden_layers": count_blocks(weights, "decoder.blocks"),
+        "num_hidden_layers": count_blocks(weights, "encoder.blocks", name),
+        "decoder_num_hidden_layers": count_blocks(weights, "decoder.blocks", name),
         "num_attention_heads": published_heads(width, num_attention_heads),
         "intermediate_size": needed(weights, "encoder.blocks.0.mlp.fc1.weight", 2, name).shape[0],
         "image_size": image_size_of({"pos_embed": positions}, name, patch_size, overrides.get("image_size")),

@@ -8,6 +8,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 from ..data.files import replaced_file
+from .layout import TEACHER_FOLDER
 
 
 MODELING = Path(__file__).parents[1] / "modeling"
@@ -93,7 +94,7 @@ def add_code(folder: Path | str) -> list[str]:
         )
 
     auto_maps = {}
-    for file in (folder / CONFIG_NAME, folder / "teacher" / CONFIG_NAME):
+    for file in (folder / CONFIG_NAME, folder / TEACHER_FOLDER / CONFIG_NAME):
         if file.is_file() and (auto_map := AUTO_MAPS.get(_read(file).get("model_type"))):
             auto_maps[file] = auto_map
     file = folder / IMAGE_PROCESSOR_NAME

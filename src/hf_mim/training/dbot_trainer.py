@@ -15,6 +15,7 @@ from transformers.utils import cached_file
 
 from ..data.files import replaced_folder
 from ..hub.export import export_native, native_image_processor
+from ..hub.layout import TEACHER_FOLDER
 from ..modeling.configuration_dbot import DBotConfig
 from ..modeling.modeling_dbot import DBotModel
 from ..modeling.modeling_dbot_pretraining import DBotForPreTraining
@@ -25,7 +26,7 @@ from .outputs import METRICS_FILE
 from .schedules import staged_cosine_schedule
 from .sharding import load_whole_state_dict, whole_state_dict
 from .teachers import FeatureTeacher, plain_images
-from .trainer import TEACHER_FOLDER, MIMTrainer
+from .trainer import MIMTrainer
 
 
 STAGE_FILE = "stage.json"

@@ -10,8 +10,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
+from ..hub.layout import TEACHER_FOLDER
 from .arguments import MIMTrainingArguments
-from .trainer import TEACHER_FOLDER, MIMTrainer
+from .trainer import MIMTrainer
 
 
 REFERENCE_FILE = "reference.json"

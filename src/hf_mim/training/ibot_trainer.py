@@ -8,16 +8,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.utils import cached_file
 
+from ..hub.layout import CENTERS_FILE, TEACHER_FOLDER
 from ..modeling.modeling_ibot import IBotModel
 from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
 from .ibot_arguments import IBotTrainingArguments
 from .ibot_targets import CenteredTargets, sinkhorn_knopp
 from .schedules import cosine_schedule, teacher_temperature
 from .sharding import reshard
-from .trainer import TEACHER_FOLDER, MIMTrainer
-
-
-CENTERS_FILE = "centers.safetensors"
+from .trainer import MIMTrainer
 
 
 class IBotTrainer(MIMTrainer):

@@ -1,44 +1,19 @@
 """The model to train: a new one, or one to continue from."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from ..hub.config_overrides import check_overrides, parse_overrides
 from .arguments import MIMTrainingArguments
 from .pretrain_arguments import ModelArguments
-from .recipe_parser import did_you_mean
 from .teachers import FeatureTeacher, load_teacher
 
 
 # What trained weights leave open.
 FREE_FIELDS = {"hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "initializer_range"}
-
-
-def parse_config_overrides(text: str | None, config_class: type[PreTrainedConfig]) -> dict:
-    """
-    `"hidden_size=384,norm_last_layer=false,depths=[2,2]"` as a dict with YAML values.
-
-    Raises:
-        ValueError: For an entry without `=`, or a name that the configuration does not have (the nearest is named).
-    """
-    overrides = {}
-    # Commas inside brackets part the numbers of a list.
-    for entry in filter(None, re.split(r",(?![^\[]*\])", text or "")):
-        name, separator, value = entry.strip().partition("=")
-        if not separator:
-            raise ValueError(f"config_overrides must be name=value,name=value, got {entry!r}")
-        known = config_class.__dataclass_fields__
-        if name not in known:
-            raise ValueError(f"config_overrides: {config_class.__name__} has no {name!r}{did_you_mean(name, known)}")
-        parsed = yaml.safe_load(value)
-        if isinstance(parsed, str) and isinstance(known[name].default, float):
-            parsed = float(parsed)  # YAML takes 1e-6 for text
-        overrides[name] = parsed
-    return overrides
 
 
 @contextmanager
@@ -83,7 +58,7 @@ def pretraining_config(
     Raises:
         ValueError: If sizes do not fit together, or the weights to continue from are of another kind or size.
     """
-    overrides = parse_config_overrides(args.config_overrides, config_class)
+    overrides = check_overrides(parse_overrides(args.config_overrides), config_class)
     if args.image_size is not None:
         overrides["image_size"] = args.image_size[0] if len(args.image_size) == 1 else args.image_size
     if args.patch_size is not None:

@@ -11,9 +11,10 @@ from PIL import Image
 
 from ..data.files import replaced_file, replaced_folder
 from ..hub.card import build_card, build_eval_results
+from ..hub.layout import TEACHER_FOLDER
 from .method import Method
 from .provenance import describe_data, describe_hardware, describe_start, describe_time, versions
-from .trainer import TEACHER_FOLDER, MIMTrainer
+from .trainer import MIMTrainer
 
 
 METRICS_FILE = "metrics.json"

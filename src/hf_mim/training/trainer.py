@@ -34,6 +34,7 @@ from transformers.utils import cached_file
 from ..data.color import color_batch, normalize_views
 from ..data.datasets import StreamedViewsDataset
 from ..data.workers import ignore_stop_signals
+from ..hub.layout import TEACHER_FOLDER
 from .arguments import MIMTrainingArguments
 from .callbacks import MIMProgressCallback, StepCallback
 from .checkpoints import (
@@ -61,7 +62,6 @@ from .unreadable import UnreadableImages
 
 logger = logging.getLogger(__name__)
 
-TEACHER_FOLDER = "teacher"
 # How torch.save tells of a full disk.
 FAILED_WRITES = ("PytorchStreamWriter", "inline_container", "iostream error")
 

@@ -9,10 +9,11 @@ from PIL import Image
 
 from ..data.collator_vqkd import VQKDCollator
 from ..data.crop_views import CropViews
+from ..hub.config_overrides import parse_overrides
 from ..modeling.configuration_vqkd import VQKDConfig
 from ..modeling.image_processing_pil_beitv2 import Beitv2ImageProcessorPil
 from ..modeling.modeling_vqkd import VQKDModel
-from .loading import load_for_pretraining, load_named_teacher, parse_config_overrides, pretraining_config
+from .loading import load_for_pretraining, load_named_teacher, pretraining_config
 from .method import Method
 from .processing import build_image_processor
 from .vqkd_arguments import VQKDTrainingArguments
@@ -34,7 +35,7 @@ class VQKDMethod(Method):
         if args.eval_on_start and source is None and config.kmeans_init:
             raise ValueError("eval_on_start: a new tokenizer has no codebook before its first step; leave it out")
         self.teacher = load_named_teacher(args, self.model_args, config)
-        overrides = parse_config_overrides(self.model_args.config_overrides, VQKDConfig)
+        overrides = parse_overrides(self.model_args.config_overrides)
         if source is None and "target_dim" not in overrides:
             config.target_dim = self.teacher.hidden_size
         elif config.target_dim != self.teacher.hidden_size:

@@ -1,0 +1,57 @@
+"""`--config_overrides NAME=VALUE,...`, as every command reads it."""
+
+import difflib
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import yaml
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+
+def parse_overrides(text: str | None) -> dict[str, Any]:
+    """
+    `"hidden_size=384,norm_last_layer=false,depths=[2,2],id2label={0: cat, 1: dog}"` as a dict with YAML values.
+
+    Raises:
+        ValueError: For an entry that is not `name=value`, a value that is no YAML, or a name that comes twice.
+    """
+    overrides = {}
+    # Commas inside brackets and braces part the elements of one value.
+    for entry in filter(None, re.split(r",(?![^\[{]*[\]}])", text or "")):
+        name, separator, value = entry.strip().partition("=")
+        if not (name and separator):
+            raise ValueError(f"config_overrides must be name=value,name=value, got {entry!r}")
+        if name in overrides:
+            raise ValueError(f"config_overrides: {name} is given twice")
+        try:
+            overrides[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"config_overrides: {name} must have a YAML value, got {value!r}") from error
+    return overrides
+
+
+def check_overrides(overrides: Mapping[str, Any], config_class: type[PreTrainedConfig]) -> dict[str, Any]:
+    """
+    The overrides, numbers such as 1e-6, which YAML takes for text, as numbers.
+
+    Raises:
+        ValueError: For a name that the configuration does not have (the nearest is named), or an unknown activation.
+            What transformers adds to every configuration, names of classes aside, would have no effect.
+    """
+    of_all = PreTrainedConfig.__dataclass_fields__.keys() - {"id2label"}
+    known = {name: field for name, field in config_class.__dataclass_fields__.items() if name not in of_all}
+    checked = {}
+    for name, value in overrides.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise ValueError(f"config_overrides: {config_class.__name__} has no {name!r}, did you mean '{near[0]}'?")
+        if isinstance(value, str) and isinstance(known[name].default, float):
+            with suppress(ValueError):
+                value = float(value)
+        if name == "hidden_act" and value not in ACT2FN:
+            raise ValueError(f"config_overrides: hidden_act must be one of {', '.join(ACT2FN)}, got {value!r}")
+        checked[name] = value
+    return checked
