@@ -141,10 +141,11 @@ def test_bookkeeping_stays_behind(loopback_hub, api, run):
 
 def test_an_existing_repository_gets_a_new_commit(loopback_hub, api, run):
     publish(run, "org/tiny", full=True, api=api, report=lambda line: None)
-    old = ["last-checkpoint/optimizer.pt", "model-00001-of-00002.safetensors", "teacher/reference.json", "NOTES.md"]
-    api.create_commit(
-        "org/tiny-pretrain", [CommitOperationAdd(path, b"something old") for path in old], commit_message="other"
-    )
+    old = ["last-checkpoint/optimizer.pt", "model-00001-of-00002.safetensors", "pytorch_model.bin"]
+    old += ["teacher/reference.json"]
+    others = {"NOTES.md", "lora/adapter.safetensors", "lora/model.safetensors", "adapter.safetensors", "handler.py"}
+    operations = [CommitOperationAdd(path, b"something old") for path in (*old, *others)]
+    api.create_commit("org/tiny-pretrain", operations, commit_message="other")
     uploads, lines = loopback_hub.uploads, []
     (run / "README.md").write_text(CARD.replace("An encoder.", "A better encoder."))
     publish(run, "org/tiny", full=True, api=api, report=lines.append)
@@ -152,7 +153,10 @@ def test_an_existing_repository_gets_a_new_commit(loopback_hub, api, run):
     assert "A better encoder." in loopback_hub.files("org/tiny")["README.md"].decode()
     assert loopback_hub.uploads == uploads
     # What somebody else has put there stays, what belongs to another model goes.
-    assert set(loopback_hub.files("org/tiny-pretrain")) == FULL_FILES | {"NOTES.md"}
+    assert set(loopback_hub.files("org/tiny-pretrain")) == FULL_FILES | others
+    removed = "last-checkpoint/, model-00001-of-00002.safetensors, pytorch_model.bin, teacher/reference.json"
+    assert f"removed from org/tiny-pretrain, where it was left from before: {removed}" in lines
+    assert not [line for line in lines if "removed from org/tiny," in line]
     with pytest.raises(ValueError, match="org/tiny exists and is public: take another name"):
         publish(run, "org/tiny", private=True, api=api, report=lambda line: None)
 
@@ -160,12 +164,18 @@ def test_an_existing_repository_gets_a_new_commit(loopback_hub, api, run):
 def test_a_model_of_ours_alone(loopback_hub, api, run, tmp_path):
     """The folder that `hf-mim convert` writes: the full model at the root."""
     converted = Path(shutil.copytree(run / "pretraining", tmp_path / "converted"))
-    (converted / "README.md").write_text(CARD.replace("![Its curves](curves.png)\n\n", ""))
+    card = CARD.replace("![Its curves](curves.png)\n\n", "").replace(
+        "library_name: transformers", "library_name: hf_mim"
+    )
+    (converted / "README.md").write_text(card.replace("```python\n", "```python\nimport hf_mim\n"))
     publish(converted, "org/converted", with_code=True, api=api, report=lambda line: None)
     files = loopback_hub.files("org/converted")
     code = {path for path in files if path.endswith(".py")}
     assert set(files) - code == FULL_FILES and "modeling_ibot_pretraining.py" in code
     assert "AutoModelForPreTraining" in json.loads(files["config.json"])["auto_map"]
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.library_name == "transformers" and "import hf_mim" not in card.text
+    assert 'AutoModel.from_pretrained("org/converted", trust_remote_code=True)\n```\n\nThe code of the' in card.text
     with pytest.raises(ValueError, match="the model in .* is the full one: leave out --full"):
         publish(converted, "org/converted", full=True, api=NOWHERE)
 
@@ -180,6 +190,7 @@ def test_code_only_where_it_is_needed(loopback_hub, api, run):
     # Published again without it, the model needs the package again.
     publish(run, "org/tiny", full=True, api=api, report=lambda line: None)
     assert "auto_map" not in json.loads(loopback_hub.files("org/tiny-pretrain")["config.json"])
+    assert set(loopback_hub.files("org/tiny-pretrain")) == FULL_FILES
     with pytest.raises(ValueError, match=r"loads with transformers alone \(with --full, that in pretraining/ gets it"):
         publish(run, "org/tiny", with_code=True, api=NOWHERE)
 
@@ -278,7 +289,19 @@ NORM = "vit.layernorm.weight"
     [
         (remove("config.json"), "tiny-run holds no model"),
         (remove("README.md"), "tiny-run/README.md is missing: the card says what the model is"),
-        (remove("preprocessor_config.json"), "tiny-run/preprocessor_config.json gives no image processor"),
+        (remove("preprocessor_config.json"), "tiny-run has no preprocessor_config.json: save the image processor"),
+        (
+            edit(
+                "preprocessor_config.json", '"image_processor_type": "ViTImageProcessor', '"image_processor_type": "X'
+            ),
+            "tiny-run/preprocessor_config.json gives no image processor",
+        ),
+        (
+            edit("config.json", '"model_type": "vit"', '"model_type": "x"'),
+            "config.json is of a model of type 'x', which",
+        ),
+        (lambda run: (run / "config.json").write_text("[]"), "tiny-run/config.json is no configuration"),
+        (remove("pretraining/teacher/centers.safetensors"), "pretraining/teacher has no centers.safetensors, without"),
         # the card
         (edit("README.md", "license: apache-2.0", "license: ["), "metadata of .*README.md are not valid"),
         (edit("README.md", "license: apache-2.0", "license: 2.0"), "license must be text, got 2.0"),
@@ -287,6 +310,18 @@ NORM = "vit.layernorm.weight"
         (lambda run: (run / "README.md").write_text("# tiny\n"), "README.md has no metadata"),
         (remove("curves.png"), "README.md shows curves.png, which is not there"),
         (picture_elsewhere, "README.md shows ../curves.png, which lies elsewhere"),
+        (
+            edit("README.md", "curves.png", "training_args.bin"),
+            "shows training_args.bin: pictures .* one of .png, .jpg",
+        ),
+        (
+            edit("README.md", "curves.png", "curves.svg"),
+            "README.md shows curves.svg: pictures of a card must be one of",
+        ),
+        (
+            lambda run: (run / "README.md").write_bytes(CARD.replace("nothing", "été").encode("latin-1")),
+            "tiny-run/README.md is not text in UTF-8: invalid continuation byte in byte",
+        ),
         # the weights
         (pickled, "no weights in .*safetensors, only pytorch_model.bin, a pickle"),
         (remove("model.safetensors"), "no weights in .*safetensors: save the model"),
@@ -317,6 +352,10 @@ NORM = "vit.layernorm.weight"
             edit("README.md", "nothing", f"--token hf_{30 * 'a'}"),
             r"README.md, line 35, holds an access token .*hf_aaa\.\.\.",
         ),
+        (
+            edit("README.md", "nothing", "http://me:secret@host/data"),
+            r"README.md, line 35, holds an address with a password: (?!.*secret)",
+        ),
         (edit("pretraining/config.json", '"gelu"', '"gelu", "x": "file:///x"'), "config.json, line .*: file:///x is"),
     ],
 )
@@ -343,6 +382,7 @@ def test_names_of_repositories(finished_run, repo_id):
         "hf-mim pretrain ibot-vits16 --train_dir photos/train --output_dir runs/x",
         '{"model": "org/name", "layer": "model.layers.0/weight"}',
         "text in </b> and <a href='x'>y</a>/z, ~5 minutes, ~ 3/4, a:b/c",
+        "<br/> <img src='x'/></p></div> a <b/c> d, http://host:8080/page, https://host/a:b@c",
     ],
 )
 def test_what_is_no_path_of_this_machine(text):
@@ -359,6 +399,10 @@ def test_what_is_no_path_of_this_machine(text):
         ("~me/photos", "~me/photos"),
         (r"in D:\photos\train", r"D:\photos\train"),
         ("[log](/tmp/log.txt)", "/tmp/log.txt"),
+        ("<code>/home/me/photos</code>", "/home/me/photos"),
+        ("<file:///home/me>", "file:///home/me"),
+        ("{/data/photos}", "/data/photos"),
+        ("|/data/photos|", "/data/photos"),
     ],
 )
 def test_paths_of_this_machine(text, path):

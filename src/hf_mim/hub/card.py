@@ -24,6 +24,10 @@ CAPTIONS = {
     "codes.png": "Patches of some images that share a code",
     "usage.png": "How often each code is used",
 }
+CODE_NOTE = """\
+The code of the model lies in this repository, and `trust_remote_code=True` runs it: read it first. With the package
+`hf_mim` installed and imported, neither is needed.
+"""
 # The options that say how a model was trained, in the order of the card.
 TRAINING_OPTIONS = (
     "learning_rate",
@@ -193,7 +197,7 @@ def tidy(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", re.sub(r" +\n", "\n", text)).strip() + "\n"
 
 
-def rename_card(card: str, repo_id: str) -> str:
+def rename_card(card: str, repo_id: str, with_code: bool = False) -> str:
     """
     The card of a model under the name of the repository that it goes to: title and `model_name` become the name of
     the repository, and what its section "Use" loads becomes `repo_id`.
@@ -201,6 +205,8 @@ def rename_card(card: str, repo_id: str) -> str:
     Args:
         card (`str`): Text of a `README.md`; one without metadata, title or section "Use" stays without.
         repo_id (`str`): The repository, `"organisation/name"` or `"name"`.
+        with_code (`bool`, defaults to `False`): Whether the repository holds the code of the model: it is loaded with
+            `trust_remote_code=True` then, instead of `import hf_mim`.
 
     Returns:
         The text of the new card.
@@ -213,6 +219,11 @@ def rename_card(card: str, repo_id: str) -> str:
     loaded = re.search(r"""from_pretrained\(["']([^"']+)["']""", use)
     if loaded:
         use = re.sub(rf"(?<![\w./-]){re.escape(loaded[1])}(?![\w./-])", lambda _: repo_id, use)
+    if with_code:
+        renamed.data.library_name = "transformers"
+        use = re.sub(r"^import hf_mim\n", "", use, flags=re.MULTILINE)
+        use = use.replace(f'from_pretrained("{repo_id}")', f'from_pretrained("{repo_id}", trust_remote_code=True)')
+        use = re.sub(r"(^```python\n.*?^```\n)", rf"\1\n{CODE_NOTE}", use, count=1, flags=re.MULTILINE | re.DOTALL)
     renamed.text = "".join((before, heading, use, end, rest))
     return f"---\n{renamed.data.to_yaml()}\n---\n{renamed.text}"
 
@@ -254,7 +265,7 @@ def build_pretraining_card(
         method=method,
         parts=parts,
         target=target,
-        with_code=with_code,
+        code_note=CODE_NOTE if with_code else None,
         trust=", trust_remote_code=True" if with_code else "",
         sections={heading: text.strip() for heading, text in sections if heading in ("Licence", "Limits", "Citation")},
     )

@@ -11,11 +11,18 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
-from transformers import AutoConfig
 
 from .card import build_pretraining_card, rename_card
-from .publish_checks import ModelFacts, check_card, check_repo_id, check_safetensors, check_upload, shown_pictures
-from .remote_code import AUTO_MAPS, add_code
+from .publish_checks import (
+    ModelFacts,
+    check_card,
+    check_repo_id,
+    check_safetensors,
+    check_upload,
+    read_config,
+    shown_pictures,
+)
+from .remote_code import AUTO_MAPS, MODELING, add_code
 
 
 # What belongs to a model, in its folder.
@@ -26,7 +33,10 @@ CARD_FILES = ("README.md", "metrics.json", ".eval_results/*.yaml")
 CHECKPOINT_FOLDER = "last-checkpoint"
 # What an older upload may have left in a repository and a newer model would be confused by.
 STALE_CHECKPOINT = re.compile(rf"{CHECKPOINT_FOLDER}/.*")
-STALE = re.compile(rf".*\.safetensors(\.index\.json)?|teacher/.*|{STALE_CHECKPOINT.pattern}")
+OUR_CODE = "|".join(sorted(re.escape(file.name) for file in MODELING.glob("[!_]*.py")))
+STALE = re.compile(
+    rf"(pytorch_)?model[^/]*\.(safetensors|bin)(\.index\.json)?|teacher/.*|{STALE_CHECKPOINT.pattern}|{OUR_CODE}"
+)
 # What means something in the folder alone: where a model came from, and code that is published on demand only.
 PRIVATE_FIELDS = ("_name_or_path", "use_cache", "auto_map")
 
@@ -80,7 +90,8 @@ def publish(
 
     Args:
         folder (`str` or `Path`): The folder; nothing in it is changed.
-        repo_id (`str`): `"organisation/name"` or `"user/name"`. A repository that exists gets a new commit.
+        repo_id (`str`): `"organisation/name"` or `"user/name"`. A repository that exists gets a new commit, in
+            which weights, teacher, checkpoint and code of ours from before are removed; each is reported.
         full (`bool`, defaults to `False`): Whether the full pre-training model goes to a second repository.
         private (`bool`, *optional*): Whether new repositories are private; when not given they are as the user's or
             organisation's are by default. An existing one stays as it is.
@@ -116,7 +127,13 @@ def publish(
             report(f"{existing} exists already and gets a new commit")
         urls = []
         for upload in uploads:
-            urls.append(send(api, upload.repo_id, upload.files(), f"Upload {upload.facts.architecture} with hf_mim"))
+            title = f"Upload {upload.facts.architecture} with hf_mim"
+            removed = send(api, upload.repo_id, upload.files(), title)
+            if removed:
+                start = f"{CHECKPOINT_FOLDER}/"
+                removed = list(dict.fromkeys(start if path.startswith(start) else path for path in removed))
+                report(f"removed from {upload.repo_id}, where it was left from before: {', '.join(removed)}")
+            urls.append(f"{api.endpoint}/{upload.repo_id}")
             report(f"uploaded: {urls[-1]}")
         return urls
 
@@ -132,7 +149,7 @@ def prepare(folder: Path, repo_id: str, full: bool, with_code: bool, temporary: 
         raise FileNotFoundError(
             f"{folder} holds no model (there is no config.json): give the folder of a finished run"
         )
-    is_ours = AutoConfig.from_pretrained(folder).model_type in AUTO_MAPS
+    is_ours = read_config(folder, str(folder)).model_type in AUTO_MAPS
     if full and not (folder / "pretraining" / "config.json").is_file():
         reason = f"the model in {folder} is the full one: leave out --full" if is_ours else "it holds an encoder alone"
         raise ValueError(f"--full uploads {folder}/pretraining, which is not there: {reason}")
@@ -143,7 +160,7 @@ def prepare(folder: Path, repo_id: str, full: bool, with_code: bool, temporary: 
         )
 
     root = temporary / "root"
-    card = rename_card(check_card(folder, str(folder)).content, repo_id)
+    card = rename_card(check_card(folder, str(folder)).content, repo_id, is_ours and with_code)
     patterns = (*MODEL_FILES, *TEACHER_FILES) if is_ours else MODEL_FILES
     _stage(folder, root, (*patterns, *CARD_FILES), card)
     for picture in shown_pictures(card):
@@ -154,7 +171,7 @@ def prepare(folder: Path, repo_id: str, full: bool, with_code: bool, temporary: 
         add_code(root)
     if full:
         source, target = folder / "pretraining", temporary / "pretraining"
-        full_id, config = f"{repo_id}-pretrain", AutoConfig.from_pretrained(source)
+        full_id, config = f"{repo_id}-pretrain", read_config(source, str(source))
         check_repo_id(full_id)
         card = build_pretraining_card(full_id, repo_id, config, card, with_code)
         _stage(source, target, (*MODEL_FILES, *TEACHER_FILES), card)
@@ -221,7 +238,7 @@ def open_repositories(api: HfApi, repo_ids: list[str], private: bool | None) -> 
     return existing
 
 
-def send(api: HfApi, repo_id: str, files: dict[str, Path], message: str, stale: re.Pattern = STALE) -> str:
+def send(api: HfApi, repo_id: str, files: dict[str, Path], message: str, stale: re.Pattern = STALE) -> list[str]:
     """
     Upload files in one commit, which also removes what matches `stale` and is not among them.
 
@@ -233,7 +250,7 @@ def send(api: HfApi, repo_id: str, files: dict[str, Path], message: str, stale: 
         stale (`re.Pattern`): Paths in the repository that are removed.
 
     Returns:
-        Address of the repository.
+        The paths that were removed.
 
     Raises:
         ValueError: If the Hub does not take the metadata of the card.
@@ -252,7 +269,7 @@ def send(api: HfApi, repo_id: str, files: dict[str, Path], message: str, stale: 
             f"the upload to {repo_id} broke off ({_first_line(cause)}): nothing of it shows there. Repeated, it "
             "goes on: what has arrived is not sent again"
         ) from error
-    return f"{api.endpoint}/{repo_id}"
+    return old
 
 
 def _refusal(cause: Exception, api: HfApi, repo_id: str) -> PermissionError | None:

@@ -1,5 +1,6 @@
 """What has to be true of a folder before it goes to the Hub, found without asking the Hub."""
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +15,26 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForPreTraining,
+    PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
 
+CENTERS_FILE = "centers.safetensors"
 TEXT_FILES = (".json", ".md", ".yaml")
 # An absolute path of at least two parts, one below a home folder, a Windows drive or a file:// address. A slash after
 # a letter, as in and/or and https://host/page, begins none.
 MACHINE_PATH = re.compile(
-    r"(?:(?<=[\s\"'`=:,;(\[])|^)(?:/[\w.@+-]+/[\w.@+-]|~[\w.-]*/[\w.]|[A-Za-z]:\\+\w|file://)[^\s\"'`)\]]*",
+    r"(?:(?<=[\s\"'`=:,;(\[{<>|])|^)(?:/[\w.@+-]+/[\w.@+-]|~[\w.-]*/[\w.]|[A-Za-z]:\\+\w|file://)[^\s\"'`)\]<>}|]*",
     re.MULTILINE,
 )
 # As the Hub gives them out.
 ACCESS_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
+PASSWORD = re.compile(r"://[^\s/@\"'`]+:[^\s/@\"'`]+@")
+# Of which none holds text that would have to be read.
+PICTURE_FILES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
 PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)[^)]*\)|<img[^>]*\ssrc=[\"']([^\"']+)[\"']")
 
 
@@ -64,18 +72,39 @@ def check_upload(folder: Path, shown_as: str) -> ModelFacts:
     """
     card = check_card(folder, shown_as)
     for file in sorted(path for path in folder.rglob("*") if path.suffix in TEXT_FILES):
-        check_text(file.read_text(encoding="utf-8"), f"{shown_as}/{file.relative_to(folder)}")
+        name = f"{shown_as}/{file.relative_to(folder)}"
+        check_text(_read(file, name), name)
     model = check_model(folder, shown_as)
+    if not (folder / IMAGE_PROCESSOR_NAME).is_file():
+        raise ValueError(f"{shown_as} has no {IMAGE_PROCESSOR_NAME}: save the image processor of the model there")
     try:
         AutoImageProcessor.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{shown_as}/preprocessor_config.json gives no image processor: {error}") from error
+        reason = str(error).strip().splitlines()[0].replace(str(folder), shown_as)
+        raise ValueError(f"{shown_as}/{IMAGE_PROCESSOR_NAME} gives no image processor: {reason}") from error
     if (folder / "teacher" / "config.json").is_file():
-        check_model(folder / "teacher", f"{shown_as}/teacher")
+        teacher = check_model(folder / "teacher", f"{shown_as}/teacher")
+        if teacher.config.model_type in ("ibot", "ibot_swin") and not (folder / "teacher" / CENTERS_FILE).is_file():
+            raise ValueError(
+                f"{shown_as}/teacher has no {CENTERS_FILE}, without which training cannot go on from it: add the "
+                "file, or remove the folder"
+            )
     license_name = card.data.license
     if license_name == "other":
         license_name = card.data.get("license_name") or license_name
     return ModelFacts(type(model).__name__, model.num_parameters(), license_name)
+
+
+def read_config(folder: Path, shown_as: str) -> PreTrainedConfig:
+    """The configuration of a folder; raises `ValueError` when it cannot be read, or is of a model nobody knows."""
+    name = f"{shown_as}/{CONFIG_NAME}"
+    try:
+        model_type = json.loads(_read(folder / CONFIG_NAME, name)).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{name} is no configuration: {error}") from error
+    if model_type not in CONFIG_MAPPING:
+        raise ValueError(f"{name} is of a model of type {model_type!r}, which neither transformers nor hf_mim has")
+    return AutoConfig.from_pretrained(folder)
 
 
 def check_safetensors(folder: Path):
@@ -90,7 +119,7 @@ def check_safetensors(folder: Path):
 
 def check_model(folder: Path, shown_as: str) -> PreTrainedModel:
     """Load the model of a folder; raises `ValueError` when a tensor is missing, left over or of another shape."""
-    architecture = (AutoConfig.from_pretrained(folder).architectures or [""])[0]
+    architecture = (read_config(folder, shown_as).architectures or [""])[0]
     auto_class = AutoModel
     if architecture.endswith("ForImageClassification"):
         auto_class = AutoModelForImageClassification
@@ -114,7 +143,7 @@ def check_card(folder: Path, shown_as: str) -> ModelCard:
     """The card of a folder; raises `ValueError` when its metadata are not valid, or a picture of it is missing."""
     name = f"{shown_as}/README.md"
     try:
-        text = (folder / "README.md").read_text(encoding="utf-8")
+        text = _read(folder / "README.md", name)
     except FileNotFoundError:
         raise ValueError(f"{name} is missing: the card says what the model is, and under which licence") from None
     try:
@@ -133,6 +162,8 @@ def check_card(folder: Path, shown_as: str) -> ModelCard:
     for picture in shown_pictures(text):
         if Path(picture).is_absolute() or ".." in Path(picture).parts:
             raise ValueError(f"{name} shows {picture}, which lies elsewhere: bring the picture into the folder")
+        if Path(picture).suffix.lower() not in PICTURE_FILES:
+            raise ValueError(f"{name} shows {picture}: pictures of a card must be one of {', '.join(PICTURE_FILES)}")
         if not (folder / picture).is_file():
             raise ValueError(f"{name} shows {picture}, which is not there: add it, or take it out of the card")
     return card
@@ -153,6 +184,12 @@ def check_text(text: str, name: str):
             f"{name}, line {line}, holds an access token of the Hub ({secret[0][:6]}...): take it out, and revoke it "
             "if others could have seen it"
         )
+    password = PASSWORD.search(text)
+    if password:
+        line = text.count("\n", 0, password.start()) + 1
+        raise ValueError(
+            f"{name}, line {line}, holds an address with a password: take it out, and change the password"
+        )
     found = MACHINE_PATH.search(text)
     if found:
         line = text.count("\n", 0, found.start()) + 1
@@ -160,3 +197,10 @@ def check_text(text: str, name: str):
             f"{name}, line {line}: {found[0]} is a path of this machine, which nobody else has: write a name in its "
             "place"
         )
+
+
+def _read(file: Path, name: str) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not text in UTF-8: {error.reason} in byte {error.start:,}") from error

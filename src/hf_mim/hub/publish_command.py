@@ -26,7 +26,11 @@ def main(argv: Sequence[str]) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("output_dir", metavar="OUTPUT_DIR", help="folder of the run, or of a saved model with a card")
-    parser.add_argument("repo_id", metavar="ORG/NAME", help="the repository; one that exists gets a new commit")
+    parser.add_argument(
+        "repo_id",
+        metavar="ORG/NAME",
+        help="the repository; one that exists gets a new commit, and loses the files of an earlier model",
+    )
     parser.add_argument("--full", action="store_true", help="also upload pretraining/ to ORG/NAME-pretrain")
     parser.add_argument("--private", action="store_true", default=None, help="make new repositories private")
     parser.add_argument(
