@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import HfApi, ModelCard
 from onnxruntime import InferenceSession
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -38,12 +39,17 @@ from hf_mim import (
 )
 from hf_mim.hub import onnx
 from hf_mim.hub.export import export_native
+from hf_mim.hub.publish import publish
+
+from .loopback import TOKEN
+from .tiny_run import CARD
 
 
 SIZES = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=24, patch_size=8)
 SIZES |= dict(initializer_range=0.2)
 SWIN = dict(embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=3, image_size=24, patch_size=2)
 LABELS = dict(id2label={0: "cat", 1: "dog", 2: "owl"}, label2id={"cat": 0, "dog": 1, "owl": 2})
+FILES = {"README.md", "config.json", "model.safetensors"}
 CROP = dict(size={"shortest_edge": 30}, crop_size={"height": 24, "width": 24})
 
 
@@ -82,7 +88,7 @@ def test_the_teacher_of_a_full_model(tmp_path, capsys):
     torch.manual_seed(0)
     student, teacher = ibot(source), ibot(source / "teacher")
     assert export(source, output) == 0
-    assert {path.name for path in output.iterdir()} == {"config.json", "model.safetensors", "preprocessor_config.json"}
+    assert {path.name for path in output.iterdir()} == {*FILES, "preprocessor_config.json"}
     native = AutoModel.from_pretrained(output)
     images = torch.randn(2, 3, 24, 24)
     with torch.no_grad():
@@ -132,12 +138,35 @@ def test_every_kind(tmp_path, capsys, make, options, native_class, printed):
     assert printed in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("has_card", [True, False])
+def test_what_is_exported_can_be_published(tmp_path, loopback_hub, has_card):
+    ibot(tmp_path / "model")
+    ibot(tmp_path / "model" / "teacher")
+    if has_card:
+        (tmp_path / "model" / "README.md").write_text(CARD)
+    assert export(tmp_path / "model", tmp_path / "out") == 0
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert (card.data.library_name, card.data.pipeline_tag) == ("transformers", "image-feature-extraction")
+    assert "A `ViTModel` of transformers with the weights of the teacher in `model`." in card.text
+    assert "\n```\n\nThe numbers are exact at 24 x 24 pixels. At other sizes" in card.text
+    if has_card:
+        assert (card.data.license, card.data.tags) == ("apache-2.0", ["hf_mim", "ibot"])
+        assert card.text.endswith("## Limits\n\nIt has learned nothing.\n") and card.data.eval_results is None
+    else:
+        assert card.data.license is None and "names the licence in the metadata of this card" in card.text
+    api = HfApi(endpoint=loopback_hub.url, token=TOKEN)
+    publish(tmp_path / "out", "org/exported", api=api, report=lambda line: None)
+    files = loopback_hub.files("org/exported")
+    assert set(files) == {*FILES, "preprocessor_config.json"}
+    assert 'model = AutoModel.from_pretrained("org/exported")' in files["README.md"].decode()
+
+
 def test_without_an_image_processor(tmp_path, capsys):
     model = dbot(tmp_path / "model")
     (tmp_path / "model" / "preprocessor_config.json").unlink()
     (tmp_path / "out").mkdir()
     assert export(tmp_path / "model", tmp_path / "out") == 0
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"config.json", "model.safetensors"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
     printed = capsys.readouterr().out
     assert "has no image processor: there is none to write" in printed and "AutoImageProcessor" not in printed
     assert model.config.model_type == "dbot"
@@ -194,12 +223,7 @@ def test_onnx(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"wrote    {tmp_path}/out/model.onnx: logits of any number of images\n" in printed
     assert "of 24 x 24 pixels and no other size; within " in printed
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "config.json",
-        "model.safetensors",
-        "preprocessor_config.json",
-        "model.onnx",
-    }
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {*FILES, "preprocessor_config.json", "model.onnx"}
     session = InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
     assert [(entry.name, entry.shape) for entry in session.get_inputs()] == [("pixel_values", ["batch", 3, 24, 24])]
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out")

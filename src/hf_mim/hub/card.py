@@ -1,10 +1,11 @@
 """The model cards of a run, filled from its options and metrics."""
 
 import re
+from pathlib import Path
 
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from transformers import PreTrainedConfig, TrainingArguments
+from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
 from transformers.utils import cached_file
 
 
@@ -24,6 +25,8 @@ CAPTIONS = {
     "codes.png": "Patches of some images that share a code",
     "usage.png": "How often each code is used",
 }
+# What a model takes over from the card of the one that it was made of.
+INHERITED = ("license", "license_name", "license_link", "datasets", "base_model", "tags")
 CODE_NOTE = """\
 The code of the model lies in this repository, and `trust_remote_code=True` runs it: read it first. With the package
 `hf_mim` installed and imported, neither is needed.
@@ -169,8 +172,8 @@ def build_eval_results(facts: dict, date: str) -> list[dict]:
     )
 
 
-def read_card_data(name_or_path: str, **hub_options: str | None) -> ModelCardData:
-    """The metadata of the card of a model in a folder or on the Hub; empty where there is no card."""
+def read_card(name_or_path: str, **hub_options: str | None) -> ModelCard | None:
+    """The card of a model in a folder or on the Hub; None where there is no card."""
     card = cached_file(
         name_or_path,
         "README.md",
@@ -178,7 +181,13 @@ def read_card_data(name_or_path: str, **hub_options: str | None) -> ModelCardDat
         _raise_exceptions_for_connection_errors=False,
         **hub_options,
     )
-    return ModelCardData() if card is None else ModelCard.load(card, ignore_metadata_errors=True).data
+    return None if card is None else ModelCard.load(card, ignore_metadata_errors=True)
+
+
+def read_card_data(name_or_path: str, **hub_options: str | None) -> ModelCardData:
+    """The metadata of the card of a model in a folder or on the Hub; empty where there is no card."""
+    card = read_card(name_or_path, **hub_options)
+    return ModelCardData() if card is None else card.data
 
 
 def _link(repo_id: str, kind: str = "") -> str:
@@ -249,14 +258,12 @@ def build_pretraining_card(
     """
     encoder = ModelCard(encoder_card, ignore_metadata_errors=True)
     name = repo_id.split("/")[-1]
-    known = ("license", "license_name", "license_link", "datasets", "base_model", "tags")
     data = ModelCardData(
         library_name="transformers" if with_code else "hf_mim",
         model_name=name,
-        **{field: encoder.data.get(field) for field in known},
+        **{field: encoder.data.get(field) for field in INHERITED},
     )
     method, parts, target = _full_model(config)
-    sections = re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", encoder.text, flags=re.MULTILINE | re.DOTALL)
     text = TEMPLATES.get_template("pretraining.md").render(
         card_data=data.to_yaml(),
         name=name,
@@ -267,9 +274,59 @@ def build_pretraining_card(
         target=target,
         code_note=CODE_NOTE if with_code else None,
         trust=", trust_remote_code=True" if with_code else "",
-        sections={heading: text.strip() for heading, text in sections if heading in ("Licence", "Limits", "Citation")},
+        sections=_inherited_sections(encoder),
     )
     return tidy(text)
+
+
+def build_exported_card(
+    name: str, source: str, is_teacher: bool, native: PreTrainedModel, loading: list[str], sizes: str
+) -> str:
+    """
+    The card of an exported model. Licence, data sets, base model, tags and the sections "Licence", "Limits" and
+    "Citation" come from the card of its source, if that has one.
+
+    Args:
+        name (`str`): Name of the model.
+        source (`str`): Folder or Hub id of what was exported.
+        is_teacher (`bool`): Whether it is the teacher that lies there beside a pre-training model.
+        native (`PreTrainedModel`): The exported model.
+        loading (`list[str]`): Lines of Python that load `name`.
+        sizes (`str`): The sizes of images at which its numbers are those of the source.
+
+    Returns:
+        The text of `README.md`.
+    """
+    card = read_card(source)
+    if Path(source).is_dir():
+        source = Path(source).resolve().name
+    data = ModelCardData(
+        library_name="transformers",
+        # Its random masks are no part of the pipeline's promise.
+        pipeline_tag=None if native.config.model_type == "vit_mae" else _pipeline(type(native).__name__),
+        model_name=name,
+        **({"tags": ["hf_mim"]} if card is None else {field: card.data.get(field) for field in INHERITED}),
+    )
+    text = TEMPLATES.get_template("exported.md").render(
+        card_data=data.to_yaml(),
+        name=name,
+        model_class=type(native).__name__,
+        source=source,
+        is_teacher=is_teacher,
+        loading=loading,
+        sizes=sizes,
+        sections={} if card is None else _inherited_sections(card),
+    )
+    return tidy(text)
+
+
+def _pipeline(model_class: str) -> str:
+    return "image-classification" if model_class.endswith("ForImageClassification") else "image-feature-extraction"
+
+
+def _inherited_sections(card: ModelCard) -> dict[str, str]:
+    sections = re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", card.text, flags=re.MULTILINE | re.DOTALL)
+    return {heading: text.strip() for heading, text in sections if heading in ("Licence", "Limits", "Citation")}
 
 
 def _full_model(config: PreTrainedConfig) -> tuple[str, str, str]:

@@ -1,6 +1,7 @@
 """`hf-mim export MODEL OUT`: a model as one of transformers' own, and as an ONNX file."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from transformers import (
 
 from ..data.files import replaced_folder
 from ..modeling.load_report import without_load_report
+from .card import build_exported_card
 from .convert import check_output
 from .export import export_native, native_image_processor, other_sizes
 from .layout import MODEL_TYPES, TEACHER_FOLDER
@@ -41,7 +43,8 @@ def main(argv: Sequence[str] | None = None):
     check_output(output)  # before minutes of work
     if arguments.onnx:
         check_packages()
-    source, model, processor = load_source(arguments.model)
+    place = os.path.expanduser(arguments.model)
+    source, model, processor = load_source(place)
     is_native = model.config.model_type in NATIVE
     if is_native:
         if arguments.architecture or not arguments.onnx:
@@ -50,9 +53,13 @@ def main(argv: Sequence[str] | None = None):
     else:
         native = export_native(model, arguments.architecture)
 
-    lines = []
+    lines, name = [], output.resolve().name
+    sizes = "" if is_native else other_sizes(native)
+    loading = _loading_lines(name, native, processor is not None)
+    card = build_exported_card(name, place, source != place, native, loading, sizes)
     with replaced_folder(output.resolve()) as folder:
         native.save_pretrained(folder)
+        (folder / "README.md").write_text(card, encoding="utf-8")
         if processor is not None:
             (processor if is_native else native_image_processor(processor)).save_pretrained(folder)
         if arguments.onnx:
@@ -66,13 +73,13 @@ def main(argv: Sequence[str] | None = None):
     print(f"read     {source}: {type(model).__name__}")
     print(f"wrote    {output}: {type(native).__name__}, {native.num_parameters() / 1e6:.1f} M parameters")
     if not is_native:
-        print(f"         {other_sizes(native)}")
+        print(f"         {sizes}")
     if processor is None:
         print(f"         {arguments.model} has no image processor: there is none to write")
     for line in lines:
         print(line)
     print("\nto load it, where hf_mim need not be:")
-    print("\n".join(f"    {line}" for line in _loading_lines(output, native, processor is not None)))
+    print("\n".join(f"    {line}" for line in _loading_lines(str(output), native, processor is not None)))
 
 
 def load_source(name: str) -> tuple[str, PreTrainedModel, BaseImageProcessor | None]:
@@ -126,15 +133,15 @@ def _is_classifier(config: PreTrainedConfig) -> bool:
     return any(name.endswith("ForImageClassification") for name in config.architectures or [])
 
 
-def _loading_lines(output: Path, native: PreTrainedModel, has_processor: bool) -> list[str]:
+def _loading_lines(name: str, native: PreTrainedModel, has_processor: bool) -> list[str]:
     auto_class = "AutoModelForImageClassification" if _is_classifier(native.config) else "AutoModel"
-    lines = [f"from transformers import {auto_class}", f'model = {auto_class}.from_pretrained("{output}")']
+    lines = [f"from transformers import {auto_class}", f'model = {auto_class}.from_pretrained("{name}")']
     if native.config.model_type == "vit_mae":
         # Otherwise it hides most patches from itself.
-        lines[1] = f'model = {auto_class}.from_pretrained("{output}", mask_ratio=0.0)  # sees all patches'
+        lines[1] = f'model = {auto_class}.from_pretrained("{name}", mask_ratio=0.0)  # sees all patches'
     if has_processor:
         lines[0] = f"from transformers import AutoImageProcessor, {auto_class}"
-        lines.append(f'processor = AutoImageProcessor.from_pretrained("{output}")')
+        lines.append(f'processor = AutoImageProcessor.from_pretrained("{name}")')
     return lines
 
 

@@ -21,8 +21,9 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
+from .layout import CENTERS_FILE
 
-CENTERS_FILE = "centers.safetensors"
+
 TEXT_FILES = (".json", ".md", ".yaml")
 # An absolute path of at least two parts, one below a home folder, a Windows drive or a file:// address. A slash after
 # a letter, as in and/or and https://host/page, begins none.
