@@ -103,6 +103,16 @@ def test_the_teacher_of_a_full_model(tmp_path, capsys):
     assert f'    model = AutoModel.from_pretrained("{output}")\n' in printed
 
 
+def test_a_damaged_teacher_is_not_replaced_by_the_student(tmp_path, capsys):
+    source, output = tmp_path / "pretraining", tmp_path / "out"
+    ibot(source)
+    ibot(source / "teacher")
+    (source / "teacher" / "config.json").write_text("{")
+    assert export(source, output) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("hf-mim: error: ") and "teacher/config.json" in error and not output.exists()
+
+
 @pytest.mark.parametrize(
     "make, options, native_class, printed",
     [

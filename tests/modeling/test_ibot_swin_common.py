@@ -353,11 +353,13 @@ class TestIBotSwinForPreTraining(IBotSwinChecks):
         assert type(config) is IBotSwinConfig and config.out_dim == 20
         assert config.to_dict() == model.config.to_dict() | {"_name_or_path": str(tmp_path)}
 
-    def test_wrong_masks_are_named(self):
+    @pytest.mark.parametrize("cells", [4, 9, 64])
+    def test_wrong_masks_are_named(self, cells):
+        """The encoder takes 4 cells or all 64 patches, but the losses are those of its 16 tokens."""
         model = self.make_model()
-        inputs = self.training_inputs(model.config)
-        with pytest.raises(ValueError, match="bool_masked_pos has shape"):
-            model(**inputs | {"bool_masked_pos": inputs["bool_masked_pos"][:, :, :9]})
+        inputs = self.training_inputs(model.config) | {"bool_masked_pos": masks((3, 2, cells))}
+        with pytest.raises(ValueError, match=rf"bool_masked_pos has shape \(3, 2, {cells}\), .* give \(3, 2, 16\)"):
+            model(**inputs)
 
 
 def test_windows_hold_neighbours_and_can_be_put_back():

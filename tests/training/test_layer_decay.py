@@ -5,7 +5,15 @@ import json
 import pytest
 import torch
 
-from hf_mim import Beitv2Config, Beitv2ForImageClassification, Beitv2ForPreTraining, VQKDConfig, VQKDModel
+from hf_mim import (
+    Beitv2Config,
+    Beitv2ForImageClassification,
+    Beitv2ForPreTraining,
+    IBotSwinConfig,
+    IBotSwinForImageClassification,
+    VQKDConfig,
+    VQKDModel,
+)
 from hf_mim.hub.official_beitv2 import rename_beitv2
 from hf_mim.hub.official_vqkd import rename_vqkd
 from hf_mim.training.gradients import BEITV2_WITHOUT_DECAY, decayed_parameter_names
@@ -51,6 +59,27 @@ def test_fine_tuning(case):
     settings = {names[p]: [group["lr_scale"], group["weight_decay"]] for group in groups for p in group["params"]}
     assert settings == expected_settings(case)
     assert all(group["lr"] == 5e-4 * group["lr_scale"] for group in groups)
+
+
+def test_blocks_of_a_swin_are_numbered_through_its_stages():
+    config = IBotSwinConfig(embed_dim=8, depths=[2, 3], num_heads=[2, 2], window_size=4, image_size=32, num_labels=3)
+    model = IBotSwinForImageClassification(config)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = layer_decay_groups(model, lr=1e-3, weight_decay=0.05, layer_decay=0.5)
+    layers = {names[parameter]: group["layer"] for group in groups for parameter in group["params"]}
+    for part, layer in (
+        ("embeddings.patch_embeddings.projection", 0),
+        ("embeddings.norm", 0),
+        ("encoder.layers.0.blocks.0.mlp.fc1", 1),
+        ("encoder.layers.0.blocks.1.mlp.fc1", 2),
+        ("encoder.layers.0.downsample.norm", 2),
+        ("encoder.layers.1.blocks.0.mlp.fc1", 3),
+        ("encoder.layers.1.blocks.2.layernorm_after", 5),
+        ("layernorm", 6),
+    ):
+        assert layers[f"ibot.{part}.weight"] == layer, part
+    assert layers["classifier.bias"] == 6
+    assert {group["layer"]: group["lr"] for group in groups} == {n: 1e-3 * 0.5 ** (6 - n) for n in range(7)}
 
 
 def test_pretraining_and_tokenizer():

@@ -6,6 +6,7 @@ import datasets
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import SwinConfig, SwinModel
 
 from hf_mim import cli
 from hf_mim.training import ibot_method, run_pretrain
@@ -162,6 +163,24 @@ def test_options_are_refused_before_data_and_weights_are_touched(
     output = tmp_path / "run"
     assert message in refusal(capsys, *TINY, "--train_dir", data / "pictures", "--output_dir", output, *options)
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"use_absolute_embeddings": True}, "it has absolute position embeddings, which iBOT's Swin does not"),
+        ({"layer_norm_eps": 1e-6}, "its norms have epsilons of 1e-06 and, in patch embedding and merging, 1e-05"),
+        ({"window_size": 5}, "stage 2 has 4 x 4 patches at image_size 32, fewer than a window of 5 x 5"),
+    ],
+)
+def test_plain_swins_that_compute_something_else_are_no_start(data, tmp_path, capsys, monkeypatch, fields, message):
+    config = dict(embed_dim=8, depths=[2, 2], num_heads=[2, 2], window_size=4, image_size=32, patch_size=4)
+    SwinModel(SwinConfig(**config | fields)).save_pretrained(tmp_path / "swin")
+    forbid_weights(monkeypatch)
+    options = (*SWIN, "--model_name_or_path", tmp_path / "swin", "--train_dir", data / "pictures")
+    line = refusal(capsys, *TINY, "--image_size", "32", *options, "--output_dir", tmp_path / "run")
+    assert f"the numbers of {tmp_path}/swin cannot be had here: " in line and message in line
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

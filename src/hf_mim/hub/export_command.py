@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.utils import CONFIG_NAME, cached_file
 
 from ..data.files import replaced_folder
 from ..modeling.load_report import without_load_report
@@ -92,7 +93,8 @@ def load_source(name: str) -> tuple[str, PreTrainedModel, BaseImageProcessor | N
         What was read (`name`, or its `teacher`), the encoder or classifier, and the image processor.
 
     Raises:
-        ValueError: If there is no model, none of these methods, or one that lacks weights.
+        ValueError, OSError: If there is no model, none of these methods, or one that lacks weights; if its teacher is
+            there and cannot be loaded.
     """
     if name.startswith(("/", ".", "~")) and not Path(name).expanduser().is_dir():
         raise ValueError(f"{name}: there is no such folder; MODEL is a folder or a model id of the Hub")
@@ -122,11 +124,9 @@ def load_source(name: str) -> tuple[str, PreTrainedModel, BaseImageProcessor | N
 
 
 def _has_teacher(name: str) -> bool:
-    try:
-        AutoConfig.from_pretrained(name, subfolder=TEACHER_FOLDER)
-    except (OSError, ValueError):
-        return False
-    return True
+    """Only whether it is there: if it is damaged, or the Hub does not answer, the student must not stand in for it."""
+    file = cached_file(name, CONFIG_NAME, subfolder=TEACHER_FOLDER, _raise_exceptions_for_missing_entries=False)
+    return file is not None
 
 
 def _is_classifier(config: PreTrainedConfig) -> bool:

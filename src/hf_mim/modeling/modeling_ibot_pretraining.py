@@ -97,10 +97,18 @@ class IBotForPreTraining(IBotPreTrainedModel):
                 found here when not given, which makes a GPU wait for the host.
 
         Raises:
-            ValueError: If the views are not 5-dimensional, or only one of the two targets is given.
+            ValueError: If the views are not 5-dimensional, or have channels or a size that the encoder does not take;
+                if the mask is not that of their tokens; or if only one of the two targets is given.
         """
         if pixel_values.ndim != 5:
             raise ValueError(f"pixel_values must be [B, G, C, H, W], got shape {tuple(pixel_values.shape)}")
+        # The encoder of a Swin takes masks of other sizes, which the losses cannot.
+        expected = (*pixel_values.shape[:2], self._num_patches(pixel_values))
+        if bool_masked_pos.shape != expected:
+            raise ValueError(
+                f"bool_masked_pos has shape {tuple(bool_masked_pos.shape)}, the views give {expected} (batch, views, "
+                "tokens)"
+            )
         if (target_cls is None) != (target_patch is None):
             raise ValueError("target_cls and target_patch must be given together")
         if mask_indices is None:

@@ -23,7 +23,9 @@ def layer_decay_groups(
     relative positions that the blocks share. A scheduler of torch keeps these ratios.
 
     Args:
-        model (`nn.Module`): A `Beitv2ForImageClassification`, or any model whose blocks are named `layers.i`.
+        model (`nn.Module`): A `Beitv2ForImageClassification`, or any model whose blocks are named `layers.i`, or, in
+            the stages of a Swin, `layers.i.blocks.j`: these are numbered through all stages, and the merging of
+            patches after a stage belongs to its last block.
         lr (`float`): Learning rate of the last layer.
         weight_decay (`float`): Weight decay of the decayed parameters: not of biases and other 1-dimensional tensors,
             CLS tokens and position tables.
@@ -40,10 +42,10 @@ def layer_decay_groups(
     """
     if not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay must lie in (0, 1], got {layer_decay}")
-    blocks = [int(match[1]) for name, _ in model.named_parameters() if (match := _BLOCK.search(name))]
-    if not blocks:
+    layers = _layers(model)
+    if not any(layers.values()):
         raise ValueError("the model has no blocks: none of its parameters is named layers.i")
-    last = max(blocks) + 2
+    last = max(layers.values()) + 1
     exceptions = BEITV2_WITHOUT_DECAY
     if not decay_relative_positions:
         exceptions += (".relative_position_bias.relative_position_bias_table",)
@@ -51,7 +53,7 @@ def layer_decay_groups(
     members: dict[tuple[int, bool], list[torch.Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            layer = _layer(name, last) if layer_decay < 1 else last
+            layer = layers.get(name, last) if layer_decay < 1 else last
             members.setdefault((layer, name in decayed), []).append(parameter)
     return [
         {
@@ -65,11 +67,20 @@ def layer_decay_groups(
     ]
 
 
-_BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_EMBEDDINGS = re.compile(r"(?:^|\.)embeddings\.")
+_BLOCK = re.compile(r"(?:^|\.)layers\.\d+\.(?:blocks\.\d+\.|(downsample)\.)?")
 
 
-def _layer(name: str, last: int) -> int:
-    if re.search(r"(?:^|\.)embeddings\.", name):
-        return 0
-    match = _BLOCK.search(name)
-    return int(match[1]) + 1 if match else last
+def _layers(model: nn.Module) -> dict[str, int]:
+    """The layer of every parameter of the embeddings (0) and of the blocks (from 1 on)."""
+    layers: dict[str, int] = {}
+    blocks: list[str] = []
+    for name, _ in model.named_parameters():
+        if _EMBEDDINGS.search(name):
+            layers[name] = 0
+        elif match := _BLOCK.search(name):
+            # A stage lists its blocks before the merging of its patches.
+            if match[1] is None and match[0] not in blocks:
+                blocks.append(match[0])
+            layers[name] = len(blocks) if match[1] else blocks.index(match[0]) + 1
+    return layers

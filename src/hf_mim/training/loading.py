@@ -56,7 +56,8 @@ def pretraining_config(
         **fixed: Fields of a new model that the run decides, unless `config_overrides` does.
 
     Raises:
-        ValueError: If sizes do not fit together, or the weights to continue from are of another kind or size.
+        ValueError: If sizes do not fit together, or the weights to continue from are of another kind or size, or of a
+            plain encoder that computes what the method's cannot.
     """
     overrides = check_overrides(parse_overrides(args.config_overrides), config_class)
     if args.image_size is not None:
@@ -73,17 +74,21 @@ def pretraining_config(
             f"{args.model_name_or_path} is a model of type {config.model_type!r}; {config_class.model_type} continues "
             f"from {' or '.join(repr(known.model_type) for known in classes)}"
         )
+    is_native = not isinstance(config, config_class)
+    if is_native:
+        # Refuses what the method's encoder cannot compute.
+        config = config_class.from_pretrained(args.model_name_or_path, **args.hub_options)
     fixed_by_weights = set(shared_fields) - FREE_FIELDS
     other = sorted(name for name in overrides if name in fixed_by_weights and overrides[name] != getattr(config, name))
     if other:
         raise ValueError(f"{args.model_name_or_path} has weights for another {other[0]} than {overrides[other[0]]}")
-    if isinstance(config, config_class):
-        # It names files of code, which are not in the folder of this run.
-        vars(config).pop("auto_map", None)
-        config.update(overrides)
-        config.validate_architecture()
-        return config
-    return _checked(config_class, {name: getattr(config, name) for name in shared_fields} | fixed | overrides)
+    if is_native:
+        return _checked(config_class, {name: getattr(config, name) for name in shared_fields} | fixed | overrides)
+    # It names files of code, which are not in the folder of this run.
+    vars(config).pop("auto_map", None)
+    config.update(overrides)
+    config.validate_architecture()
+    return config
 
 
 def _checked(config_class: type[PreTrainedConfig], fields: dict) -> PreTrainedConfig:
