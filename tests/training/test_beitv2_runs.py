@@ -334,7 +334,11 @@ def test_half_precision_and_checkpointed_activations(method, pictures, tmp_path)
 @pytest.mark.parametrize(
     ("method_name", "options", "message"),
     [
-        ("vqkd", ("--teacher_model_name_or_path", "runs/nowhere"), "teacher_model_name_or_path runs/nowhere: no such"),
+        (
+            "vqkd",
+            ("--teacher_model_name_or_path", "runs/old/nowhere"),
+            "teacher_model_name_or_path runs/old/nowhere: no such",
+        ),
         ("vqkd", ("--teacher_feature", "projected"), "has no projection"),
         ("vqkd", ("--eval_on_start", "true"), "a new tokenizer has no codebook before its first step"),
         ("vqkd", ("--metric_for_best_model", "knn_3_top1"), "metric_for_best_model must be one of"),
@@ -343,8 +347,8 @@ def test_half_precision_and_checkpointed_activations(method, pictures, tmp_path)
         ("vqkd", ("--config_overrides", VQKD_SIZES + ",target_dim=99"), "those of the teacher tiny-vit have 24"),
         (
             "beitv2",
-            ("--tokenizer_name_or_path", "runs/nowhere"),
-            "tokenizer_name_or_path runs/nowhere: no such folder",
+            ("--tokenizer_name_or_path", "runs/old/nowhere"),
+            "tokenizer_name_or_path runs/old/nowhere: no such folder",
         ),
         ("beitv2", ("--config_overrides", BEITV2_SIZES + ",num_channels=1"), "set num_channels to the same in both"),
         ("beitv2", ("--tokenizer_name_or_path", "{teacher}"), "not a tokenizer ('vqkd')"),

@@ -13,10 +13,11 @@ from transformers.activations import ACT2FN
 
 def parse_overrides(text: str | None) -> dict[str, Any]:
     """
-    `"hidden_size=384,norm_last_layer=false,depths=[2,2],id2label={0: cat, 1: dog}"` as a dict with YAML values.
+    `"hidden_size=384,norm_last_layer=false,depths=[2,2],id2label={0: cat, 1: dog}"` as a dict with YAML values; of
+    a name that comes twice, the last one counts.
 
     Raises:
-        ValueError: For an entry that is not `name=value`, a value that is no YAML, or a name that comes twice.
+        ValueError: For an entry that is not `name=value`, or a value that is no YAML.
     """
     overrides = {}
     # Commas inside brackets and braces part the elements of one value.
@@ -24,8 +25,6 @@ def parse_overrides(text: str | None) -> dict[str, Any]:
         name, separator, value = entry.strip().partition("=")
         if not (name and separator):
             raise ValueError(f"config_overrides must be name=value,name=value, got {entry!r}")
-        if name in overrides:
-            raise ValueError(f"config_overrides: {name} is given twice")
         try:
             overrides[name] = yaml.safe_load(value)
         except yaml.YAMLError as error:
