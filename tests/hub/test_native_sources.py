@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     BeitForImageClassification,
@@ -103,6 +103,25 @@ def test_encoders(tmp_path, native_class, ours, lacking, new_names):
     assert_equal(model(IMAGES).pooler_output, expected(IMAGES).last_hidden_state[:, 0])
     assert_saved_as_ours(model, tmp_path / "ours")
     assert type(AutoModel.from_pretrained(tmp_path / "native")) is native_class
+
+
+@torch.no_grad()
+def test_a_key_mapping_adds_to_the_names_of_plain_models(tmp_path):
+    expected = native(ViTModel, tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["final_norm.weight"] = weights.pop("layernorm.weight")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model, report = IBotModel.from_pretrained(
+        tmp_path, key_mapping={r"^final_norm\.": "layernorm."}, output_loading_info=True
+    )
+    assert report["missing_keys"] == {"embeddings.mask_token"} and not report["unexpected_keys"]
+    assert_equal(model(IMAGES).last_hidden_state, expected(IMAGES).last_hidden_state)
+
+
+def test_a_configuration_of_another_type_is_refused(tmp_path):
+    expected = native(ViTModel, tmp_path)
+    with pytest.raises(ValueError, match="IBotModel takes no ViTConfig: leave config out, or give what IBotConfig"):
+        IBotModel.from_pretrained(tmp_path, config=expected.config)
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def load_source(name: str) -> tuple[str, PreTrainedModel, BaseImageProcessor | N
 
     Raises:
         ValueError, OSError: If there is no model, none of these methods, or one that lacks weights; if its teacher is
-            there and cannot be loaded.
+            there and cannot be loaded, or the Hub cannot be asked for it.
     """
     if name.startswith(("/", ".", "~")) and not Path(name).expanduser().is_dir():
         raise ValueError(f"{name}: there is no such folder; MODEL is a folder or a model id of the Hub")
@@ -125,8 +125,7 @@ def load_source(name: str) -> tuple[str, PreTrainedModel, BaseImageProcessor | N
 
 def _has_teacher(name: str) -> bool:
     """Only whether it is there: if it is damaged, or the Hub does not answer, the student must not stand in for it."""
-    file = cached_file(name, CONFIG_NAME, subfolder=TEACHER_FOLDER, _raise_exceptions_for_missing_entries=False)
-    return file is not None
+    return cached_file(name, CONFIG_NAME, subfolder=TEACHER_FOLDER) is not None
 
 
 def _is_classifier(config: PreTrainedConfig) -> bool:

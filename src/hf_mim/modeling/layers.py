@@ -348,12 +348,23 @@ class VisionPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
         """
-        As in transformers. The folder or repository can also hold a plain encoder or classifier of transformers, of a
-        type that the configuration knows: ViT for iBOT, Swin for iBOT with a Swin Transformer, BEiT for BEiT v2, ViT
-        and ViTMAE for dBOT. The numbers are those of the plain model; what it does not have (mask token, pre-training
-        head) is new and reported as missing.
+        As in transformers. For all but a tokenizer of VQ-KD, the folder or repository can also hold a plain encoder or
+        classifier of transformers, of a type that the configuration knows: ViT for iBOT, Swin for iBOT with a Swin
+        Transformer, BEiT for BEiT v2, ViT and ViTMAE for dBOT. At its own image size, the numbers are those of the
+        plain model; what it does not have (mask token, pre-training head) is new and reported as missing. A
+        `key_mapping` adds to the renaming of a plain model's tensors.
+
+        Raises:
+            ValueError: If a configuration is given that is of another type than this model's.
         """
-        kwargs.setdefault("key_mapping", {r"^(vit|beit|swin)\.": f"{cls.base_model_prefix}."} | NATIVE_NAMES)
+        config = kwargs.get("config")
+        if isinstance(config, PreTrainedConfig) and config.model_type != cls.config_class.model_type:
+            raise ValueError(
+                f"{cls.__name__} takes no {type(config).__name__}: leave config out, "
+                f"or give what {cls.config_class.__name__}.from_pretrained(...) reads there"
+            )
+        names = {r"^(vit|beit|swin)\.": f"{cls.base_model_prefix}."} | NATIVE_NAMES
+        kwargs["key_mapping"] = names | (kwargs.get("key_mapping") or {})
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         # Otherwise it would be saved under the names that it was loaded from, and no trainer could resume from that.
