@@ -5,15 +5,20 @@ from argparse import Namespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining
 from transformers.image_utils import PILImageResampling
 
 import hf_mim_cli as cli
 from hf_mim import (
+    Beitv2ForPreTraining,
+    Beitv2Model,
+    DBotModel,
     IBotForImageClassification,
     IBotForPreTraining,
     IBotModel,
+    IBotSwinModel,
+    VQKDModel,
     convert_checkpoint,
 )
 from hf_mim.hub.official_ibot import official_name
@@ -276,9 +281,9 @@ def test_convert_writes_what_training_continues_from(trace, tmp_path, capsys):
     argv = ["convert", str(tmp_path / "checkpoint.pth"), str(output), "--num_attention_heads", "3"]
     assert cli.main(argv) == 0
     printed = capsys.readouterr().out
-    assert (
-        "ibot, student, teacher and centres; 2 blocks, width 48, 3 heads, patches of 8, images of 32 x 32" in printed
-    )
+    sizes = "2 blocks, width 48, 3 heads, patches of 8, images of 32 x 32"
+    assert f"ibot, student and teacher with centres; {sizes}\n" in printed
+    assert "such as ibot-vitb16\n" in printed
     assert "note     optimizer: left behind, state of the training run" in printed
     assert f"wrote    {output / 'teacher'}: IBotForPreTraining" in printed
     assert f'model = IBotForPreTraining.from_pretrained("{output}")' in printed
@@ -368,7 +373,10 @@ def test_refused_encoders(encoder, change, options, message):
     ("names", "message"),
     [
         (["conv1.weight", "layer1.0.conv1.weight", "fc.weight"], "looks like a ResNet"),
-        (["vit.embeddings.cls_token", "vit.encoder.layer.0.output.dense.bias"], "a model of transformers"),
+        (
+            ["vit.embeddings.cls_token", "vit.encoder.layer.0.output.dense.bias"],
+            "hf_mim or transformers already",
+        ),
         (["0.module.linear.weight", "1.module.linear.weight"], "linear classifiers without their encoder"),
         (["module.linear.weight", "module.linear.bias"], "a linear classifier without its encoder"),
         (["features.0.weight"], "no family known here .*: its tensors are features.0.weight"),
@@ -377,6 +385,18 @@ def test_refused_encoders(encoder, change, options, message):
 def test_refused_families(names, message):
     with pytest.raises(ValueError, match=message):
         convert_checkpoint({"state_dict": {name: torch.zeros(2, 2) for name in names}})
+
+
+@pytest.mark.parametrize(
+    "model_class",
+    [IBotForPreTraining, IBotModel, IBotSwinModel, Beitv2ForPreTraining, Beitv2Model, DBotModel, VQKDModel],
+)
+def test_models_of_this_package_need_no_conversion(model_class, tmp_path):
+    with torch.device("meta"):
+        names = model_class(model_class.config_class()).state_dict()
+    save_file({name: torch.zeros(1) for name in names}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="hf_mim or transformers already"):
+        convert_checkpoint(tmp_path / "model.safetensors")
 
 
 def test_dino_is_told_from_ibot_by_its_head():

@@ -22,7 +22,8 @@ from hf_mim.hub import catalogue_cards
 from hf_mim.hub.card import rename_card
 from hf_mim.hub.catalogue import load_catalogue
 from hf_mim.hub.catalogue_cards import catalogue_card, loaded_class
-from hf_mim.hub.converted_card import IMAGENET, build_converted_card, convert_command
+from hf_mim.hub.convert_command import shown_command
+from hf_mim.hub.converted_card import IMAGENET, build_converted_card
 
 from .card_checks import assert_whole
 
@@ -106,7 +107,7 @@ def test_native_forms_are_those_of_the_export():
 
 @pytest.mark.parametrize(("family", "model_class"), [(f, c) for f, classes in CLASSES.items() for c in classes])
 def test_card_of_a_file_of_unknown_origin(family, model_class):
-    command = convert_command("my.pth", native=True, which="teacher")
+    command = shown_command(["my.pth", "out", "--native", "--which", "teacher"])
     card = build_converted_card(
         "mine", family, model_class, 64, source="my.pth", network="teacher", command=command, versions={"hf_mim": "1"}
     )

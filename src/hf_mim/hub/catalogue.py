@@ -24,6 +24,16 @@ FIGURES = {
 }
 
 
+# Width, blocks and attention heads; of Swin the width of the last stage, and the others by stages.
+ARCHITECTURES = {
+    "ViT-S": (384, "12", "6"),
+    "ViT-B": (768, "12", "12"),
+    "ViT-L": (1024, "24", "16"),
+    "ViT-H": (1280, "32", "16"),
+    "Swin-T": (768, "2-2-6-2", "3-6-12-24"),
+}
+
+
 @dataclass(frozen=True)
 class PublishedTeacher:
     """A network that others learned from: its name, the page of its authors, their licence, its id on the Hub."""
@@ -48,6 +58,7 @@ class CatalogueEntry:
         family (`str`): Family of the converter.
         architecture (`str`): Such as `"ViT-B/16"`; of Swin, the number is the window.
         data (`str`): What it was pre-trained on.
+        image_size (`int`): Side in pixels of the images that its tables of positions are for.
         masks (`str`, *optional*): `"block"` or `"random"`; a tokenizer has none.
         epochs (`int`, *optional*): Of the pre-training, where the authors' repository states them.
         network (`str`, *optional*): Which of iBOT's networks `encoder_file` holds and the figures belong to.
@@ -71,6 +82,7 @@ class CatalogueEntry:
     family: str
     architecture: str
     data: str
+    image_size: int = 224
     masks: str | None = None
     epochs: int | None = None
     network: str | None = None

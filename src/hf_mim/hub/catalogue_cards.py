@@ -4,11 +4,9 @@ import sys
 from pathlib import Path
 
 from ..data.files import replaced_file
-from .catalogue import CatalogueEntry, load_catalogue
-from .converted_card import build_converted_card, convert_command
-
-
-WIDTHS = {"ViT-S": 384, "ViT-B": 768, "ViT-L": 1024, "ViT-H": 1280, "Swin-T": 768}
+from .catalogue import ARCHITECTURES, CatalogueEntry, load_catalogue
+from .convert_command import shown_command
+from .converted_card import build_converted_card
 
 
 def main(argv: list[str]):
@@ -28,21 +26,20 @@ def catalogue_card(entry: CatalogueEntry) -> str:
     """The card of a published checkpoint, converted to what most people can load: native where that exists."""
     model_class = loaded_class(entry)
     native = model_class not in ("VQKDModel", "IBotSwinModel")
-    source = entry.name if entry.share is None else f"{entry.name} --file FILE"
+    options = ["--native"] if native else ["--encoder_only"] if entry.encoder_url is not None else []
+    if entry.network == "student":
+        options += ["--which", "student"]
+    if entry.share is not None:
+        options += ["--file", "FILE"]
     return build_converted_card(
         entry.name,
         entry.family,
         model_class,
-        WIDTHS[entry.architecture.split("/")[0]],
+        ARCHITECTURES[entry.architecture.split("/")[0]][0],
         entry,
         address=entry.url if native or entry.encoder_url is None else entry.encoder_url,
         network=entry.network,
-        command=convert_command(
-            source,
-            native,
-            which="student" if entry.network == "student" else None,
-            encoder_only=not native and entry.encoder_url is not None,
-        ),
+        command=shown_command([entry.name, "OUT", *options]),
     )
 
 

@@ -20,7 +20,7 @@ from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
 from ..modeling.modeling_ibot_swin_pretraining import IBotSwinForPreTraining
 from ..modeling.modeling_vqkd import VQKDModel
 from .catalogue import CatalogueEntry
-from .converted_card import build_converted_card, convert_command
+from .converted_card import build_converted_card
 from .export import export_native, native_image_processor
 from .layout import CENTERS_FILE, TEACHER_FOLDER
 from .official_beitv2 import beitv2_options, convert_beitv2, dropped_beitv2
@@ -31,6 +31,7 @@ from .official_ibot import convert_ibot, ibot_options
 from .official_ibot_swin import convert_ibot_swin, dropped_ibot_swin, ibot_swin_options
 from .official_processors import original_image_processor
 from .official_vqkd import convert_vqkd, dropped_vqkd
+from .published import check_published
 
 
 # Models with more in them than an encoder or a classifier of transformers takes.
@@ -51,6 +52,8 @@ class ConvertedCheckpoint:
             [`IBotTrainer`] keeps them beside its teacher; otherwise empty.
         family (`str`): The family that was found or given.
         source (`str`): Name of the file.
+        network (`str`, *optional*): `"student"` or `"teacher"`, where the file holds one of iBOT's networks alone: of
+            the two, only a student has a mask token.
         dropped (`list[str]`): What of the file is left behind or changed, and why.
         image_processor (`BaseImageProcessor`): The transform with which the original evaluates the model.
     """
@@ -60,6 +63,7 @@ class ConvertedCheckpoint:
     config: PreTrainedConfig
     family: str
     source: str
+    network: str | None = None
     centers: dict[str, Tensor] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
     image_processor: BaseImageProcessor | None = None
@@ -113,6 +117,7 @@ def convert_checkpoint(
         config=model.config,
         family=family,
         source=checkpoint.name,
+        network=_network(family, networks),
         centers=_centers(checkpoint, teacher),
         dropped=checkpoint.dropped + _changes(family, checkpoint, model.config),
         image_processor=_image_processor(family, model, checkpoint.args),
@@ -126,6 +131,7 @@ def save_converted(
     which: str | None = None,
     entry: CatalogueEntry | None = None,
     address: str | None = None,
+    command: str | None = None,
 ) -> dict[str, PreTrainedModel]:
     """
     Write a converted checkpoint into a new folder, from which `hf-mim pretrain --model_name_or_path` goes on.
@@ -143,17 +149,20 @@ def save_converted(
         which (`str`, *optional*): `"teacher"` or `"student"`, to take one network of a full iBOT checkpoint alone.
         entry (`CatalogueEntry`, *optional*): Which published checkpoint it is, for the card.
         address (`str`, *optional*): Where the file was fetched, for the card.
+        command (`str`, *optional*): The command that does this, for the card.
 
     Returns:
         `dict[str, PreTrainedModel]`: The models that were written, by their folder within `output_dir`.
 
     Raises:
-        ValueError: If the folder has files in it; if `which` does not fit the checkpoint; if no model of transformers
-            computes the same.
+        ValueError: If the folder has files in it; if the checkpoint cannot be the published one; if `which` does not
+            fit it; if no model of transformers computes the same.
     """
     output = Path(output_dir).expanduser().resolve()
     check_output(output)
     model, teacher = converted.model, converted.teacher
+    if entry is not None:
+        check_published(entry, model, converted.family, converted.network, converted.source)
     if which not in (None, "teacher", "student"):
         raise ValueError(f"which must be teacher or student, got {which!r}")
     if which is not None:
@@ -180,7 +189,7 @@ def save_converted(
             network.save_pretrained(folder / name)
         if teacher is not None and converted.centers:
             save_file(converted.centers, folder / full / TEACHER_FOLDER / CENTERS_FILE)
-        card = _card(output.name, converted, written["."], native, which, entry, address)
+        card = _card(output.name, converted, written["."], native, which, entry, address, command)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return written
 
@@ -193,6 +202,7 @@ def _card(
     which: str | None,
     entry: CatalogueEntry | None,
     address: str | None,
+    command: str | None,
 ) -> str:
     whole = converted.teacher is not None
     network = which
@@ -200,7 +210,6 @@ def _card(
         network = "teacher" if native else "student, and the teacher in `teacher/`"
     elif entry is not None and not whole:
         network = entry.network
-    encoder_only = entry is not None and entry.encoder_file is not None and not whole
     return build_converted_card(
         name,
         converted.family,
@@ -210,7 +219,7 @@ def _card(
         source=converted.source,
         address=address,
         network=network,
-        command=convert_command(converted.source if entry is None else entry.name, native, which, encoder_only),
+        command=command,
         versions={package: importlib.metadata.version(package) for package in ("hf_mim", "transformers")},
     )
 
@@ -265,6 +274,12 @@ def _changes(family: str, checkpoint: OfficialCheckpoint, config: PreTrainedConf
     elif family == "dbot":
         changes += dropped_dbot(networks["model"], config)
     return changes
+
+
+def _network(family: str, networks: Mapping[str, Mapping[str, Tensor]]) -> str | None:
+    if family not in ("ibot", "ibot_swin") or "model" not in networks:
+        return None
+    return "student" if "masked_embed" in networks["model"] else "teacher"
 
 
 def _centers(checkpoint: OfficialCheckpoint, teacher: PreTrainedModel | None) -> dict[str, Tensor]:

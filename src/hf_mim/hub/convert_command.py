@@ -1,18 +1,25 @@
 """`hf-mim convert`: a checkpoint of an original code becomes a folder."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import transformers
 from transformers import PreTrainedModel
 
-from .catalogue import CatalogueEntry, find_entry, format_catalogue
+from .catalogue import CatalogueEntry, find_entry, format_catalogue, load_catalogue
 from .config_overrides import parse_overrides
 from .convert import ConvertedCheckpoint, check_output, convert_checkpoint, save_converted
 from .download import check_sha256, default_cache_dir, download_file, recorded_address
 from .layout import MODEL_TYPES
+from .published import describe_sizes
+
+
+# One of each method, to show what goes on from a model.
+RECIPES = {"ibot": "ibot-vitb16", "ibot_swin": "ibot-swint7", "beitv2": "beitv2-vitb16", "dbot": "dbot-vitb16"}
 
 
 def main(argv: Sequence[str] | None = None):
@@ -45,9 +52,9 @@ def main(argv: Sequence[str] | None = None):
         check_sha256(file, arguments.sha256)
     family = arguments.family or (entry.family if entry is not None else None)
     converted = convert_checkpoint(file, family, arguments.num_attention_heads, **overrides)
-    written = save_converted(converted, output, arguments.native, arguments.which, entry, address)
+    written = save_converted(converted, output, arguments.native, arguments.which, entry, address, shown_command(argv))
 
-    print(f"read     {file}: {_sizes(converted)}")
+    print(f"read     {file}: {_contents(converted)}")
     for change in converted.dropped:
         print(f"note     {change}")
     for folder, model in written.items():
@@ -59,6 +66,11 @@ def main(argv: Sequence[str] | None = None):
 def _published(arguments: argparse.Namespace) -> CatalogueEntry | None:
     """The published checkpoint that SOURCE names; None if it is a path."""
     source = Path(arguments.source)
+    if "://" in arguments.source:
+        raise ValueError("SOURCE is an address: fetch the file and give its path, or take a published one by its name")
+    # A folder is no checkpoint, and cannot hide one.
+    if arguments.source in load_catalogue() and not source.is_file():
+        return load_catalogue()[arguments.source]
     if not (source.exists() or source.suffix or len(source.parts) > 1):
         return find_entry(arguments.source)
     for option in ("file", "mirror", "cache_dir", "encoder_only"):
@@ -74,6 +86,8 @@ def _fetch(entry: CatalogueEntry, arguments: argparse.Namespace) -> tuple[str, P
             f"{entry.name} lies in a cloud share, from which no program can fetch it: open {entry.share}, save the "
             "file, and pass it with --file FILE"
         )
+    if arguments.mirror and ("@" in urlsplit(arguments.mirror).netloc or urlsplit(arguments.mirror).query):
+        raise ValueError("--mirror has a user name, password or query in it, which the card would show: leave it out")
     name = entry.encoder_file if arguments.encoder_only else entry.file
     if name is None:
         raise ValueError(f"{entry.name} has one file only: leave out --encoder_only")
@@ -83,18 +97,24 @@ def _fetch(entry: CatalogueEntry, arguments: argparse.Namespace) -> tuple[str, P
     return recorded_address(file), file
 
 
-def _sizes(converted: ConvertedCheckpoint) -> str:
-    config = converted.config
-    networks = "one network" if converted.teacher is None else "student, teacher and centres"
-    if config.model_type == "ibot_swin":
-        blocks, heads = "-".join(map(str, config.depths)), "-".join(map(str, config.num_heads))
-    else:
-        blocks, heads = config.num_hidden_layers, config.num_attention_heads
-    height, width = (converted.image_processor.crop_size[side] for side in ("height", "width"))
-    return (
-        f"{config.model_type}, {networks}; {blocks} blocks, width {config.hidden_size}, {heads} heads, patches of "
-        f"{config.patch_size}, images of {height} x {width}"
-    )
+def shown_command(argv: Sequence[str]) -> str:
+    """The command with these arguments, as a card shows it: without what is of one machine alone."""
+    arguments = _parser().parse_args(argv)
+    words = ["hf-mim", "convert", Path(arguments.source).name, "OUT"]
+    for option in ("family", "which", "num_attention_heads", "sha256"):
+        if getattr(arguments, option) is not None:
+            words += [f"--{option}", str(getattr(arguments, option))]
+    for overrides in arguments.config_overrides:
+        words += ["--config_overrides", overrides]
+    words += [f"--{flag}" for flag in ("native", "encoder_only") if getattr(arguments, flag)]
+    words += ["--file", "FILE"] if arguments.file else []
+    return shlex.join(words)
+
+
+def _contents(converted: ConvertedCheckpoint) -> str:
+    networks = "one network" if converted.teacher is None else "student and teacher"
+    networks += " with centres" if converted.centers else ""
+    return f"{converted.config.model_type}, {networks}; {describe_sizes(converted.model)}"
 
 
 def _loading_lines(output: Path, written: dict[str, PreTrainedModel]) -> list[str]:
@@ -110,7 +130,10 @@ def _loading_lines(output: Path, written: dict[str, PreTrainedModel]) -> list[st
     ]
     full = next((folder for folder, model in written.items() if type(model).__name__.endswith("ForPreTraining")), None)
     if full is not None:
+        symmetric = getattr(written[full].config, "regression_loss", None) is not None
+        recipe = "dbot-vitb16-clip" if symmetric else RECIPES[written[full].config.model_type]
         lines += ["", f"hf-mim pretrain RECIPE --model_name_or_path {output / full} ..."]
+        lines += [f"# RECIPE is one of this method and size, such as {recipe}"]
     return lines
 
 
@@ -157,7 +180,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     published.add_argument("--file", help="the file of this name, fetched by hand")
     published.add_argument(
-        "--mirror", metavar="URL", help="take the file of the same name from this address instead of the authors'"
+        "--mirror",
+        metavar="URL",
+        help="take the file from this address instead of the authors', with the folder in which they have it, as in "
+        "URL/vitb_16/checkpoint.pth",
     )
     published.add_argument("--cache_dir", help="where downloads are kept; by default the folder hf_mim in HF_HOME")
     published.add_argument("--sha256", help="the SHA-256 that the file must have, in hexadecimal")

@@ -1,5 +1,6 @@
 """The model cards of converted checkpoints: of published ones from the catalogue, of others from what is known."""
 
+import transformers
 from huggingface_hub import EvalResult, ModelCardData
 
 from .card import TEMPLATES, tidy
@@ -58,7 +59,7 @@ def build_converted_card(
         command (`str`, *optional*): The command that converts it.
         versions (`dict[str, str]`, *optional*): Of the packages that converted it.
     """
-    native = model_class.startswith(("ViT", "Beit", "Swin")) and not model_class.startswith("Beitv2")
+    native = hasattr(transformers, model_class)
     kind, auto_class = _kind(model_class)
     pipeline = {"classifier": "image-classification", "encoder": "image-feature-extraction"}.get(kind)
     symmetric = family == "dbot" and model_class.startswith("Beit") and (entry is None or entry.masks == "block")
@@ -98,6 +99,8 @@ def build_converted_card(
         source=source,
         address=address,
         network=network,
+        # Figures of the network that is not here.
+        other=entry is not None and entry.network is not None and entry.network not in (network or entry.network),
         command=command,
         versions=versions or {},
         kind=kind,
@@ -195,11 +198,3 @@ def _long_name(figure: str) -> str:
     if figure in ("coco_box_ap", "ade20k_miou"):
         return f"{FIGURES[figure]}, fine-tuned"
     return f"ImageNet-1K {FIGURES[figure]}" if figure in ("top1", "top5") else f"ImageNet-1K top-1, {FIGURES[figure]}"
-
-
-def convert_command(source: str, native: bool = False, which: str | None = None, encoder_only: bool = False) -> str:
-    """The command that makes such a folder, as its card shows it."""
-    options = [f"--which {which}"] if which else []
-    options += ["--native"] if native else []
-    options += ["--encoder_only"] if encoder_only else []
-    return " ".join(["hf-mim convert", source, "OUT", *options])

@@ -15,6 +15,7 @@ from .official_vqkd import is_vqkd
 
 # Heads and neck of a segmentation model of mmseg, whose encoder was changed with them.
 SEGMENTATION = ("decode_head.", "auxiliary_head.", "fpn1.")
+SAVED = "a model of hf_mim or transformers already, which `from_pretrained` reads: nothing is to be converted"
 # What other codes' checkpoints can be told by, and what that says about them.
 OTHERS = (
     (
@@ -22,8 +23,8 @@ OTHERS = (
         "DINO, whose head has no last_layer2: without `head.*` the encoder is as iBOT's",
     ),
     ("layer1.0.conv1.", "a ResNet"),
-    ("embeddings.patch_embeddings.", "a model of transformers, which `from_pretrained` reads"),
-    ("vit.embeddings.", "a model of transformers, which `from_pretrained` reads"),
+    *((f"{name}embeddings.", SAVED) for name in ("", "ibot.", "beitv2.", "dbot.", "vit.", "beit.", "swin.")),
+    ("quantizer.codebook", SAVED),
     ("0.module.linear.", "linear classifiers without their encoder: join them first (analysis/combine_ckpt.py)"),
 )
 

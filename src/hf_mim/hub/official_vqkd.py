@@ -34,7 +34,7 @@ DROPPED = {
 
 def is_vqkd(weights: Mapping[str, Tensor]) -> bool:
     """Whether tensors with official names are those of a VQ-KD tokenizer: the only ones with a codebook."""
-    return any(key.startswith(("quantize.", "encode_task_layer.")) for key in weights)
+    return any(key.startswith("quantize.") for key in weights)
 
 
 def dropped_vqkd(weights: Mapping[str, Tensor]) -> list[str]:
