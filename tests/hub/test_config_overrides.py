@@ -27,6 +27,8 @@ def test_values():
         ("hiden_size=8", "IBotConfig has no 'hiden_size', did you mean 'hidden_size'"),
         ("model_type=vit", "IBotConfig has no 'model_type'"),
         ("architectures=[Foo]", "IBotConfig has no 'architectures'"),
+        ("_out_features=[stage1]", "IBotConfig has no '_out_features'"),
+        ("hidden_act=[gelu]", "hidden_act must be one of"),
         ("hidden_act=foo", "hidden_act must be one of .*gelu"),
     ],
 )

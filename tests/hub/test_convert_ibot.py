@@ -255,6 +255,14 @@ def test_a_linear_classifier_joined_to_its_encoder(encoder):
         convert_checkpoint(checkpoint, num_attention_heads=3)
 
 
+def test_names_of_classes(encoder):
+    weights = encoder[0] | {"head.weight": torch.zeros(2, 48), "head.bias": torch.zeros(2)}
+    converted = convert_checkpoint(weights, num_attention_heads=3, id2label={0: "cat", 1: "dog"})
+    assert converted.config.id2label == {0: "cat", 1: "dog"}
+    with pytest.raises(ValueError, match="id2label names 1 of 2 classes"):
+        convert_checkpoint(weights, num_attention_heads=3, id2label={0: "cat"})
+
+
 @pytest.mark.parametrize(
     ("args", "size", "mean", "resample"),
     [

@@ -40,8 +40,9 @@ def check_overrides(overrides: Mapping[str, Any], config_class: type[PreTrainedC
         ValueError: For a name that the configuration does not have (the nearest is named), or an unknown activation.
             What transformers adds to every configuration, names of classes aside, would have no effect.
     """
-    of_all = PreTrainedConfig.__dataclass_fields__.keys() - {"id2label"}
-    known = {name: field for name, field in config_class.__dataclass_fields__.items() if name not in of_all}
+    of_all = PreTrainedConfig.__dataclass_fields__.keys() - {"id2label", "label2id"}
+    fields = config_class.__dataclass_fields__
+    known = {name: fields[name] for name in fields if name not in of_all and not name.startswith("_")}
     checked = {}
     for name, value in overrides.items():
         if name not in known:
@@ -50,7 +51,7 @@ def check_overrides(overrides: Mapping[str, Any], config_class: type[PreTrainedC
         if isinstance(value, str) and isinstance(known[name].default, float):
             with suppress(ValueError):
                 value = float(value)
-        if name == "hidden_act" and value not in ACT2FN:
+        if name == "hidden_act" and str(value) not in ACT2FN:
             raise ValueError(f"config_overrides: hidden_act must be one of {', '.join(ACT2FN)}, got {value!r}")
         checked[name] = value
     return checked

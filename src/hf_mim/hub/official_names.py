@@ -157,9 +157,13 @@ def checked_config(
     """
     overrides = check_overrides(overrides, config_class)
     try:
-        return config_class(**fields | overrides)
+        config = config_class(**fields | overrides)
     except StrictDataclassError as error:
         raise ValueError(f"configuration of the model: {error.__cause__ or error}") from error
+    names = len(overrides.get("id2label", config.id2label))
+    if names != config.num_labels:
+        raise ValueError(f"config_overrides: id2label names {names} of {config.num_labels} classes")
+    return config
 
 
 def load_strictly(
