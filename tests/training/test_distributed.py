@@ -15,7 +15,7 @@ from transformers import AutoModelForPreTraining, Trainer
 
 import hf_mim
 
-from .tiny import SIZES, TINY, pretrain
+from .tiny import SIZES, SWIN_SIZES, TINY, TINY_SWIN, pretrain
 
 
 CONFIGS = Path(hf_mim.__file__).parent / "training" / "accelerate_configs"
@@ -23,6 +23,7 @@ CONFIGS = Path(hf_mim.__file__).parent / "training" / "accelerate_configs"
 
 # Stochastic depth draws from each process' own stream.
 IBOT = (*TINY, "--config_overrides", SIZES + ",drop_path_rate=0.0")
+SWIN = (*TINY_SWIN, "--config_overrides", SWIN_SIZES + ",drop_path_rate=0.0")
 
 
 def free_port() -> int:
@@ -84,28 +85,28 @@ def assert_same_run(one: list[dict], two: list[dict], first: Path, second: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["centering", "sinkhorn"])
-def test_two_processes_equal_one(pictures, tmp_path, target):
+@pytest.mark.parametrize(("method", "target"), [(IBOT, "centering"), (IBOT, "sinkhorn"), (SWIN, "centering")])
+def test_two_processes_equal_one(pictures, tmp_path, method, target):
     options = ("--target", target, "--eval_strategy", "epoch")
-    one = launch(1, 8, pictures, tmp_path / "one", *options)
-    two = launch(2, 4, pictures, tmp_path / "two", *options)
+    one = launch(1, 8, pictures, tmp_path / "one", *options, method=method)
+    two = launch(2, 4, pictures, tmp_path / "two", *options, method=method)
     assert_same_run(one, two, tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("half", [(), ("--bf16",)])
-def test_two_sharded_processes_equal_one(pictures, tmp_path, half):
+@pytest.mark.parametrize(("method", "half"), [(IBOT, ()), (IBOT, ("--bf16",)), (SWIN, ())])
+def test_two_sharded_processes_equal_one(pictures, tmp_path, method, half):
     """
     Student and teacher are spread over both; resumed from a checkpoint, the weights are the same to the bit. In half
     precision the other run is one of two copies, whose matrices have the same shapes.
     """
     options = ("--eval_strategy", "epoch", "--save_strategy", "epoch", *half)
     processes, batch = (2, 4) if half else (1, 8)
-    one = launch(processes, batch, pictures, tmp_path / "one", *options)
-    two = launch(2, 4, pictures, tmp_path / "two", *options, sharded=True)
+    one = launch(processes, batch, pictures, tmp_path / "one", *options, method=method)
+    two = launch(2, 4, pictures, tmp_path / "two", *options, method=method, sharded=True)
     assert_same_run(one, two, tmp_path / "one", tmp_path / "two")
     shutil.copytree(tmp_path / "two" / "checkpoint-2", tmp_path / "cut" / "checkpoint-2")
-    launch(2, 4, pictures, tmp_path / "cut", *options, sharded=True)
+    launch(2, 4, pictures, tmp_path / "cut", *options, method=method, sharded=True)
     for part in ("", "teacher"):
         weights, resumed = (
             AutoModelForPreTraining.from_pretrained(tmp_path / run / "pretraining", subfolder=part).state_dict()

@@ -14,7 +14,7 @@ GREY = 0.55
 
 
 def plot_masks(pixel_values: torch.Tensor, masks: torch.Tensor, path: str | Path) -> Figure:
-    """Draw one row per image: each of its views as the student gets it, with masked patches in grey.
+    """Draw one row per image: each of its views, with masked patches in grey.
 
     Args:
         pixel_values: views, uint8 `[B, C, H, W]`, or `[B, G, C, H, W]` for several of an image.

@@ -125,7 +125,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hf-mim evaluate knn", description=__doc__, allow_abbrev=False)
-    parser.add_argument("model", metavar="MODEL", help="folder or Hub id of an encoder with its image processor")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="folder or Hub id of an encoder with its image processor; of a full iBOT model, its student is measured",
+    )
     parser.add_argument("dataset", metavar="DATASET", help="folder, Hub id, or photo-tiles")
     parser.add_argument("--train_split", default="train", help="the images that vote (default: %(default)s)")
     parser.add_argument("--test_split", default="test", help="the images to classify (default: %(default)s)")

@@ -21,7 +21,7 @@ TEMPLATES = Environment(
 CAPTIONS = {
     "curves.png": "The curves of the training",
     "attention.png": "Attention of the CLS token in the last layer, one map per head",
-    "masks.png": "Views of some images, as the training made them, with what it masked in grey",
+    "masks.png": "Crops of some images, with what the training masked in grey",
     "codes.png": "Patches of some images that share a code",
     "usage.png": "How often each code is used",
 }

@@ -77,8 +77,9 @@ def export_native(
     - With mean pooling, which a ViT does not know, dBOT's encoder becomes a `BeitModel`, and a classifier of dBOT or
       iBOT a `BeitForImageClassification`.
     - iBOT's Swin Transformer becomes a `SwinModel`, whose `last_hidden_state` `[B, N, D]` holds the patches alone and
-      whose `pooler_output` is their mean, its classifier a `SwinForImageClassification`. `AutoBackbone` makes another
-      network of it, with norms of its own.
+      whose `pooler_output` is their mean, its classifier a `SwinForImageClassification`. Between the first and the
+      last norm its tokens are ours times √(1e-5 / `layer_norm_eps`), √10 in the released models: for intermediate
+      features, or to go on training, take our model. `AutoBackbone` makes another network of it, with its own norms.
     - With `architecture="vit_mae"`, dBOT's encoder becomes a `ViTMAEModel`, which sees only the patches that its
       `noise` leaves, a share of 1 - `mask_ratio`: the same `last_hidden_state` for the same noise
       (`reference/dbot/SPEC.md` section 14).

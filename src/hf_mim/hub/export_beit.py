@@ -7,7 +7,7 @@ from ..modeling.modeling_beitv2 import Beitv2ForImageClassification, Beitv2Model
 from ..modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
 from ..modeling.modeling_dbot import DBotForImageClassification, DBotModel
 from ..modeling.modeling_ibot import IBotForImageClassification
-from ..modeling.native_fields import COMMON_FIELDS, SHARED_BEIT_FIELDS
+from ..modeling.native_fields import SHARED_BEIT_FIELDS, VIT_FIELDS
 from .export_vit import classifier_weights, labels, position_weights
 
 
@@ -56,7 +56,7 @@ def native_pooled_beit(
             f"use_mean_pooling=True has a counterpart in transformers' BEiT alone, which takes the position table of "
             f"{rows} x {columns} patches for that of a square"
         )
-    fields = {name: getattr(config, name) for name in (*COMMON_FIELDS, "layer_scale_init_value", "drop_path_rate")}
+    fields = {name: getattr(config, name) for name in (*VIT_FIELDS, "layer_scale_init_value", "drop_path_rate")}
     native_config = BeitConfig(
         **fields, use_absolute_position_embeddings=True, use_mean_pooling=True, **labels(config)
     )

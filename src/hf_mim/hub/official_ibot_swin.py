@@ -32,7 +32,8 @@ IMAGE_SIZE = 224
 def is_ibot_swin(keys: Collection[str]) -> bool:
     """
     Whether these official names are iBOT's with a Swin Transformer: an encoder alone, with its projection head, or
-    with a classifier. An encoder of a plain Swin Transformer has the same names and the same function.
+    with a classifier. Files of other Swin Transformers can have the same names: nothing in them tells their epsilon,
+    which is then taken to be iBOT's.
     """
     return {"patch_embed.proj.weight", "patch_embed.norm.weight", "layers.0.blocks.0.attn.qkv.weight"} <= set(keys)
 

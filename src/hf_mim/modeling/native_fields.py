@@ -7,10 +7,6 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 COMMON_FIELDS = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
     "hidden_act",
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
@@ -20,11 +16,12 @@ COMMON_FIELDS = (
     "patch_size",
     "num_channels",
 )
+VIT_FIELDS = (*COMMON_FIELDS, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 # What our encoders and the native ones have in common: iBOT or dBOT and ViT or ViTMAE, BEiT v2 and BEiT,
 # iBOT with a Swin Transformer and Swin.
-SHARED_FIELDS = (*COMMON_FIELDS, "qkv_bias")
+SHARED_FIELDS = (*VIT_FIELDS, "qkv_bias")
 SHARED_BEIT_FIELDS = (
-    *COMMON_FIELDS,
+    *VIT_FIELDS,
     "use_absolute_position_embeddings",
     "use_relative_position_bias",
     "use_shared_relative_position_bias",
@@ -40,19 +37,12 @@ MAE_FIELDS = (
     "decoder_intermediate_size",
 )
 SHARED_SWIN_FIELDS = (
+    *COMMON_FIELDS,
     "embed_dim",
     "depths",
     "num_heads",
     "window_size",
     "mlp_ratio",
-    "hidden_act",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "initializer_range",
-    "layer_norm_eps",
-    "image_size",
-    "patch_size",
-    "num_channels",
     "qkv_bias",
 )
 LABEL_FIELDS = ("id2label", "label2id", "problem_type")

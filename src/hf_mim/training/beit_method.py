@@ -2,15 +2,12 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from pathlib import Path
 from typing import Literal
 
 from ..data.collator_beitv2 import Beitv2Collator
 from ..data.crop_views import CropViews
 from ..data.masking import BlockMaskGenerator
-from ..hub.export import export_native, native_image_processor
 from ..modeling.image_processing_pil_beitv2 import Beitv2ImageProcessorPil
-from ..modeling.modeling_beitv2 import Beitv2Model
 from ..modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
 from .block_masking_arguments import BlockMaskingArguments
 from .loading import load_for_pretraining
@@ -54,11 +51,3 @@ class BeitMethod(Method):
 
     def build_model(self) -> Beitv2ForPreTraining:
         return load_for_pretraining(self.model_args, self.config, Beitv2ForPreTraining)
-
-    def save_deployable(self, encoder: Beitv2Model, processor: Beitv2ImageProcessorPil, folder: Path):
-        if self.config.has_native_beit:
-            export_native(encoder).save_pretrained(folder)
-            native_image_processor(processor).save_pretrained(folder)
-        else:
-            encoder.save_pretrained(folder)
-            processor.save_pretrained(folder)

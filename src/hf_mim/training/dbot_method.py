@@ -1,16 +1,13 @@
 """dBOT in `hf-mim pretrain`."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
 from ..data.collator_dbot import DBotCollator
 from ..data.crop_views import CropViews
-from ..hub.export import export_native, native_image_processor
 from ..modeling.configuration_dbot import DBotConfig
 from ..modeling.image_processing_pil_dbot import DBotImageProcessorPil
-from ..modeling.modeling_dbot import DBotModel
 from ..modeling.modeling_dbot_pretraining import DBotForPreTraining
 from .dbot_arguments import DBotTrainingArguments
 from .dbot_trainer import DBotTrainer
@@ -64,10 +61,6 @@ class DBotMethod(Method):
 
     def build_trainer(self, **common) -> DBotTrainer:
         return DBotTrainer(args=self.args, teacher=self.teacher, **common)
-
-    def save_deployable(self, encoder: DBotModel, processor: DBotImageProcessorPil, folder: Path):
-        export_native(encoder).save_pretrained(folder)
-        native_image_processor(processor).save_pretrained(folder)
 
     def drawn_masks(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         noise = batch["noise"]

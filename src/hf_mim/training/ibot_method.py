@@ -1,17 +1,14 @@
 """iBOT in `hf-mim pretrain`."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 from transformers import ViTConfig
 
 from ..data.collator_ibot import IBotCollator
 from ..data.masking import MaskGenerator
 from ..data.views import MultiCropViews
-from ..hub.export import export_native, native_image_processor
 from ..modeling.configuration_ibot import IBotConfig
 from ..modeling.image_processing_pil_ibot import IBotImageProcessorPil
-from ..modeling.modeling_ibot import IBotModel
 from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
 from ..modeling.native_fields import SHARED_FIELDS
 from .ibot_arguments import IBotTrainingArguments
@@ -86,10 +83,6 @@ class IBotMethod(Method):
 
     def build_trainer(self, **common) -> IBotTrainer:
         return IBotTrainer(args=self.args, **common)
-
-    def save_deployable(self, encoder: IBotModel, processor: IBotImageProcessorPil, folder: Path):
-        export_native(encoder).save_pretrained(folder)
-        native_image_processor(processor).save_pretrained(folder)
 
     def global_size(self) -> tuple[int, int]:
         """Height and width of the global views in pixels."""

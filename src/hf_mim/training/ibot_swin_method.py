@@ -6,7 +6,6 @@ from PIL import Image
 from transformers import SwinConfig
 
 from ..data.views import MultiCropViews
-from ..hub.export import export_native, native_image_processor
 from ..modeling.configuration_ibot_swin import IBotSwinConfig
 from ..modeling.image_processing_pil_ibot import IBotImageProcessorPil
 from ..modeling.modeling_ibot_swin import IBotSwinModel
@@ -37,14 +36,6 @@ class IBotSwinMethod(IBotMethod):
 
     def build_model(self) -> IBotSwinForPreTraining:
         return load_for_pretraining(self.model_args, self.config, IBotSwinForPreTraining)
-
-    def save_deployable(self, encoder: IBotSwinModel, processor: IBotImageProcessorPil, folder: Path):
-        if self.config.why_no_native_swin is None:
-            export_native(encoder).save_pretrained(folder)
-            native_image_processor(processor).save_pretrained(folder)
-        else:
-            encoder.save_pretrained(folder)
-            processor.save_pretrained(folder)
 
     def draw(
         self, encoder: IBotSwinModel, processor: IBotImageProcessorPil, images: list[Image.Image], output: Path

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
+from ..hub.export import export_native, native_image_processor
 from .arguments import MIMTrainingArguments
 from .pretrain_arguments import DataArguments, ModelArguments
 from .trainer import MIMTrainer
@@ -81,9 +82,12 @@ class Method(ABC):
     def build_trainer(self, **common) -> MIMTrainer:
         """The trainer, from the arguments that those of all methods take."""
 
-    @abstractmethod
     def save_deployable(self, encoder: PreTrainedModel, processor: BaseImageProcessor, folder: Path):
-        """Write what is published into `folder`, with its image processor."""
+        """Write what is published into `folder`, with its image processor: as plain ones, unless `facts` deny it."""
+        if self.facts().get("native", True):
+            encoder, processor = export_native(encoder), native_image_processor(processor)
+        encoder.save_pretrained(folder)
+        processor.save_pretrained(folder)
 
     def draw(
         self, encoder: PreTrainedModel, processor: BaseImageProcessor, images: list[Image.Image], output: Path

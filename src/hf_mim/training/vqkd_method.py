@@ -67,10 +67,6 @@ class VQKDMethod(Method):
     def build_trainer(self, **common) -> VQKDTrainer:
         return VQKDTrainer(args=self.args, teacher=self.teacher, **common)
 
-    def save_deployable(self, encoder: VQKDModel, processor: Beitv2ImageProcessorPil, folder: Path):
-        encoder.save_pretrained(folder)
-        processor.save_pretrained(folder)
-
     def draw(
         self, encoder: VQKDModel, processor: Beitv2ImageProcessorPil, images: list[Image.Image], output: Path
     ) -> list[str]:
