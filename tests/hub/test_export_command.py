@@ -247,6 +247,7 @@ def test_onnx(tmp_path, capsys):
     assert f"wrote    {tmp_path}/out/model.onnx: logits of any number of images\n" in printed
     assert "of 24 x 24 pixels and no other size; within " in printed
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*FILES, "preprocessor_config.json", "model.onnx"}
+    assert b"site-packages" not in (tmp_path / "out" / "model.onnx").read_bytes()
     session = InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
     assert [(entry.name, entry.shape) for entry in session.get_inputs()] == [("pixel_values", ["batch", 3, 24, 24])]
     processor = AutoImageProcessor.from_pretrained(tmp_path / "out")

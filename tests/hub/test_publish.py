@@ -425,3 +425,17 @@ def test_weights_arrive_as_they_are(loopback_hub, api, finished_run):
     expected = tiny_model(1).state_dict()
     assert uploaded.keys() == expected.keys()
     assert all((uploaded[name] == tensor).all() for name, tensor in expected.items())
+
+
+def test_an_onnx_file_goes_with_its_model(loopback_hub, api, run):
+    (run / "model.onnx").write_bytes(b"nodes")
+    (run / "model.onnx.data").write_bytes(b"weights")
+    publish(run, "org/tiny", api=api, report=lambda line: None)
+    files = loopback_hub.files("org/tiny")
+    assert (files["model.onnx"], files["model.onnx.data"]) == (b"nodes", b"weights")
+    (run / "model.onnx").unlink()
+    (run / "model.onnx.data").unlink()
+    lines = []
+    publish(run, "org/tiny", api=api, report=lines.append)
+    assert not loopback_hub.files("org/tiny").keys() & {"model.onnx", "model.onnx.data"}
+    assert any("model.onnx, model.onnx.data" in line and "removed" in line for line in lines)

@@ -26,7 +26,14 @@ from .remote_code import AUTO_MAPS, MODELING, add_code
 
 
 # What belongs to a model, in its folder.
-MODEL_FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "preprocessor_config.json")
+MODEL_FILES = (
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "preprocessor_config.json",
+    "model.onnx",
+    "model.onnx.data",
+)
 TEACHER_FILES = ("teacher/*.json", "teacher/*.safetensors")
 # What tells about it. Anything else in the folder of a run (checkpoints, logs, pickled arguments) stays there.
 CARD_FILES = ("README.md", "metrics.json", ".eval_results/*.yaml")
@@ -35,7 +42,8 @@ CHECKPOINT_FOLDER = "last-checkpoint"
 STALE_CHECKPOINT = re.compile(rf"{CHECKPOINT_FOLDER}/.*")
 OUR_CODE = "|".join(sorted(re.escape(file.name) for file in MODELING.glob("[!_]*.py")))
 STALE = re.compile(
-    rf"(pytorch_)?model[^/]*\.(safetensors|bin)(\.index\.json)?|teacher/.*|{STALE_CHECKPOINT.pattern}|{OUR_CODE}"
+    rf"(pytorch_)?model[^/]*\.(safetensors|bin)(\.index\.json)?|model\.onnx(\.data)?|teacher/.*|"
+    rf"{STALE_CHECKPOINT.pattern}|{OUR_CODE}"
 )
 # What means something in the folder alone: where a model came from, and code that is published on demand only.
 PRIVATE_FIELDS = ("_name_or_path", "use_cache", "auto_map")
@@ -192,7 +200,7 @@ def _stage(source: Path, target: Path, patterns: tuple[str, ...], card: str):
                 config = json.loads(file.read_text(encoding="utf-8"))
                 config = {name: value for name, value in config.items() if name not in PRIVATE_FIELDS}
                 staged.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-            elif file.suffix == ".safetensors":
+            elif file.suffix in (".safetensors", ".onnx", ".data"):
                 # Gigabytes, perhaps.
                 os.symlink(file.resolve(), staged)
             else:
