@@ -339,6 +339,7 @@ def test_what_is_in_the_folder(root, tmp_path):
         "modeling_ibot.py",
         "modeling_ibot_pretraining.py",
         "native_fields.py",
+        "pretrained_model.py",
     ]
     assert {file.name for file in tmp_path.iterdir()} == before | set(added)
     for name in added:

@@ -21,7 +21,8 @@ from hf_mim import (
     IBotSwinForPreTraining,
     IBotSwinModel,
 )
-from hf_mim.modeling.modeling_ibot_swin import from_windows, repeat_mask, shift_mask, to_windows
+from hf_mim.modeling.modeling_ibot_swin import repeat_mask
+from hf_mim.modeling.window_attention_ibot_swin import from_windows, shift_mask, to_windows
 
 from .common import ModelChecks, assert_same, assert_same_weights, gradients_of
 from .test_ibot_common import masks

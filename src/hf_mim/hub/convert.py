@@ -85,8 +85,8 @@ def convert_checkpoint(
         source (`str`, `Path` or `Mapping`): A `.pth`, `.pt`, `.bin` or `.safetensors` file, or what it holds.
         family (`str`, *optional*): `"ibot"`, `"ibot_swin"`, `"beitv2"`, `"vqkd"` or `"dbot"`; found from the tensors
             when not given. A plain ViT with a CLS token (DINO's encoder, timm's) has the names of iBOT's encoder and
-            is the same function at its own image size; so has a plain Swin. MAE's encoder is dBOT's, and fine-tuned
-            models of dBOT's symmetric variant are BEiT v2's.
+            is the same function at its own image size. MAE's encoder is dBOT's, and fine-tuned models of dBOT's
+            symmetric variant are BEiT v2's.
         num_attention_heads (`int`, *optional*): Attention heads of the encoder; those of the published model of this
             width when not given.
         **config_overrides: Fields of the configuration that the weights do not tell, or tell wrongly.

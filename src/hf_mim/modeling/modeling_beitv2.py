@@ -23,12 +23,12 @@ from .layers import (
     PatchEmbeddings,
     SelfAttention,
     TransformerLayer,
-    VisionPreTrainedModel,
     init_like_torch,
     interpolate_position_table,
     replace_masked_patches,
     resize_position_table,
 )
+from .pretrained_model import VisionPreTrainedModel
 from .relative_position_beitv2 import Beitv2RelativePositionBias
 
 

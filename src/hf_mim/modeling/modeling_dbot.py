@@ -22,10 +22,10 @@ from .layers import (
     PatchEmbeddings,
     SelfAttention,
     TransformerLayer,
-    VisionPreTrainedModel,
     init_like_torch,
     resize_position_table,
 )
+from .pretrained_model import VisionPreTrainedModel
 
 
 @dataclass

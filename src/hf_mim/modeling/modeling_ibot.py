@@ -20,11 +20,11 @@ from .layers import (
     PatchEmbeddings,
     SelfAttention,
     TransformerLayer,
-    VisionPreTrainedModel,
     init_like_torch,
     interpolate_position_table,
     replace_masked_patches,
 )
+from .pretrained_model import VisionPreTrainedModel
 
 
 class IBotEmbeddings(nn.Module):
