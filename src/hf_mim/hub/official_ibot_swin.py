@@ -1,7 +1,7 @@
 """Official iBOT weights with a Swin Transformer (SPEC section 7 of the original code) as models of this package."""
 
+import fnmatch
 import math
-import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -12,16 +12,24 @@ from ..modeling.modeling_ibot_swin import IBotSwinForImageClassification, IBotSw
 from ..modeling.modeling_ibot_swin_pretraining import IBotSwinForPreTraining
 from .official_beitv2 import relative_position_index
 from .official_ibot import assemble, ibot_options, official_name, split_parts
-from .official_names import BLOCK, checked_config, count_blocks, left_behind, load_strictly, needed, split_qkv
+from .official_names import (
+    checked_config,
+    count_blocks,
+    left_behind,
+    load_strictly,
+    needed,
+    original_name,
+    rename_tensors,
+)
 
 
-RENAMES = {
+NAMES = {
     "masked_embed": "embeddings.mask_token",
     "patch_embed.proj": "embeddings.patch_embeddings.projection",
     "patch_embed.norm": "embeddings.norm",
     "norm": "layernorm",
 }
-BLOCK_RENAMES = BLOCK | {
+BLOCK_NAMES = {
     "attn.relative_position_bias_table": "attention.relative_position_bias.relative_position_bias_table",
 }
 INDEX = ".attn.relative_position_index"
@@ -70,18 +78,16 @@ def convert_ibot_swin(
         raise ValueError(f"{name} tells its attention heads, which differ from stage to stage: leave the number out")
     parts = split_parts(weights)
     fields, windows = _encoder_fields(parts["encoder"], name)
-    encoder = {}
-    for key, tensor in parts["encoder"].items():
-        if key.endswith(INDEX):
-            _check_index(key, tensor, windows, name)
-        else:
-            encoder |= _renamed(key, tensor)
-    encoder.setdefault("embeddings.mask_token", torch.zeros(1, 1, fields["embed_dim"]))
+    for key in fnmatch.filter(parts["encoder"], f"*{INDEX}"):
+        _check_index(key, parts["encoder"].pop(key), windows, name)
+    encoder = rename_tensors(parts["encoder"], *_names(len(windows)))
+    mask_token = encoder.get("embeddings.mask_token", torch.zeros(1, fields["embed_dim"]))
+    encoder["embeddings.mask_token"] = mask_token.unsqueeze(0)
     classes = (IBotSwinModel, IBotSwinForPreTraining, IBotSwinForImageClassification)
     width = fields["embed_dim"] * 2 ** (len(windows) - 1)
     model_class, fields, tensors = assemble(classes, fields, width, encoder, parts, name, overrides)
     config = checked_config(model_class.config_class, fields, overrides)
-    return load_strictly(model_class, config, tensors, name, official_swin_name)
+    return load_strictly(model_class, config, tensors, name, lambda ours: official_swin_name(ours, len(windows)))
 
 
 def dropped_ibot_swin(weights: Mapping[str, Tensor]) -> list[str]:
@@ -89,20 +95,20 @@ def dropped_ibot_swin(weights: Mapping[str, Tensor]) -> list[str]:
     return left_behind(weights, f"layers.*{INDEX}", "left behind, follows from the size of the windows")
 
 
-def official_swin_name(ours: str) -> str:
+def official_swin_name(ours: str, stages: int) -> str:
     """The official name of one of ours; that of the joint projection for q, k and v."""
     name = ours.removeprefix("ibot.")
-    if name.startswith(("head.", "classifier.")):
-        return official_name(name)
-    prefix, rest, renames = "", name, RENAMES
-    if match := re.fullmatch(r"encoder\.(layers\.\d+\.blocks\.\d+\.)(.+)", name):
-        prefix, rest, renames = match[1], match[2], BLOCK_RENAMES
-        if rest.startswith(("attention.q_proj", "attention.k_proj", "attention.v_proj")):
-            return f"{prefix}attn.qkv.{rest.rpartition('.')[2]}"
-    for official, part in renames.items():
-        if rest.startswith(part):
-            return prefix + official + rest.removeprefix(part)
-    return name.removeprefix("encoder.")
+    return official_name(name) if name.startswith(("head.", "classifier.")) else original_name(name, *_names(stages))
+
+
+def _names(stages: int) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
+    """What `rename_tensors` has to know."""
+    parts = [
+        f"layers.{stage}.{part}" for stage in range(stages) for part in ("downsample.norm", "downsample.reduction")
+    ]
+    stacks = [f"layers.{stage}.blocks" for stage in range(stages)]
+    ours = [{name: f"encoder.{name}" for name in names} for names in (parts, stacks)]
+    return NAMES | ours[0], ours[1], BLOCK_NAMES
 
 
 def _encoder_fields(weights: Mapping[str, Tensor], name: str) -> tuple[dict, list[int]]:
@@ -139,21 +145,3 @@ def _check_index(key: str, index: Tensor, windows: list[int], name: str):
     # BEiT's has the CLS token in front.
     if not torch.equal(index.cpu(), relative_position_index((window, window))[1:, 1:]):
         raise ValueError(f"{name}: {key} is not the index of a window of {window} x {window} patches")
-
-
-def _renamed(key: str, tensor: Tensor) -> dict[str, Tensor]:
-    """The tensor under our name, or our names; under its official one if it has none."""
-    if key == "masked_embed":
-        return {RENAMES[key]: tensor.unsqueeze(0)}
-    parts = key.split(".", 4)
-    prefix, rest, renames = "", key, RENAMES
-    if key.startswith("layers.") and parts[2:3] == ["downsample"]:
-        return {f"encoder.{key}": tensor}
-    if key.startswith("layers.") and parts[2:3] == ["blocks"] and len(parts) == 5:
-        prefix, rest, renames = f"encoder.{key.removesuffix(parts[4])}", parts[4], BLOCK_RENAMES
-        if rest in ("attn.qkv.weight", "attn.qkv.bias"):
-            return split_qkv(f"{prefix}attention", rest.rpartition(".")[2], tensor)
-    for old, new in renames.items():
-        if rest == old or rest in (f"{old}.weight", f"{old}.bias"):
-            return {prefix + new + rest.removeprefix(old): tensor}
-    return {key: tensor}

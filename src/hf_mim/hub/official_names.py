@@ -76,11 +76,8 @@ def rename_tensors(
     """
     renamed = {}
     for key, tensor in official.items():
-        known, place, inner = names, "", key
-        stack, _, rest = key.partition(".")
-        number, _, rest = rest.partition(".")
-        if stack in stacks and number.isdecimal():
-            known, place, inner = BLOCK | block_names, f"{stacks[stack]}.{number}.", rest
+        place, inner = _place(key, stacks)
+        known = BLOCK | block_names if place else names
         module, _, kind = inner.rpartition(".")
         if place and module == "attn.qkv":
             renamed |= split_qkv(f"{place}attention", kind, tensor)
@@ -97,16 +94,21 @@ def original_name(
     ours: str, names: Mapping[str, str], stacks: Mapping[str, str], block_names: Mapping[str, str]
 ) -> str:
     """The official name of what [`rename_tensors`] calls `ours`, given the same mappings."""
-    known, place, inner = names, "", ours
-    for stack, our_stack in stacks.items():
-        number, _, rest = ours.removeprefix(f"{our_stack}.").partition(".")
-        if ours.startswith(f"{our_stack}.") and number.isdecimal():
-            known, place, inner = BLOCK | block_names, f"{stack}.{number}.", rest
-    for official, name in known.items():
+    place, inner = _place(ours, {our_stack: stack for stack, our_stack in stacks.items()})
+    for official, name in (BLOCK | block_names if place else names).items():
         if inner in (name, f"{name}.weight", f"{name}.bias"):
             return place + official + inner.removeprefix(name)
     module, _, kind = inner.rpartition(".")
     return f"{place}attn.qkv.{kind}" if module.startswith("attention.") else ours
+
+
+def _place(name: str, stacks: Mapping[str, str]) -> tuple[str, str]:
+    """Of a tensor in a block, the block's other name, by that of its stack, and the rest; else `""` and the name."""
+    for stack, other in stacks.items():
+        number, _, rest = name.removeprefix(f"{stack}.").partition(".")
+        if name.startswith(f"{stack}.") and number.isdecimal():
+            return f"{other}.{number}.", rest
+    return "", name
 
 
 def count_blocks(weights: Mapping[str, Tensor], stack: str, source_name: str) -> int:
