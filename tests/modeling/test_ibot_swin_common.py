@@ -24,7 +24,8 @@ from hf_mim import (
 from hf_mim.modeling.modeling_ibot_swin import repeat_mask
 from hf_mim.modeling.window_attention_ibot_swin import from_windows, shift_mask, to_windows
 
-from .common import ModelChecks, assert_same, assert_same_weights, gradients_of
+from .common import ModelChecks, assert_same, assert_same_weights
+from .ibot_pretraining_checks import IBotPreTrainingChecks
 from .test_ibot_common import masks
 
 
@@ -257,9 +258,10 @@ class TestIBotSwinForImageClassification(IBotSwinChecks):
         torch.testing.assert_close(output.loss, expected)
 
 
-class TestIBotSwinForPreTraining(IBotSwinChecks):
+class TestIBotSwinForPreTraining(IBotPreTrainingChecks, IBotSwinChecks):
     model_class = IBotSwinForPreTraining
-    variants = (*VARIANTS, {"head_norm": "bn", "shared_head": False}, {"head_bottleneck_size": 0})
+    head_variants = ({}, {"head_norm": "bn", "shared_head": False}, {"head_bottleneck_size": 0})
+    variants = (*VARIANTS, *head_variants[1:])
     unused_in_training = set()
     checkpointing_tolerance = 1e-5
 
@@ -276,59 +278,6 @@ class TestIBotSwinForPreTraining(IBotSwinChecks):
             "bool_masked_pos": masks((3, 2, (size // config.token_stride) ** 2)),
             "local_pixel_values": torch.randn(3, 2, channels, 20, 20, generator=generator),
         }
-
-    def training_inputs(self, config):
-        generator = torch.Generator().manual_seed(3)
-        inputs = self.inputs(config)
-        num_masked = int(inputs["bool_masked_pos"].sum())
-        patch_dim = config.out_dim if config.shared_head else config.patch_out_dim
-        cls = torch.randn(3, 2, config.out_dim, generator=generator).softmax(-1)
-        patch = torch.randn(num_masked, patch_dim, generator=generator).softmax(-1)
-        return inputs | {"target_cls": cls, "target_patch": patch}
-
-    def test_nothing_masked_leaves_no_parameter_out(self):
-        """Distributed training waits forever for a parameter without a gradient."""
-        model = self.make_model().train()
-        inputs = self.inputs(model.config)
-        inputs["bool_masked_pos"] = torch.zeros_like(inputs["bool_masked_pos"])
-        targets = {"target_cls": torch.full((3, 2, 20), 0.05), "target_patch": torch.zeros(0, 20)}
-        loss, gradients = gradients_of(model, inputs | targets)
-        assert loss.isfinite() and all(gradient is not None for gradient in gradients.values())
-
-    @torch.no_grad()
-    def test_parts_come_from_the_encoder_and_the_head(self):
-        """Against the same model taken apart, view by view, with the head run on every token."""
-        for overrides in self.variants:
-            model = self.make_model(**overrides)
-            inputs = self.inputs(model.config)
-            output = model(**inputs)
-            patches = []
-            for view in range(2):
-                mask = inputs["bool_masked_pos"][:, view]
-                tokens = model.ibot(inputs["pixel_values"][:, view], mask).last_hidden_state
-                embedded = model.head.embed(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
-                assert_same(output.cls_logits[:, view], model.head.project_cls(embedded[:, 0]), atol=1e-5)
-                patches.append(model.head.project_patch(embedded[:, 1:]))
-                tokens = model.ibot(inputs["local_pixel_values"][:, view]).last_hidden_state
-                logits = model.head.project_cls(model.head.embed(tokens[:, 0]))
-                assert_same(output.local_cls_logits[:, view], logits, atol=1e-5)
-            assert_same(output.patch_logits, torch.stack(patches, 1)[inputs["bool_masked_pos"]], atol=1e-5)
-
-    @torch.no_grad()
-    def test_teaching(self):
-        model = self.make_model()
-        inputs = self.inputs(model.config)
-        indices = inputs["bool_masked_pos"].flatten().nonzero().squeeze(1)
-        taught = model.teach(inputs["pixel_values"], indices, mean_patch_logit=True)
-        tokens = model.ibot(inputs["pixel_values"].flatten(0, 1)).last_hidden_state
-        embedded = model.head.embed(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
-        patch_logits = model.head.project_patch(embedded[:, 1:])
-        assert_same(taught.cls_tokens, tokens[:, 0].unflatten(0, (3, 2)))
-        assert_same(taught.cls_logits, model.head.project_cls(embedded[:, 0]).unflatten(0, (3, 2)), atol=1e-5)
-        assert_same(taught.patch_logits, patch_logits.flatten(0, 1)[indices], atol=1e-5)
-        assert_same(taught.mean_patch_logit, patch_logits.mean((0, 1)), atol=1e-5)
-        without = model.teach(inputs["pixel_values"], indices)
-        assert_same(without.patch_logits, taught.patch_logits, atol=1e-5)
 
     def test_every_class_loads_from_a_pretraining_checkpoint(self, tmp_path):
         model = self.make_model()
