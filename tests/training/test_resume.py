@@ -80,6 +80,8 @@ def test_resume_with_sinkhorn_targets(pictures, tmp_path):
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_resume_of_a_compiled_run(pictures, tmp_path, backend):
     options = ("--train_dir", pictures, "--torch_compile", "--torch_compile_backend", backend)
+    # Other sizes that were compiled in this process would make this one's dynamic.
+    torch.compiler.reset()
     pretrain(*options, *EVERY_STEP, output=tmp_path / "whole")
     copy_checkpoint(tmp_path / "whole", tmp_path / "cut", "checkpoint-3")
     torch.compiler.reset()
