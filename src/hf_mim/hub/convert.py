@@ -10,10 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
-from transformers.image_utils import PILImageResampling
 
 from ..data.files import replaced_folder
-from ..modeling.image_processing_pil_ibot import IBotImageProcessorPil
 from ..modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
 from ..modeling.modeling_dbot_pretraining import DBotForPreTraining
 from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
@@ -120,7 +118,7 @@ def convert_checkpoint(
         network=_network(family, networks),
         centers=_centers(checkpoint, teacher),
         dropped=checkpoint.dropped + _changes(family, checkpoint, model.config),
-        image_processor=_image_processor(family, model, checkpoint.args),
+        image_processor=original_image_processor(model.config, checkpoint.args),
     )
 
 
@@ -294,22 +292,3 @@ def _centers(checkpoint: OfficialCheckpoint, teacher: PreTrainedModel | None) ->
         name: checkpoint.centers[official].detach().flatten().to(torch.float32, copy=True)
         for name, official in (("cls_center", "center"), ("patch_center", "center2"))
     }
-
-
-def _image_processor(family: str, model: PreTrainedModel, args: Mapping[str, Any]) -> BaseImageProcessor:
-    """The original's transform for evaluation, at the size of the model's position table."""
-    if family not in ("ibot", "ibot_swin"):
-        return original_image_processor(model.config, args)
-    height, width = (side * model.config.patch_size for side in model.config.grid_size)
-    side = min(height, width)
-    settings: dict[str, Any] = {"crop_size": {"height": height, "width": width}}
-    resized = round(side * 256 / 224)
-    if "crop_pct" in args:
-        # `run_class_finetuning.py` resizes bilinearly, crops nothing off from 384 pixels on, and has its own option
-        # for the mean and deviation of ImageNet.
-        settings["resample"] = PILImageResampling.BILINEAR
-        resized = int(side / (args["crop_pct"] or (224 / 256 if side < 384 else 1.0)))
-        if not args.get("imagenet_default_mean_and_std", True):
-            settings["image_mean"] = settings["image_std"] = [0.5, 0.5, 0.5]
-    settings["size"] = {"shortest_edge": resized}
-    return IBotImageProcessorPil(**settings)

@@ -1,16 +1,19 @@
-"""The transforms with which the original codes evaluate, beside the converted BEiT v2, VQ-KD and dBOT models."""
+"""The transforms with which the original codes evaluate, beside the converted models."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from transformers import BaseImageProcessor
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
 from ..modeling.configuration_beitv2 import Beitv2Config
 from ..modeling.configuration_dbot import DBotConfig
+from ..modeling.configuration_ibot import IBotConfig
+from ..modeling.configuration_ibot_swin import IBotSwinConfig
 from ..modeling.configuration_vqkd import VQKDConfig
 from ..modeling.image_processing_pil_beitv2 import Beitv2ImageProcessorPil
 from ..modeling.image_processing_pil_dbot import DBotImageProcessorPil
+from ..modeling.image_processing_pil_ibot import IBotImageProcessorPil
 
 
 IMAGENET = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
@@ -19,18 +22,20 @@ TOKENIZER_SCALES = {"default": ([0.5] * 3, [0.5] * 3), "imagenet_norm": IMAGENET
 
 
 def original_image_processor(
-    config: Beitv2Config | VQKDConfig | DBotConfig, args: Mapping[str, Any]
+    config: IBotConfig | IBotSwinConfig | Beitv2Config | VQKDConfig | DBotConfig, args: Mapping[str, Any]
 ) -> BaseImageProcessor:
     """
     Resize, central crop and normalisation at the size of the model's position tables.
 
+    - iBOT: the crop is 224/256 of the resized image. What `run_class_finetuning.py` wrote is resized bilinearly, not
+      cropped from 384 pixels on, and has an option of its own for the mean and deviation of ImageNet.
     - BEiT v2 and VQ-KD: the crop is 7/8 of the resized image, from 384 pixels on all of it (`datasets.py`); ImageNet
       mean and deviation for BEiT v2, unless the run that wrote the file was without
       `--imagenet_default_mean_and_std`, and for the tokenizer what its `--process_type` says: -1..1 by default.
     - dBOT: the crop is 7/8 of the resized image, above 224 pixels all of it (`util/datasets.py`).
 
     Args:
-        config (`Beitv2Config`, `VQKDConfig` or `DBotConfig`): Of the model.
+        config (`IBotConfig`, `IBotSwinConfig`, `Beitv2Config`, `VQKDConfig` or `DBotConfig`): Of the model.
         args (`Mapping`): Options of the run that wrote the checkpoint, as far as it holds them.
 
     Raises:
@@ -38,6 +43,15 @@ def original_image_processor(
     """
     height, width = (side * config.patch_size for side in config.grid_size)
     side = min(height, width)
+    if isinstance(config, (IBotConfig, IBotSwinConfig)):
+        settings: dict[str, Any] = {"size": {"shortest_edge": round(side * 256 / 224)}}
+        if "crop_pct" in args:
+            share = args["crop_pct"] or (224 / 256 if side < 384 else 1.0)
+            settings |= {"size": {"shortest_edge": int(side / share)}, "resample": PILImageResampling.BILINEAR}
+            if not args.get("imagenet_default_mean_and_std", True):
+                settings["image_mean"] = settings["image_std"] = [0.5, 0.5, 0.5]
+        return IBotImageProcessorPil(crop_size={"height": height, "width": width}, **settings)
+
     scale = IMAGENET
     if isinstance(config, DBotConfig):
         processor_class, share = DBotImageProcessorPil, 224 / 256 if side <= 224 else 1.0

@@ -13,6 +13,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
 
 from .card import build_pretraining_card, rename_card
+from .layout import TEACHER_FOLDER
 from .publish_checks import (
     ModelFacts,
     check_card,
@@ -34,7 +35,7 @@ MODEL_FILES = (
     "model.onnx",
     "model.onnx.data",
 )
-TEACHER_FILES = ("teacher/*.json", "teacher/*.safetensors")
+TEACHER_FILES = (f"{TEACHER_FOLDER}/*.json", f"{TEACHER_FOLDER}/*.safetensors")
 # What tells about it. Anything else in the folder of a run (checkpoints, logs, pickled arguments) stays there.
 CARD_FILES = ("README.md", "metrics.json", ".eval_results/*.yaml")
 CHECKPOINT_FOLDER = "last-checkpoint"
@@ -42,7 +43,7 @@ CHECKPOINT_FOLDER = "last-checkpoint"
 STALE_CHECKPOINT = re.compile(rf"{CHECKPOINT_FOLDER}/.*")
 OUR_CODE = "|".join(sorted(re.escape(file.name) for file in MODELING.glob("[!_]*.py")))
 STALE = re.compile(
-    rf"(pytorch_)?model[^/]*\.(safetensors|bin)(\.index\.json)?|model\.onnx(\.data)?|teacher/.*|"
+    rf"(pytorch_)?model[^/]*\.(safetensors|bin)(\.index\.json)?|model\.onnx(\.data)?|{TEACHER_FOLDER}/.*|"
     rf"{STALE_CHECKPOINT.pattern}|{OUR_CODE}"
 )
 # What means something in the folder alone: where a model came from, and code that is published on demand only.

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
-from .layout import CENTERS_FILE
+from .layout import CENTERS_FILE, TEACHER_FOLDER
 
 
 TEXT_FILES = (".json", ".md", ".yaml")
@@ -83,12 +83,13 @@ def check_upload(folder: Path, shown_as: str) -> ModelFacts:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0].replace(str(folder), shown_as)
         raise ValueError(f"{shown_as}/{IMAGE_PROCESSOR_NAME} gives no image processor: {reason}") from error
-    if (folder / "teacher" / "config.json").is_file():
-        teacher = check_model(folder / "teacher", f"{shown_as}/teacher")
-        if teacher.config.model_type in ("ibot", "ibot_swin") and not (folder / "teacher" / CENTERS_FILE).is_file():
+    if (folder / TEACHER_FOLDER / CONFIG_NAME).is_file():
+        teacher = check_model(folder / TEACHER_FOLDER, f"{shown_as}/{TEACHER_FOLDER}")
+        centers = folder / TEACHER_FOLDER / CENTERS_FILE
+        if teacher.config.model_type in ("ibot", "ibot_swin") and not centers.is_file():
             raise ValueError(
-                f"{shown_as}/teacher has no {CENTERS_FILE}, without which training cannot go on from it: add the "
-                "file, or remove the folder"
+                f"{shown_as}/{TEACHER_FOLDER} has no {CENTERS_FILE}, without which training cannot go on from it: "
+                "add the file, or remove the folder"
             )
     license_name = card.data.license
     if license_name == "other":
@@ -178,26 +179,24 @@ def shown_pictures(card: str) -> list[str]:
 
 def check_text(text: str, name: str):
     """Raise `ValueError` when `text` names a path of this machine, or holds an access token; `name` is the file's."""
-    secret = ACCESS_TOKEN.search(text)
-    if secret:
-        line = text.count("\n", 0, secret.start()) + 1
+    if secret := ACCESS_TOKEN.search(text):
         raise ValueError(
-            f"{name}, line {line}, holds an access token of the Hub ({secret[0][:6]}...): take it out, and revoke it "
-            "if others could have seen it"
+            f"{name}, line {_line(secret)}, holds an access token of the Hub ({secret[0][:6]}...): take it out, and "
+            "revoke it if others could have seen it"
         )
-    password = PASSWORD.search(text)
-    if password:
-        line = text.count("\n", 0, password.start()) + 1
+    if password := PASSWORD.search(text):
         raise ValueError(
-            f"{name}, line {line}, holds an address with a password: take it out, and change the password"
+            f"{name}, line {_line(password)}, holds an address with a password: take it out, and change the password"
         )
-    found = MACHINE_PATH.search(text)
-    if found:
-        line = text.count("\n", 0, found.start()) + 1
+    if found := MACHINE_PATH.search(text):
         raise ValueError(
-            f"{name}, line {line}: {found[0]} is a path of this machine, which nobody else has: write a name in its "
-            "place"
+            f"{name}, line {_line(found)}: {found[0]} is a path of this machine, which nobody else has: write a name "
+            "in its place"
         )
+
+
+def _line(found: re.Match) -> int:
+    return found.string.count("\n", 0, found.start()) + 1
 
 
 def _read(file: Path, name: str) -> str:

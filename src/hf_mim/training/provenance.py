@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..hub.card import read_card_data
+from ..hub.layout import TEACHER_FOLDER
 from .pretrain_arguments import DataArguments, ModelArguments
 from .teachers import source_name
 
@@ -76,7 +77,7 @@ def _last_name(path: str) -> str:
 
 def is_part_of_run(name: str) -> bool:
     """Whether a folder of this name lies in that of a run, which is what has the card and says more by its name."""
-    return name in ("pretraining", "teacher") or name.startswith(PREFIX_CHECKPOINT_DIR)
+    return name in ("pretraining", TEACHER_FOLDER) or name.startswith(PREFIX_CHECKPOINT_DIR)
 
 
 def describe_data(args: DataArguments) -> dict[str, str | None]:
