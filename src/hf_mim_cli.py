@@ -2,143 +2,107 @@
 The command line `hf-mim VERB ...`: each verb hands its arguments to the module that does the work.
 
 It stands outside the package because importing `hf_mim` registers the models with transformers, which takes seconds
-that `--help`, `--version` and a misspelt verb need not wait for.
+that `--help`, `--version` and a misspelled verb need not wait for.
 """
 
 import difflib
+import importlib
 import importlib.metadata
-import os
 import sys
-import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 USAGE = """usage: hf-mim VERB [ARGUMENTS ...]
 
 verbs:
   pretrain [RECIPE] [--option value ...]   pre-train a model; --help lists every option and the packaged recipes
-  evaluate knn ...                         what frozen features are worth to a k-nearest-neighbour classifier
-  analyze codes TOKENIZER IMAGES ...       pictures of which patches share a code, and how often each is used
-  analyze distance MODEL IMAGES ...        how far each head looks in each layer, of one or several encoders
-  analyze svd MODEL IMAGES ...             how few directions the patch features of each layer fill
-  convert SOURCE OUTPUT_DIR                an official checkpoint, a file or a name of --list, as a model folder
-  export MODEL OUT                         a model as one of transformers' own, which needs no hf_mim; --onnx as well
+  evaluate knn ...                         measure frozen features with a k-nearest-neighbor classifier
+  analyze codes TOKENIZER IMAGES ...       draw which patches share a code, and how often each code is used
+  analyze distance MODEL IMAGES ...        measure how far each attention head looks, for one or several encoders
+  analyze svd MODEL IMAGES ...             measure how many directions the patch features of each layer use
+  convert SOURCE OUTPUT_DIR                convert an official checkpoint, a file or a name of --list, into a model
+  export MODEL OUT                         export a model to a native transformers class, with --onnx also to ONNX
   publish OUTPUT_DIR ORG/NAME ...          upload a finished run: encoder and full model, checked, with their cards
-  check-data SOURCE                        reads every image once; names the unreadable ones and the duplicates
-  env                                      versions, devices and back ends; belongs into every bug report
+  check-data SOURCE                        read every image once; list unreadable images and duplicates
+  env                                      print versions, devices and back ends for a bug report
 
   hf-mim VERB --help                       the arguments of one verb
   hf-mim --version                         the version
 
-A mistake in the arguments or the data is reported in one line; HF_MIM_DEBUG=1 shows the traceback as well.
+A mistake in the arguments or the data is reported in one line; HF_MIM_DEBUG=1 also shows the traceback.
 """
-VERBS = ("pretrain", "evaluate", "analyze", "convert", "export", "publish", "check-data", "env")
-EVALUATIONS = ("knn",)
-ANALYSES = ("codes", "distance", "svd")
+# The module of each verb, or of each second word. One that serves several words gets the word, too.
+VERBS: dict[str, str | dict[str, str]] = {
+    "pretrain": "hf_mim.training.run_pretrain",
+    "evaluate": {"knn": "hf_mim.evaluation.evaluate_knn"},
+    "analyze": {
+        "codes": "hf_mim.analysis.analyze_codes",
+        "distance": "hf_mim.analysis.analyze_properties",
+        "svd": "hf_mim.analysis.analyze_properties",
+    },
+    "convert": "hf_mim.hub.convert_command",
+    "export": "hf_mim.hub.export_command",
+    "publish": "hf_mim.hub.publish_command",
+    "check-data": "hf_mim.data.check_data",
+    "env": "hf_mim.env",
+}
+SECOND_WORDS = {"evaluate": ("evaluation", "MODEL DATASET ..."), "analyze": ("analysis", "MODEL IMAGES ...")}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and give the exit code of the process.
+    """
+    Run one verb and return the exit code of the process.
 
     Args:
-        argv: the arguments after the program name; those of the process when None.
+        argv (`Sequence[str]`, *optional*): Arguments after the program name; those of the process when None.
 
     Returns:
-        0 when the verb finished; 1 when check-data found an unreadable image; 2 for a mistake of the user (a
-        `ValueError`, an `OSError`, such as a missing file or a full disk, or a `FloatingPointError`, when a training
-        diverges), told in one line on stderr, unless the environment has `HF_MIM_DEBUG=1`: then the exception is
-        raised; 130 after an interrupt. A training that was interrupted and saved raises `SystemExit(75)`. Any other
-        exception is raised: it is a defect, and its traceback is needed.
+        `int`: 0 when the verb finished; 1 when check-data found an unreadable image; 2 after a mistake, which is
+        reported in one line on stderr; 130 after an interrupt.
+
+    Raises:
+        SystemExit: With code 75 when a training was interrupted and saved.
+        Exception: A defect. With `HF_MIM_DEBUG=1` in the environment, also what else would be one line.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        return _run(arguments)
-    except KeyboardInterrupt:
-        print("hf-mim: interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, FloatingPointError) as error:
-        if os.environ.get("HF_MIM_DEBUG") == "1":
-            raise
-        print(f"hf-mim: error: {_one_line(error)}", file=sys.stderr)
-        return 2
-
-
-def _run(arguments: list[str]) -> int:
-    verb, rest = (arguments[0], arguments[1:]) if arguments else (None, [])
-    if verb is None:
-        raise ValueError(f"which verb? {', '.join(VERBS)} (hf-mim --help tells more)")
+    if not arguments:
+        return _mistake(f"which verb? {', '.join(VERBS)} (hf-mim --help tells more)")
+    verb, rest = arguments[0], arguments[1:]
     if verb in ("-h", "--help"):
         print(USAGE, end="")
-    elif verb == "--version":
+        return 0
+    if verb == "--version":
         print(f"hf_mim {importlib.metadata.version('hf_mim')}")
-    elif verb == "pretrain":
-        from hf_mim.training import run_pretrain
-
-        run_pretrain.main(rest)
-    elif verb == "evaluate":
-        if _second_word(verb, "evaluation", EVALUATIONS, "MODEL DATASET ...", rest) == "knn":
-            from hf_mim.evaluation import evaluate_knn
-
-            evaluate_knn.main(rest[1:])
-    elif verb == "analyze":
-        analysis = _second_word(verb, "analysis", ANALYSES, "MODEL IMAGES ...", rest)
-        if analysis == "codes":
-            from hf_mim.analysis import analyze_codes
-
-            analyze_codes.main(rest[1:])
-        elif analysis is not None:
-            from hf_mim.analysis import analyze_properties
-
-            analyze_properties.main(rest)
-    elif verb == "convert":
-        from hf_mim.hub import convert_command
-
-        convert_command.main(rest)
-    elif verb == "export":
-        from hf_mim.hub import export_command
-
-        export_command.main(rest)
-    elif verb == "publish":
-        from hf_mim.hub import publish_command
-
-        publish_command.main(rest)
-    elif verb == "check-data":
-        from hf_mim.data import check_data
-
-        return check_data.main(rest)
-    elif verb == "env":
-        from hf_mim import env
-
-        env.main(rest)
-    else:
-        raise ValueError(f"unknown verb '{verb}', did you mean '{_nearest(verb, VERBS)}'?")
-    return 0
+        return 0
+    if verb not in VERBS:
+        return _mistake(f"unknown verb '{verb}', did you mean '{_nearest(verb, VERBS)}'?")
+    module = VERBS[verb]
+    if isinstance(module, dict):
+        choices, (noun, operands) = ", ".join(module), SECOND_WORDS[verb]
+        if not rest:
+            return _mistake(f"{verb} what? {choices} (hf-mim {verb} {next(iter(module))} --help tells more)")
+        if rest[0] in ("-h", "--help"):
+            print(f"usage: hf-mim {verb} {{{choices}}} {operands}")
+            return 0
+        if rest[0] not in module:
+            return _mistake(f"unknown {noun} '{rest[0]}', did you mean '{_nearest(rest[0], module)}'?")
+        modules = list(module.values())
+        module = module[rest[0]]
+        rest = rest if modules.count(module) > 1 else rest[1:]
+    try:
+        from hf_mim.utils.console import run
+    except KeyboardInterrupt:
+        return 130
+    return run(lambda argv: importlib.import_module(module).main(argv), rest)
 
 
-def _second_word(verb: str, kind: str, names: Sequence[str], operands: str, arguments: list[str]) -> str | None:
-    """The word after the verb, one of the names; None after `--help`, which is answered here."""
-    choices = ", ".join(names)
-    if not arguments:
-        raise ValueError(f"{verb} what? {choices} (hf-mim {verb} {names[0]} --help tells more)")
-    if arguments[0] in ("-h", "--help"):
-        print(f"usage: hf-mim {verb} {{{choices}}} {operands}")
-        return None
-    if arguments[0] not in names:
-        nearest = _nearest(arguments[0], names)
-        raise ValueError(f"unknown {kind} '{arguments[0]}', did you mean '{nearest}'?")
-    return arguments[0]
+def _mistake(message: str) -> int:
+    print(f"hf-mim: error: {message}", file=sys.stderr)
+    return 2
 
 
-def _nearest(name: str, names: Sequence[str]) -> str:
-    return difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-
-
-def _one_line(error: Exception) -> str:
-    # The message of an exception from a data-loading process is its whole traceback, "Type: message" in the last line.
-    message = str(error).strip()
-    if message.startswith("Caught ") and "\nOriginal Traceback" in message:
-        return message.splitlines()[-1].split(": ", 1)[-1]
-    return " ".join(message.split()) or traceback.format_exception_only(error)[-1].strip()
+def _nearest(name: str, names: Iterable[str]) -> str:
+    return difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)[0]
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def test_interrupt(verb, capsys):
 
 
 def test_the_process_ends_with_the_exit_code():
-    result = subprocess.run([sys.executable, "-m", "hf_mim.cli", "evn"], capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-m", "hf_mim", "evn"], capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr == "hf-mim: error: unknown verb 'evn', did you mean 'env'?\n"
 

@@ -9,7 +9,7 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from hf_mim import cli
+import hf_mim_cli as cli
 from hf_mim.data.check_data import check_dataset
 from hf_mim.data.clean_list import HEADER, image_names, keep_listed
 from hf_mim.data.sources import load_image_dataset

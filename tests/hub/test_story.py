@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import hf_mim
-from hf_mim import cli
+import hf_mim_cli as cli
 
 from .fresh_process import run_fresh
 from .loopback import TOKEN, LoopbackHub

@@ -21,6 +21,6 @@ def init(self, *args, fsdp_plugin=None, **kwargs):
 
 if __name__ == "__main__":
     AcceleratorState.__init__ = init
-    from hf_mim import cli
+    import hf_mim_cli as cli
 
     sys.exit(cli.main(["pretrain", *sys.argv[1:]]))

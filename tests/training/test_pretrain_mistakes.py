@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from transformers import SwinConfig, SwinModel
 
-from hf_mim import cli
+import hf_mim_cli as cli
 from hf_mim.training import ibot_method, run_pretrain
 
 from .tiny import SIZES, TINY

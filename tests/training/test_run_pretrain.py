@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining, ViTModel
 
-from hf_mim import cli
+import hf_mim_cli as cli
 from hf_mim.data.collator_ibot import IBotCollator
 from hf_mim.hub.remote_code import add_code
 from hf_mim.training import ibot_method, run_pretrain

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor
 
-from ..data.files import replaced_file
 from ..data.sources import random_subset
 from ..modeling.code_usage import code_statistics
 from ..modeling.modeling_vqkd import VQKDModel
+from ..utils.console import first_line
+from ..utils.files import replaced_file
 from .codes import encode_images, plot_codes, plot_usage
 from .inputs import load_images
 
@@ -126,7 +127,7 @@ def _load_tokenizer(source: str | Path) -> tuple[VQKDModel, BaseImageProcessor]:
         model, report = VQKDModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
         image_processor = AutoImageProcessor.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{source}: no tokenizer can be loaded ({str(error).strip().splitlines()[0]})") from error
+        raise ValueError(f"{source}: no tokenizer can be loaded ({first_line(error)})") from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise ValueError(f"{source}: the checkpoint lacks {len(missing)} weights, such as {missing[0]}")

@@ -16,8 +16,8 @@ import torch
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..data.files import replaced_file
 from ..data.sources import random_subset
+from ..utils.files import replaced_file
 from .encoders import load_encoder, patch_size
 from .inputs import load_images, process_images
 from .properties import attention_distances, even_attention_distance, singular_value_shares

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..data.files import replaced_file
+from ..utils.files import replaced_file
 
 
 # title of the panel, and which keys of the log belong to it

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from transformers import AutoImageProcessor, AutoModel, BaseImageProcessor, PreTrainedModel
 
-from ..modeling.load_report import without_load_report
 from ..modeling.modeling_vqkd import VQKDModel
+from ..utils.console import first_line
+from ..utils.loading import without_load_report
 
 
 def load_encoder(source: str | Path) -> tuple[PreTrainedModel, BaseImageProcessor]:
@@ -28,11 +29,11 @@ def load_encoder(source: str | Path) -> tuple[PreTrainedModel, BaseImageProcesso
         with without_load_report():
             model, report = AutoModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{source}: no model can be loaded ({str(error).strip().splitlines()[0]})") from error
+        raise ValueError(f"{source}: no model can be loaded ({first_line(error)})") from error
     try:
         image_processor = AutoImageProcessor.from_pretrained(source)
     except (OSError, ValueError) as error:
-        message = str(error).strip().splitlines()[0]
+        message = first_line(error)
         raise ValueError(f"{source}: no image processor can be loaded ({message})") from error
     # what encoders come without, and no block reads
     unused = ("mask_token", "pooler.")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from .files import replaced_file
+from ..utils.files import replaced_file
 
 
 HEADER = "# images of a hf-mim data set: {count} in all, checksum {checksum:08x}"

@@ -9,9 +9,9 @@ import datasets
 import torch
 from transformers import AutoImageProcessor, AutoModel, BaseImageProcessor, PreTrainedModel
 
-from ..data.files import replaced_file
 from ..data.sources import load_image_dataset, random_subset
-from ..modeling.load_report import without_load_report
+from ..utils.files import replaced_file
+from ..utils.loading import without_load_report
 from .features import POOLINGS, extract_features
 from .knn import knn_accuracy
 

@@ -1,11 +1,12 @@
 """The checkpoints that the authors publish: where they lie, what they are, and what the authors report of them."""
 
-import difflib
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 
 import yaml
+
+from ..utils.console import did_you_mean
 
 
 # What the authors measure, as the tables call it.
@@ -131,9 +132,8 @@ def find_entry(name: str) -> CatalogueEntry:
     """
     catalogue = load_catalogue()
     if name not in catalogue:
-        nearest = difflib.get_close_matches(name, list(catalogue), n=1, cutoff=0.0)[0]
         raise ValueError(
-            f"{name}: no such file, and no published checkpoint of that name; did you mean '{nearest}'? "
+            f"{name}: no such file, and no published checkpoint of that name{did_you_mean(name, catalogue)} "
             "(hf-mim convert --list names all)"
         )
     return catalogue[name]

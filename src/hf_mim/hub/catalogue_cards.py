@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from ..data.files import replaced_file
+from ..utils.files import replaced_file
 from .catalogue import ARCHITECTURES, CatalogueEntry, load_catalogue
 from .convert_command import shown_command
 from .converted_card import build_converted_card

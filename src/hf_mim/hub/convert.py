@@ -11,16 +11,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
-from ..data.files import replaced_folder
 from ..modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
 from ..modeling.modeling_dbot_pretraining import DBotForPreTraining
 from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
 from ..modeling.modeling_ibot_swin_pretraining import IBotSwinForPreTraining
 from ..modeling.modeling_vqkd import VQKDModel
+from ..utils.files import replaced_folder
+from ..utils.layout import CENTERS_FILE, TEACHER_FOLDER
 from .catalogue import CatalogueEntry
 from .converted_card import build_converted_card
 from .export import export_native, native_image_processor
-from .layout import CENTERS_FILE, TEACHER_FOLDER
 from .official_beitv2 import beitv2_options, convert_beitv2, dropped_beitv2
 from .official_dbot import convert_dbot, dbot_options, dropped_dbot
 from .official_families import find_family

@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 import transformers
 from transformers import PreTrainedModel
 
+from ..utils.config_overrides import parse_overrides
+from ..utils.layout import MODEL_TYPES
 from .catalogue import CatalogueEntry, find_entry, format_catalogue, load_catalogue
-from .config_overrides import parse_overrides
 from .convert import ConvertedCheckpoint, check_output, convert_checkpoint, save_converted
 from .download import check_sha256, default_cache_dir, download_file, recorded_address
-from .layout import MODEL_TYPES
 from .published import describe_sizes
 
 

@@ -17,7 +17,7 @@ from huggingface_hub import constants
 from huggingface_hub.utils import WeakFileLock
 from tqdm import tqdm
 
-from ..data.files import replaced_file
+from ..utils.files import replaced_file
 
 
 CHUNK = 2**20

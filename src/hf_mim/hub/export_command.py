@@ -16,12 +16,13 @@ from transformers import (
 )
 from transformers.utils import CONFIG_NAME, cached_file
 
-from ..data.files import replaced_folder
-from ..modeling.load_report import without_load_report
+from ..utils.console import first_line
+from ..utils.files import replaced_folder
+from ..utils.layout import MODEL_TYPES, TEACHER_FOLDER
+from ..utils.loading import without_load_report
 from .card import build_exported_card
 from .convert import check_output
 from .export import export_native, native_image_processor, other_sizes
-from .layout import MODEL_TYPES, TEACHER_FOLDER
 from .onnx import check_packages, export_onnx
 
 
@@ -102,7 +103,7 @@ def load_source(name: str) -> tuple[str, PreTrainedModel, BaseImageProcessor | N
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{name}: no model can be loaded ({str(error).strip().splitlines()[0]})") from error
+        raise ValueError(f"{name}: no model can be loaded ({first_line(error)})") from error
     if config.model_type not in OURS + NATIVE:
         raise ValueError(
             f"{name} is a model of type {config.model_type!r}; what can be exported is of type {', '.join(OURS)}"

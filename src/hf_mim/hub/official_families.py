@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from .layout import MODEL_TYPES
+from ..utils.layout import MODEL_TYPES
 from .official_beitv2 import has_beit_attention, is_beitv2
 from .official_dbot import is_dbot, may_be_dbot
 from .official_ibot import IBOT_CORE, is_ibot, unknown_to_ibot

@@ -12,8 +12,8 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
 
+from ..utils.layout import TEACHER_FOLDER
 from .card import build_pretraining_card, rename_card
-from .layout import TEACHER_FOLDER
 from .publish_checks import (
     ModelFacts,
     check_card,

@@ -21,7 +21,8 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
-from .layout import CENTERS_FILE, TEACHER_FOLDER
+from ..utils.console import first_line
+from ..utils.layout import CENTERS_FILE, TEACHER_FOLDER
 
 
 TEXT_FILES = (".json", ".md", ".yaml")
@@ -81,7 +82,7 @@ def check_upload(folder: Path, shown_as: str) -> ModelFacts:
     try:
         AutoImageProcessor.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0].replace(str(folder), shown_as)
+        reason = first_line(error).replace(str(folder), shown_as)
         raise ValueError(f"{shown_as}/{IMAGE_PROCESSOR_NAME} gives no image processor: {reason}") from error
     if (folder / TEACHER_FOLDER / CONFIG_NAME).is_file():
         teacher = check_model(folder / TEACHER_FOLDER, f"{shown_as}/{TEACHER_FOLDER}")

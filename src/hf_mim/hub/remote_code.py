@@ -7,8 +7,8 @@ from pathlib import Path
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
-from ..data.files import replaced_file
-from .layout import TEACHER_FOLDER
+from ..utils.files import replaced_file
+from ..utils.layout import TEACHER_FOLDER
 
 
 MODELING = Path(__file__).parents[1] / "modeling"

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..data.files import sync, sync_folder
+from ..utils.files import sync, sync_folder
 
 
 logger = logging.getLogger(__name__)

@@ -13,13 +13,13 @@ from safetensors import SafetensorError
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.utils import cached_file
 
-from ..data.files import replaced_folder
 from ..hub.export import export_native, native_image_processor
-from ..hub.layout import TEACHER_FOLDER
 from ..modeling.configuration_dbot import DBotConfig
 from ..modeling.modeling_dbot import DBotModel
 from ..modeling.modeling_dbot_pretraining import DBotForPreTraining
 from ..modeling.native_fields import SHARED_FIELDS
+from ..utils.files import replaced_folder
+from ..utils.layout import TEACHER_FOLDER
 from .dbot_arguments import DBotTrainingArguments
 from .frozen_target import check_reference, find_reference, fingerprint, save_reference
 from .outputs import METRICS_FILE

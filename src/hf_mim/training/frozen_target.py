@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
-from ..hub.layout import TEACHER_FOLDER
+from ..utils.layout import TEACHER_FOLDER
 from .arguments import MIMTrainingArguments
 from .trainer import MIMTrainer
 

@@ -8,9 +8,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.utils import cached_file
 
-from ..hub.layout import CENTERS_FILE, TEACHER_FOLDER
 from ..modeling.modeling_ibot import IBotModel
 from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
+from ..utils.layout import CENTERS_FILE, TEACHER_FOLDER
 from .ibot_arguments import IBotTrainingArguments
 from .ibot_targets import CenteredTargets, sinkhorn_knopp
 from .schedules import cosine_schedule, teacher_temperature

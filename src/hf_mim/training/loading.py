@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from ..hub.config_overrides import check_overrides, parse_overrides
+from ..utils.config_overrides import check_overrides, parse_overrides
+from ..utils.console import first_line
 from .arguments import MIMTrainingArguments
 from .pretrain_arguments import ModelArguments
 from .teachers import FeatureTeacher, load_teacher
@@ -22,7 +23,7 @@ def named(option: str, source: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        first = str(error).splitlines()[0]
+        first = first_line(error)
         raise OSError(f"{option} {source}: no such folder, and nothing to be had from the Hub ({first})") from error
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from ..data.files import replaced_file, replaced_folder
 from ..hub.card import build_card, build_eval_results
-from ..hub.layout import TEACHER_FOLDER
+from ..utils.files import replaced_file, replaced_folder
+from ..utils.layout import TEACHER_FOLDER
 from .method import Method
 from .provenance import describe_data, describe_hardware, describe_start, describe_time, versions
 from .trainer import MIMTrainer

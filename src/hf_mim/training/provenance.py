@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..hub.card import read_card_data
-from ..hub.layout import TEACHER_FOLDER
+from ..utils.layout import TEACHER_FOLDER
 from .pretrain_arguments import DataArguments, ModelArguments
 from .teachers import source_name
 

@@ -1,7 +1,6 @@
 """YAML recipes over transformers' `HfArgumentParser`: a recipe sets defaults, the command line wins."""
 
 import dataclasses
-import difflib
 import re
 import types
 import typing
@@ -13,6 +12,8 @@ from typing import Any, Literal, NoReturn, Union, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
+
+from ..utils.console import did_you_mean
 
 
 RECIPES = resources.files("hf_mim.training") / "recipes"
@@ -168,8 +169,3 @@ def _typed(value: Any, hint: Any) -> Any:
     elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     raise TypeError(f"{value!r} is no {hint}")
-
-
-def did_you_mean(name: str, names: Iterable[str], prefix: str = "") -> str:
-    nearest = difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)
-    return f", did you mean '{prefix}{nearest[0]}'?" if nearest else ""

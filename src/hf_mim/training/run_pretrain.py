@@ -23,6 +23,7 @@ from ..data.images import UnreadableImageError, decode_image
 from ..data.sources import load_image_dataset, random_subset
 from ..evaluation.features import raw_pixel_features
 from ..evaluation.knn import knn_accuracy
+from ..utils.console import run
 from .checkpoints import list_checkpoints
 from .hub_uploads import check_access, upload_result
 from .method import Method
@@ -279,6 +280,4 @@ def _first_images(dataset, num_channels: int, count: int) -> list[Image.Image]:
 
 
 if __name__ == "__main__":
-    from hf_mim_cli import main as cli
-
-    sys.exit(cli(["pretrain", *sys.argv[1:]]))
+    sys.exit(run(main, sys.argv[1:]))

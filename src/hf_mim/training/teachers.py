@@ -8,7 +8,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, BaseImageProcessor, CLIPVisionModelWithProjection, PreTrainedModel
 
 from ..hub.card import read_card_data
-from ..modeling.load_report import without_load_report
+from ..utils.console import first_line
+from ..utils.loading import without_load_report
 
 
 FEATURES = ("auto", "projected", "normed", "raw")
@@ -202,7 +203,7 @@ class FeatureTeacher(nn.Module):
             height, width = self.input_size
             raise ValueError(
                 f"the teacher {self.name} cannot give features on the student's grid of {rows}x{columns} patches, for "
-                f"which it would see {height}x{width} pixels: {str(error).splitlines()[0]}{self._advice()}"
+                f"which it would see {height}x{width} pixels: {first_line(error)}{self._advice()}"
             ) from error
 
     def _own_grid(self) -> tuple[int, int]:

@@ -34,7 +34,7 @@ from transformers.utils import cached_file
 from ..data.color import color_batch, normalize_views
 from ..data.datasets import StreamedViewsDataset
 from ..data.workers import ignore_stop_signals
-from ..hub.layout import TEACHER_FOLDER
+from ..utils.layout import TEACHER_FOLDER
 from .arguments import MIMTrainingArguments
 from .callbacks import MIMProgressCallback, StepCallback
 from .checkpoints import (

@@ -9,10 +9,10 @@ from PIL import Image
 
 from ..data.collator_vqkd import VQKDCollator
 from ..data.crop_views import CropViews
-from ..hub.config_overrides import parse_overrides
 from ..modeling.configuration_vqkd import VQKDConfig
 from ..modeling.image_processing_pil_beitv2 import Beitv2ImageProcessorPil
 from ..modeling.modeling_vqkd import VQKDModel
+from ..utils.config_overrides import parse_overrides
 from .loading import load_for_pretraining, load_named_teacher, pretraining_config
 from .method import Method
 from .processing import build_image_processor

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_mim.data import files
-from hf_mim.data.files import replaced_file, replaced_folder
+from hf_mim.utils import files
+from hf_mim.utils.files import replaced_file, replaced_folder
 
 
 @pytest.fixture

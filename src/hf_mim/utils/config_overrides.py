@@ -1,6 +1,5 @@
 """`--config_overrides NAME=VALUE,...`, as every command reads it."""
 
-import difflib
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -9,6 +8,8 @@ from typing import Any
 import yaml
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
+
+from .console import did_you_mean
 
 
 def parse_overrides(text: str | None) -> dict[str, Any]:
@@ -46,8 +47,7 @@ def check_overrides(overrides: Mapping[str, Any], config_class: type[PreTrainedC
     checked = {}
     for name, value in overrides.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            raise ValueError(f"config_overrides: {config_class.__name__} has no {name!r}, did you mean '{near[0]}'?")
+            raise ValueError(f"config_overrides: {config_class.__name__} has no {name!r}{did_you_mean(name, known)}")
         if isinstance(value, str) and isinstance(known[name].default, float):
             with suppress(ValueError):
                 value = float(value)

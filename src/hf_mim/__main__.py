@@ -1,4 +1,4 @@
-"""`python -m hf_mim.cli`: the same as `hf-mim`."""
+"""`python -m hf_mim`: the same as `hf-mim`."""
 
 import sys
 

@@ -3,7 +3,7 @@
 import pytest
 
 from hf_mim import IBotConfig, IBotSwinConfig
-from hf_mim.hub.config_overrides import check_overrides, parse_overrides
+from hf_mim.utils.config_overrides import check_overrides, parse_overrides
 
 
 def test_values():
