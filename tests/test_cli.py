@@ -49,7 +49,7 @@ def verb(monkeypatch: pytest.MonkeyPatch):
         (["analyze", "codes", "runs/x", "photos", "a.png"], "hf_mim.analysis.analyze_codes"),
         (["analyze", "distance", "runs/x", "photos"], "hf_mim.analysis.analyze_properties"),
         (["analyze", "svd", "runs/x", "photos"], "hf_mim.analysis.analyze_properties"),
-        (["convert", "checkpoint.pth", "out", "--native"], "hf_mim.hub.convert_command"),
+        (["convert", "checkpoint.pth", "out", "--native"], "hf_mim.hub.convert.checkpoint.command"),
         (["export", "runs/x", "out", "--onnx"], "hf_mim.hub.export_command"),
         (["publish", "runs/x", "org/name", "--full"], "hf_mim.hub.publish_command"),
     ],

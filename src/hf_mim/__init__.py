@@ -116,9 +116,9 @@ _LAZY = {
     "VQKDCollator": "data.collator_vqkd",
     "VQKDTrainer": "training.vqkd_trainer",
     "VQKDTrainingArguments": "training.vqkd_arguments",
-    "convert_checkpoint": "hub.convert",
+    "convert_checkpoint": "hub.convert.checkpoint",
     "export_native": "hub.export",
-    "layer_decay_groups": "training.layer_decay",
+    "layer_decay_groups": "training.optimization",
     "load_teacher": "training.teachers",
 }
 

@@ -4,7 +4,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from hf_mim import Beitv2Config, DBotConfig, IBotConfig, IBotSwinConfig
-from hf_mim.hub.card import build_pretraining_card, rename_card
+from hf_mim.hub.run_card import build_pretraining_card, rename_card
 
 
 CARD = """---

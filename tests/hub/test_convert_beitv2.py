@@ -20,9 +20,9 @@ from hf_mim import (
     Beitv2Model,
     convert_checkpoint,
 )
-from hf_mim.hub.convert import save_converted
-from hf_mim.hub.official_beitv2 import relative_position_index
-from hf_mim.hub.official_families import matching_families
+from hf_mim.hub.convert.checkpoint.beitv2 import relative_position_index
+from hf_mim.hub.convert.checkpoint.checkpoint import save_converted
+from hf_mim.hub.convert.checkpoint.families import matching_families
 
 from .official_listings import (
     BEITV2,

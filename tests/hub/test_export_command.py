@@ -37,7 +37,7 @@ from hf_mim import (
     VQKDConfig,
     VQKDModel,
 )
-from hf_mim.hub import onnx
+from hf_mim.hub import export_onnx as onnx
 from hf_mim.hub.export import export_native
 from hf_mim.hub.publish import publish
 

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 from PIL import Image
 from transformers import TrainerCallback
 
-from hf_mim.training import hub_uploads
+from hf_mim.training.callbacks.progress import checkpoint_uploads as hub_uploads
 
 from ..training.tiny import pretrain, tiny_trainer, tiny_vqkd_trainer
 from .loopback import TOKEN

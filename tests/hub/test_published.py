@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from hf_mim import convert_checkpoint
-from hf_mim.hub.catalogue import CatalogueEntry, load_catalogue
-from hf_mim.hub.published import check_published
+from hf_mim.hub.catalogue import CatalogueEntry, check_published, load_catalogue
 from hf_mim.modeling.modeling_dbot import sincos_positions
 
 from .official_ibot import released_weights

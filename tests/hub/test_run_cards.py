@@ -5,7 +5,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from hf_mim import Beitv2Config, DBotConfig, IBotConfig, IBotSwinConfig, VQKDConfig
-from hf_mim.hub.card import build_card, build_eval_results, rename_card
+from hf_mim.hub.run_card import build_card, build_eval_results, rename_card
 from hf_mim.training.beitv2_arguments import Beitv2TrainingArguments
 from hf_mim.training.dbot_arguments import DBotTrainingArguments
 from hf_mim.training.dbot_symmetric_arguments import DBotSymmetricTrainingArguments

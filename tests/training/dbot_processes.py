@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
-from hf_mim.training.sharding import whole_state_dict
+from hf_mim.training.fsdp import whole_state_dict
 from tests.training import fsdp_on_cpu
 from tests.training.tiny_dbot import labelled_images, make_trainer
 

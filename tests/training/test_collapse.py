@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hf_mim.training.collapse import ADVICE, CollapseCallback
+from hf_mim.training.callbacks.progress.collapse import ADVICE, CollapseCallback
 
 from .test_beitv2_trainer import make_tokenizer, make_trainer
 from .tiny import Noise, tiny_trainer, tiny_vqkd_trainer
 
 
 def warnings_of(caplog) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "hf_mim.training.collapse"]
+    return [record.getMessage() for record in caplog.records if record.name == "hf_mim.training.callbacks.collapse"]
 
 
 TEMPERATURES = ("warmup_teacher_temp", "teacher_temp", "warmup_teacher_patch_temp", "teacher_patch_temp")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hf_mim_cli as cli
-from hf_mim.training import ibot_method
+from hf_mim.training.pretrain import ibot as ibot_method
 
 from ..hub.official_ibot import full_checkpoint
 from .test_ibot_trace import TraceCollator, our_weights

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from hf_mim import DBotForImageClassification, DBotForPreTraining
-from hf_mim.hub.official_dbot import rename_dbot
-from hf_mim.training.gradients import decayed_parameter_names
-from hf_mim.training.layer_decay import layer_decay_groups
+from hf_mim.hub.convert.checkpoint.dbot import rename_dbot
+from hf_mim.training.optimization import decayed_parameter_names, layer_decay_groups
 
 from ..conftest import GOLDEN
 from ..modeling.test_dbot_common import tiny_config

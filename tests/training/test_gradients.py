@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_mim import IBotConfig, IBotForPreTraining
-from hf_mim.training.gradients import clip_gradients_per_tensor, decayed_parameter_names
+from hf_mim.training.optimization import clip_gradients_per_tensor, decayed_parameter_names
 
 
 def tiny_model(**options) -> IBotForPreTraining:

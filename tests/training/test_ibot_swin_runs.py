@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining, SwinModel
 
 from hf_mim import IBotSwinForPreTraining, IBotSwinModel
-from hf_mim.training import ibot_swin_method
+from hf_mim.training.pretrain import ibot as ibot_swin_method
 
 from .test_resume import EVERY_STEP, assert_equal_weights, copy_checkpoint
 from .tiny import SWIN_SIZES, TINY_SWIN, logged_losses, pretrain

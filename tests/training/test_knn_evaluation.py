@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
-from hf_mim.training import knn_evaluation
+from hf_mim.training.callbacks.progress import online_knn as knn_evaluation
 
 
 def labelled(count: int) -> datasets.Dataset:

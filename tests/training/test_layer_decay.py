@@ -14,10 +14,9 @@ from hf_mim import (
     VQKDConfig,
     VQKDModel,
 )
-from hf_mim.hub.official_beitv2 import rename_beitv2
-from hf_mim.hub.official_vqkd import rename_vqkd
-from hf_mim.training.gradients import BEITV2_WITHOUT_DECAY, decayed_parameter_names
-from hf_mim.training.layer_decay import layer_decay_groups
+from hf_mim.hub.convert.checkpoint.beitv2 import rename_beitv2
+from hf_mim.hub.convert.checkpoint.vqkd import rename_vqkd
+from hf_mim.training.optimization import BEITV2_WITHOUT_DECAY, decayed_parameter_names, layer_decay_groups
 
 from ..conftest import GOLDEN
 

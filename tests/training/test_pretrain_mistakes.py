@@ -9,7 +9,8 @@ from PIL import Image
 from transformers import SwinConfig, SwinModel
 
 import hf_mim_cli as cli
-from hf_mim.training import ibot_method, run_pretrain
+from hf_mim.training import run_pretrain
+from hf_mim.training.pretrain import ibot as ibot_method
 
 from .tiny import SIZES, TINY
 

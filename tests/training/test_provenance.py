@@ -8,10 +8,16 @@ import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from hf_mim.hub.card import read_card_data
-from hf_mim.training import provenance
-from hf_mim.training.pretrain_arguments import DataArguments, ModelArguments
-from hf_mim.training.provenance import describe_data, describe_start, describe_time, shown_command, shown_recipe
+from hf_mim.hub.run_card import read_card_data
+from hf_mim.training.pretrain import provenance
+from hf_mim.training.pretrain.options import DataArguments, ModelArguments
+from hf_mim.training.pretrain.provenance import (
+    describe_data,
+    describe_start,
+    describe_time,
+    shown_command,
+    shown_recipe,
+)
 
 from .tiny import SHORT, TINY_DBOT, pretrain
 
@@ -140,7 +146,7 @@ def test_card_of_a_run_tells_what_it_was(finished):
 
 def test_results_of_data_on_the_hub(pictures, tmp_path, monkeypatch):
     described = dict.fromkeys(("data", "dataset_id"), "org/photos") | {"data_license": None, "eval_split": "test"}
-    monkeypatch.setattr("hf_mim.training.outputs.describe_data", lambda args: described)
+    monkeypatch.setattr("hf_mim.training.pretrain.outputs.describe_data", lambda args: described)
     options = ("--train_dir", pictures, "--eval_split", "test", "--max_steps", 1)
     metrics = pretrain(*options, "--warmup_epochs", 0, output=tmp_path, method=TINY_DBOT)
     results = yaml.safe_load((tmp_path / ".eval_results" / "knn.yaml").read_text())

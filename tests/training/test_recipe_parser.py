@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import TrainingArguments
 
-from hf_mim.training import recipe_parser
-from hf_mim.training.recipe_parser import list_recipes, load_recipe, parse_recipe_args
+from hf_mim.training.pretrain import recipe_parser
+from hf_mim.training.pretrain.recipe_parser import list_recipes, load_recipe, parse_recipe_args
 
 
 class Norm(Enum):

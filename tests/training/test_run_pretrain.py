@@ -17,8 +17,9 @@ from transformers import AutoModel, AutoModelForPreTraining, ViTModel
 import hf_mim_cli as cli
 from hf_mim.data.collator_ibot import IBotCollator
 from hf_mim.hub.remote_code import add_code
-from hf_mim.training import ibot_method, run_pretrain
-from hf_mim.training.recipe_parser import list_recipes
+from hf_mim.training import run_pretrain
+from hf_mim.training.pretrain import ibot as ibot_method
+from hf_mim.training.pretrain.recipe_parser import list_recipes
 
 from .tiny import SHORT, SIZES, logged_losses, pretrain
 
@@ -204,7 +205,7 @@ def test_a_stream_of_fewer_images_stays_with_them(pictures, tmp_path, monkeypatc
     seen = set()
     monkeypatch.setattr(ibot_method, "IBotCollator", lambda *args: RecordingCollator(seen, *args))
     # The picture of the masks is made of other images than the batches.
-    monkeypatch.setattr("hf_mim.training.outputs._draw_masks", lambda *args: [])
+    monkeypatch.setattr("hf_mim.training.pretrain.outputs._draw_masks", lambda *args: [])
     options = ("--train_dir", pictures, "--streaming", "--max_train_samples", 5, "--max_steps", 6, "--warmup_steps", 1)
     pretrain(*options, output=tmp_path)
     assert len({index for index, _ in seen}) == 5

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ..utils.files import replaced_file
 from .catalogue import ARCHITECTURES, CatalogueEntry, load_catalogue
-from .convert_command import shown_command
+from .convert.command import shown_command
 from .converted_card import build_converted_card
 
 

@@ -3,8 +3,8 @@
 import transformers
 from huggingface_hub import EvalResult, ModelCardData
 
-from .card import TEMPLATES, tidy
 from .catalogue import FIGURES, CatalogueEntry
+from .run_card import TEMPLATES, tidy
 
 
 METHODS = {

@@ -20,10 +20,10 @@ from ..utils.console import first_line
 from ..utils.files import replaced_folder
 from ..utils.layout import MODEL_TYPES, TEACHER_FOLDER
 from ..utils.loading import without_load_report
-from .card import build_exported_card
-from .convert import check_output
+from .convert.checkpoint import check_output
 from .export import export_native, native_image_processor, other_sizes
-from .onnx import check_packages, export_onnx
+from .export_onnx import check_packages, export_onnx
+from .run_card import build_exported_card
 
 
 # A tokenizer has no counterpart.
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None):
 
     Raises:
         ValueError, OSError: As [`load_source`], [`~hf_mim.hub.export.export_native`] and
-            [`~hf_mim.hub.onnx.export_onnx`], or if the folder is not empty; nothing is written then.
+            [`~hf_mim.hub.export_onnx.export_onnx`], or if the folder is not empty; nothing is written then.
     """
     arguments = _parser().parse_args(argv)
     output = Path(arguments.output_dir).expanduser()

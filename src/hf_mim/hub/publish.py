@@ -13,7 +13,6 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
 
 from ..utils.layout import TEACHER_FOLDER
-from .card import build_pretraining_card, rename_card
 from .publish_checks import (
     ModelFacts,
     check_card,
@@ -24,6 +23,7 @@ from .publish_checks import (
     shown_pictures,
 )
 from .remote_code import AUTO_MAPS, MODELING, add_code
+from .run_card import build_pretraining_card, rename_card
 
 
 # What belongs to a model, in its folder.

@@ -10,7 +10,7 @@ from ..modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
 from ..modeling.modeling_vqkd import VQKDModel
 from .beitv2_arguments import Beitv2TrainingArguments
 from .frozen_target import FrozenTargetTrainer
-from .gradients import BEITV2_WITHOUT_DECAY, decayed_parameter_names
+from .optimization import BEITV2_WITHOUT_DECAY, decayed_parameter_names
 from .teachers import normalized_images, plain_images, source_name
 
 

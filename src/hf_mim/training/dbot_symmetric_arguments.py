@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from .block_masking_arguments import BlockMaskingArguments
+from .beitv2_arguments import BlockMaskingArguments
 
 
 @dataclass

@@ -7,7 +7,7 @@ from ..modeling.modeling_beitv2 import Beitv2Model
 from ..modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
 from .dbot_symmetric_arguments import DBotSymmetricTrainingArguments
 from .frozen_target import FrozenTargetTrainer
-from .gradients import BEITV2_WITHOUT_DECAY, decayed_parameter_names
+from .optimization import BEITV2_WITHOUT_DECAY, decayed_parameter_names
 from .teachers import FeatureTeacher
 
 

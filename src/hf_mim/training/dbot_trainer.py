@@ -22,9 +22,9 @@ from ..utils.files import replaced_folder
 from ..utils.layout import TEACHER_FOLDER
 from .dbot_arguments import DBotTrainingArguments
 from .frozen_target import check_reference, find_reference, fingerprint, save_reference
-from .outputs import METRICS_FILE
+from .fsdp import load_whole_state_dict, whole_state_dict
+from .pretrain.outputs import METRICS_FILE
 from .schedules import staged_cosine_schedule
-from .sharding import load_whole_state_dict, whole_state_dict
 from .teachers import FeatureTeacher, plain_images
 from .trainer import MIMTrainer
 

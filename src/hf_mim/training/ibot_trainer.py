@@ -11,10 +11,10 @@ from transformers.utils import cached_file
 from ..modeling.modeling_ibot import IBotModel
 from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
 from ..utils.layout import CENTERS_FILE, TEACHER_FOLDER
+from .fsdp import reshard
 from .ibot_arguments import IBotTrainingArguments
 from .ibot_targets import CenteredTargets, sinkhorn_knopp
 from .schedules import cosine_schedule, teacher_temperature
-from .sharding import reshard
 from .trainer import MIMTrainer
 
 

@@ -24,13 +24,13 @@ from ..data.sources import load_image_dataset, random_subset
 from ..evaluation.features import raw_pixel_features
 from ..evaluation.knn import knn_accuracy
 from ..utils.console import run
+from .callbacks.checkpoint_uploads import check_access, upload_result
 from .checkpoints import list_checkpoints
-from .hub_uploads import check_access, upload_result
-from .method import Method
-from .outputs import is_finished, save_run, summary
-from .pretrain_arguments import DataArguments, ModelArguments
-from .provenance import shown_command, shown_recipe
-from .recipe_parser import load_recipe, parse_recipe_args
+from .pretrain.options import DataArguments, ModelArguments
+from .pretrain.outputs import is_finished, save_run, summary
+from .pretrain.provenance import shown_command, shown_recipe
+from .pretrain.recipe_parser import load_recipe, parse_recipe_args
+from .pretrain.run import Method
 
 
 logger = logging.getLogger(__name__)
@@ -98,27 +98,27 @@ def load_data(args: DataArguments, model_args: ModelArguments, seed: int, labels
 def method_class(model_type: str) -> type[Method]:
     """The method that a `model_type` names; raises `ValueError` for an unknown one."""
     if model_type == "ibot":
-        from .ibot_method import IBotMethod
+        from .pretrain.ibot import IBotMethod
 
         return IBotMethod
     if model_type == "ibot_swin":
-        from .ibot_swin_method import IBotSwinMethod
+        from .pretrain.ibot import IBotSwinMethod
 
         return IBotSwinMethod
     if model_type == "vqkd":
-        from .vqkd_method import VQKDMethod
+        from .pretrain.vqkd import VQKDMethod
 
         return VQKDMethod
     if model_type == "beitv2":
-        from .beitv2_method import Beitv2Method
+        from .pretrain.beitv2 import Beitv2Method
 
         return Beitv2Method
     if model_type == "dbot_symmetric":
-        from .dbot_symmetric_method import DBotSymmetricMethod
+        from .pretrain.dbot import DBotSymmetricMethod
 
         return DBotSymmetricMethod
     if model_type == "dbot":
-        from .dbot_method import DBotMethod
+        from .pretrain.dbot import DBotMethod
 
         return DBotMethod
     raise ValueError(f"model_type must be one of {', '.join(MODEL_TYPES)}, got {model_type!r}")

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, BaseImageProcessor, CLIPVisionModelWithProjection, PreTrainedModel
 
-from ..hub.card import read_card_data
+from ..hub.run_card import read_card_data
 from ..utils.console import first_line
 from ..utils.loading import without_load_report
 

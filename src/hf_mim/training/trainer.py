@@ -36,7 +36,16 @@ from ..data.datasets import StreamedViewsDataset
 from ..data.workers import ignore_stop_signals
 from ..utils.layout import TEACHER_FOLDER
 from .arguments import MIMTrainingArguments
-from .callbacks import MIMProgressCallback, StepCallback
+from .callbacks.checkpoint_uploads import CheckpointUploads, uploads_checkpoints
+from .callbacks.collapse import CollapseCallback
+from .callbacks.nan_check import FiniteCheck
+from .callbacks.online_knn import knn_of_processes
+from .callbacks.profiling import ProfileCallback
+from .callbacks.progress import MIMProgressCallback, StepCallback
+from .callbacks.step_logs import StepLogs
+from .callbacks.stop_signals import EXIT_INTERRUPTED, StopSignals
+from .callbacks.throughput import Throughput
+from .callbacks.unreadable_images import UnreadableImages
 from .checkpoints import (
     STAGING_FOLDER,
     check_whole,
@@ -46,18 +55,9 @@ from .checkpoints import (
     remove_old_checkpoints,
     write_manifest,
 )
-from .collapse import CollapseCallback
-from .finite import FiniteCheck
-from .gradients import clip_gradients_per_tensor, decayed_parameter_names
-from .hub_uploads import CheckpointUploads, uploads_checkpoints
-from .interruption import EXIT_INTERRUPTED, StopSignals
-from .knn_evaluation import knn_of_processes
-from .profiling import ProfileCallback
+from .fsdp import ShardedTarget, as_whole, complete_optimizer_state, local_part, whole_state_dict
+from .optimization import clip_gradients_per_tensor, decayed_parameter_names
 from .schedules import cosine_schedule
-from .sharding import ShardedTarget, as_whole, complete_optimizer_state, local_part, whole_state_dict
-from .step_logs import StepLogs
-from .throughput import Throughput
-from .unreadable import UnreadableImages
 
 
 logger = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ import torch
 from ..evaluation.features import image_batches
 from ..modeling.code_usage import code_statistics
 from ..modeling.modeling_vqkd import VQKDModel
+from .callbacks.online_knn import part_of_process
 from .frozen_target import FrozenTargetTrainer
-from .gradients import BEITV2_WITHOUT_DECAY, decayed_parameter_names
-from .knn_evaluation import part_of_process
+from .optimization import BEITV2_WITHOUT_DECAY, decayed_parameter_names
 from .teachers import FeatureTeacher, plain_images
 from .vqkd_arguments import VQKDTrainingArguments
 

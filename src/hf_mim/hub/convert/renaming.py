@@ -9,7 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..utils.config_overrides import check_overrides
+from ...utils.config_overrides import check_overrides
 
 
 # What is in a block of every official Vision Transformer, beside the joint projection of query, key and value.

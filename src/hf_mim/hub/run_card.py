@@ -78,7 +78,7 @@ def build_card(
 
     Args:
         name (`str`): Name of the model.
-        facts (`dict`): What [`~hf_mim.training.outputs.collect_metrics`] gives.
+        facts (`dict`): What [`~hf_mim.training.pretrain.outputs.collect_metrics`] gives.
         args (`TrainingArguments`): The run's options.
         config (`PreTrainedConfig`): Configuration of the encoder.
         template (`str`, *optional*): Name in `model_cards/`; that of the model type when not given.
@@ -153,7 +153,7 @@ def build_eval_results(facts: dict, date: str) -> list[dict]:
     What a run measured, as the content of a file in `.eval_results/`, which speaks of data sets on the Hub alone.
 
     Args:
-        facts (`dict`): What [`~hf_mim.training.outputs.collect_metrics`] gives.
+        facts (`dict`): What [`~hf_mim.training.pretrain.outputs.collect_metrics`] gives.
         date (`str`): When it was measured, in ISO 8601.
 
     Returns:

@@ -6,9 +6,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..evaluation.features import extract_features
-from ..evaluation.knn import knn_accuracy
-from .arguments import MIMTrainingArguments
+from ...evaluation.features import extract_features
+from ...evaluation.knn import knn_accuracy
+from ..arguments import MIMTrainingArguments
 
 
 def part_of_process(dataset: datasets.Dataset, index: int, count: int) -> datasets.Dataset:

@@ -11,25 +11,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
-from ..modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
-from ..modeling.modeling_dbot_pretraining import DBotForPreTraining
-from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
-from ..modeling.modeling_ibot_swin_pretraining import IBotSwinForPreTraining
-from ..modeling.modeling_vqkd import VQKDModel
-from ..utils.files import replaced_folder
-from ..utils.layout import CENTERS_FILE, TEACHER_FOLDER
-from .catalogue import CatalogueEntry
-from .converted_card import build_converted_card
-from .export import export_native, native_image_processor
-from .official_beitv2 import beitv2_options, convert_beitv2, dropped_beitv2
-from .official_dbot import convert_dbot, dbot_options, dropped_dbot
-from .official_families import find_family
-from .official_files import OfficialCheckpoint, read_official
-from .official_ibot import convert_ibot, ibot_options
-from .official_ibot_swin import convert_ibot_swin, dropped_ibot_swin, ibot_swin_options
-from .official_processors import original_image_processor
-from .official_vqkd import convert_vqkd, dropped_vqkd
-from .published import check_published
+from ...modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
+from ...modeling.modeling_dbot_pretraining import DBotForPreTraining
+from ...modeling.modeling_ibot_pretraining import IBotForPreTraining
+from ...modeling.modeling_ibot_swin_pretraining import IBotSwinForPreTraining
+from ...modeling.modeling_vqkd import VQKDModel
+from ...utils.files import replaced_folder
+from ...utils.layout import CENTERS_FILE, TEACHER_FOLDER
+from ..catalogue import CatalogueEntry, check_published
+from ..converted_card import build_converted_card
+from ..export import export_native, native_image_processor
+from .beitv2 import beitv2_options, convert_beitv2, dropped_beitv2
+from .dbot import convert_dbot, dbot_options, dropped_dbot
+from .families import find_family
+from .ibot import convert_ibot, ibot_options
+from .ibot_swin import convert_ibot_swin, dropped_ibot_swin, ibot_swin_options
+from .image_processors import original_image_processor
+from .reading import OfficialCheckpoint, read_official
+from .vqkd import convert_vqkd, dropped_vqkd
 
 
 # Models with more in them than an encoder or a classifier of transformers takes.

@@ -5,7 +5,7 @@ from pathlib import Path
 from torch.profiler import ProfilerAction, ProfilerActivity, profile, record_function, schedule
 from transformers import TrainerCallback
 
-from ..utils.files import replaced_file
+from ...utils.files import replaced_file
 from .throughput import Throughput
 
 

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from ..utils.layout import MODEL_TYPES
-from .official_beitv2 import has_beit_attention, is_beitv2
-from .official_dbot import is_dbot, may_be_dbot
-from .official_ibot import IBOT_CORE, is_ibot, unknown_to_ibot
-from .official_ibot_swin import is_ibot_swin
-from .official_names import square_side
-from .official_vqkd import is_vqkd
+from ...utils.layout import MODEL_TYPES
+from .beitv2 import has_beit_attention, is_beitv2
+from .dbot import is_dbot, may_be_dbot
+from .ibot import IBOT_CORE, is_ibot, unknown_to_ibot
+from .ibot_swin import is_ibot_swin
+from .renaming import square_side
+from .vqkd import is_vqkd
 
 
 # Heads and neck of a segmentation model of mmseg, whose encoder was changed with them.

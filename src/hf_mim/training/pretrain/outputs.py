@@ -9,12 +9,12 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from ..hub.card import build_card, build_eval_results
-from ..utils.files import replaced_file, replaced_folder
-from ..utils.layout import TEACHER_FOLDER
-from .method import Method
+from ...hub.run_card import build_card, build_eval_results
+from ...utils.files import replaced_file, replaced_folder
+from ...utils.layout import TEACHER_FOLDER
+from ..trainer import MIMTrainer
 from .provenance import describe_data, describe_hardware, describe_start, describe_time, versions
-from .trainer import MIMTrainer
+from .run import Method
 
 
 METRICS_FILE = "metrics.json"
@@ -78,7 +78,7 @@ def save_run(method: Method, trainer: MIMTrainer, metrics: dict, example_images:
     if not trainer.is_world_process_zero():
         return
     # Only here, because a run should not wait for matplotlib before its first step.
-    from ..analysis.curves import plot_curves
+    from ...analysis.curves import plot_curves
 
     output, processor = Path(trainer.args.output_dir), trainer.processing_class
     if method.keeps_full_model:
@@ -123,7 +123,7 @@ def _draw_masks(method: Method, trainer: MIMTrainer, images: list[Image.Image], 
     masks = method.drawn_masks(batch) if samples else None
     if masks is None or not masks.any():
         return []
-    from ..analysis.masks import plot_masks
+    from ...analysis.masks import plot_masks
 
     plot_masks(batch["pixel_values"], masks, output / "masks.png")
     return ["masks.png"]

@@ -1,21 +1,25 @@
 """iBOT in `hf-mim pretrain`."""
 
 from collections.abc import Callable
+from pathlib import Path
 
-from transformers import ViTConfig
+from PIL import Image
+from transformers import SwinConfig, ViTConfig
 
-from ..data.collator_ibot import IBotCollator
-from ..data.masking import MaskGenerator
-from ..data.views import MultiCropViews
-from ..modeling.configuration_ibot import IBotConfig
-from ..modeling.image_processing_pil_ibot import IBotImageProcessorPil
-from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
-from ..modeling.native_fields import SHARED_FIELDS
-from .ibot_arguments import IBotTrainingArguments
-from .ibot_trainer import IBotTrainer
-from .loading import load_for_pretraining, pretraining_config
-from .method import Method, pixel_size
-from .processing import build_image_processor
+from ...data.collator_ibot import IBotCollator
+from ...data.masking import MaskGenerator
+from ...data.views import MultiCropViews
+from ...modeling.configuration_ibot import IBotConfig
+from ...modeling.configuration_ibot_swin import IBotSwinConfig
+from ...modeling.image_processing_pil_ibot import IBotImageProcessorPil
+from ...modeling.modeling_ibot_pretraining import IBotForPreTraining
+from ...modeling.modeling_ibot_swin import IBotSwinModel
+from ...modeling.modeling_ibot_swin_pretraining import IBotSwinForPreTraining
+from ...modeling.native_fields import SHARED_FIELDS, SHARED_SWIN_FIELDS
+from ..ibot_arguments import IBotTrainingArguments
+from ..ibot_trainer import IBotTrainer
+from .model_loading import build_image_processor, load_for_pretraining, pretraining_config
+from .run import Method, pixel_size
 
 
 class IBotMethod(Method):
@@ -89,3 +93,35 @@ class IBotMethod(Method):
         image_size = [side * self.config.patch_size for side in self.config.grid_size]
         size, stride = self.args.global_crop_size or image_size, self.config.token_stride
         return pixel_size("global_crop_size", size, stride, self.cell)
+
+
+class IBotSwinMethod(IBotMethod):
+    """[`IBotMethod`] with square views, and masks whose cells are as large as the tokens of the last stage."""
+
+    # Also where the encoder that is deployed is one of transformers.
+    card = "ibot_swin"
+    cell = "the masks' cells of"
+
+    def read_config(self) -> IBotSwinConfig:
+        return pretraining_config(self.model_args, IBotSwinConfig, SwinConfig, SHARED_SWIN_FIELDS)
+
+    def build_views(self) -> MultiCropViews:
+        for name, size in (
+            ("global_crop_size", self.args.global_crop_size),
+            ("local_crop_size", self.args.local_crop_size),
+        ):
+            if size is not None and len(set(size)) > 1:
+                raise ValueError(f"{name} {size} must be square: Swin takes square images only")
+        return super().build_views()
+
+    def build_model(self) -> IBotSwinForPreTraining:
+        return load_for_pretraining(self.model_args, self.config, IBotSwinForPreTraining)
+
+    def draw(
+        self, encoder: IBotSwinModel, processor: IBotImageProcessorPil, images: list[Image.Image], output: Path
+    ) -> list[str]:
+        """Nothing: there is no CLS token whose attention could be shown."""
+        return []
+
+    def facts(self) -> dict:
+        return {"native": self.config.why_no_native_swin is None}

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
-from ..hub.export import export_native, native_image_processor
-from .arguments import MIMTrainingArguments
-from .pretrain_arguments import DataArguments, ModelArguments
-from .trainer import MIMTrainer
+from ...hub.export import export_native, native_image_processor
+from ..arguments import MIMTrainingArguments
+from ..trainer import MIMTrainer
+from .options import DataArguments, ModelArguments
 
 
 class Method(ABC):
@@ -94,7 +94,7 @@ class Method(ABC):
     ) -> list[str]:
         """Draw pictures of what the result does with `images` into `output`; gives the names of the files."""
         # Only here, because a run should not wait for matplotlib before its first step.
-        from ..analysis.attention import plot_attention
+        from ...analysis.attention import plot_attention
 
         plot_attention(encoder, images, processor, output / "attention.png")
         return ["attention.png"]

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..modeling.configuration_vqkd import VQKDConfig
-from ..modeling.modeling_vqkd import VQKDModel
-from .official_beitv2 import image_size_of, original_beitv2_name, rename_beitv2
-from .official_names import checked_config, count_blocks, left_behind, load_strictly, needed, published_heads
+from ...modeling.configuration_vqkd import VQKDConfig
+from ...modeling.modeling_vqkd import VQKDModel
+from .beitv2 import image_size_of, original_beitv2_name, rename_beitv2
+from .renaming import checked_config, count_blocks, left_behind, load_strictly, needed, published_heads
 
 
 QUANTIZER = {

@@ -3,7 +3,7 @@
 import torch
 from accelerate import Accelerator
 
-from ..evaluation.representation import feature_std, rankme
+from ...evaluation.representation import feature_std, rankme
 
 
 # Rows kept for the feature statistics; more would cost time in the singular value decomposition.

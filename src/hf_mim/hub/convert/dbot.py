@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..modeling.configuration_dbot import DBotConfig
-from ..modeling.modeling_dbot import DBotForImageClassification, DBotModel, sincos_positions
-from ..modeling.modeling_dbot_pretraining import DBotForPreTraining
-from .official_beitv2 import convert_beitv2, dropped_beitv2, has_beit_attention, has_head_branch, image_size_of
-from .official_names import (
+from ...modeling.configuration_dbot import DBotConfig
+from ...modeling.modeling_dbot import DBotForImageClassification, DBotModel, sincos_positions
+from ...modeling.modeling_dbot_pretraining import DBotForPreTraining
+from .beitv2 import convert_beitv2, dropped_beitv2, has_beit_attention, has_head_branch, image_size_of
+from .renaming import (
     checked_config,
     count_blocks,
     left_behind,

@@ -13,10 +13,10 @@ from huggingface_hub import DatasetCard, try_to_load_from_cache
 from transformers import TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..hub.card import read_card_data
-from ..utils.layout import TEACHER_FOLDER
-from .pretrain_arguments import DataArguments, ModelArguments
-from .teachers import source_name
+from ...hub.run_card import read_card_data
+from ...utils.layout import TEACHER_FOLDER
+from ..teachers import source_name
+from .options import DataArguments, ModelArguments
 
 
 PACKAGES = ("hf_mim", "transformers", "torch", "datasets")

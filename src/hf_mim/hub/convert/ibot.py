@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..modeling.modeling_ibot import IBotForImageClassification, IBotModel
-from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
-from .official_names import (
+from ...modeling.modeling_ibot import IBotForImageClassification, IBotModel
+from ...modeling.modeling_ibot_pretraining import IBotForPreTraining
+from .renaming import (
     checked_config,
     count_blocks,
     load_strictly,

@@ -10,12 +10,11 @@ from urllib.parse import urlsplit
 import transformers
 from transformers import PreTrainedModel
 
-from ..utils.config_overrides import parse_overrides
-from ..utils.layout import MODEL_TYPES
-from .catalogue import CatalogueEntry, find_entry, format_catalogue, load_catalogue
-from .convert import ConvertedCheckpoint, check_output, convert_checkpoint, save_converted
-from .download import check_sha256, default_cache_dir, download_file, recorded_address
-from .published import describe_sizes
+from ...utils.config_overrides import parse_overrides
+from ...utils.layout import MODEL_TYPES
+from ..catalogue import CatalogueEntry, describe_sizes, find_entry, format_catalogue, load_catalogue
+from ..download import check_sha256, default_cache_dir, download_file, recorded_address
+from .checkpoint import ConvertedCheckpoint, check_output, convert_checkpoint, save_converted
 
 
 # One of each method, to show what goes on from a model.

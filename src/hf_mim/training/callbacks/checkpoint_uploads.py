@@ -13,10 +13,10 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerCallback, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 
-from ..hub.publish import CHECKPOINT_FOLDER, STALE_CHECKPOINT, open_repositories, publish, send
-from ..hub.publish_checks import check_text
-from .arguments import MIMTrainingArguments
-from .checkpoints import MANIFEST_FILE, write_manifest
+from ...hub.publish import CHECKPOINT_FOLDER, STALE_CHECKPOINT, open_repositories, publish, send
+from ...hub.publish_checks import check_text
+from ..arguments import MIMTrainingArguments
+from ..checkpoints import MANIFEST_FILE, write_manifest
 
 
 logger = logging.getLogger(__name__)

@@ -6,14 +6,14 @@ from typing import Any
 from transformers import BaseImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
-from ..modeling.configuration_beitv2 import Beitv2Config
-from ..modeling.configuration_dbot import DBotConfig
-from ..modeling.configuration_ibot import IBotConfig
-from ..modeling.configuration_ibot_swin import IBotSwinConfig
-from ..modeling.configuration_vqkd import VQKDConfig
-from ..modeling.image_processing_pil_beitv2 import Beitv2ImageProcessorPil
-from ..modeling.image_processing_pil_dbot import DBotImageProcessorPil
-from ..modeling.image_processing_pil_ibot import IBotImageProcessorPil
+from ...modeling.configuration_beitv2 import Beitv2Config
+from ...modeling.configuration_dbot import DBotConfig
+from ...modeling.configuration_ibot import IBotConfig
+from ...modeling.configuration_ibot_swin import IBotSwinConfig
+from ...modeling.configuration_vqkd import VQKDConfig
+from ...modeling.image_processing_pil_beitv2 import Beitv2ImageProcessorPil
+from ...modeling.image_processing_pil_dbot import DBotImageProcessorPil
+from ...modeling.image_processing_pil_ibot import IBotImageProcessorPil
 
 
 IMAGENET = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from ..modeling.configuration_beitv2 import Beitv2Config
-from ..modeling.modeling_beitv2 import Beitv2ForImageClassification, Beitv2Model
-from ..modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
-from .official_names import (
+from ...modeling.configuration_beitv2 import Beitv2Config
+from ...modeling.modeling_beitv2 import Beitv2ForImageClassification, Beitv2Model
+from ...modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
+from .renaming import (
     checked_config,
     count_blocks,
     left_behind,

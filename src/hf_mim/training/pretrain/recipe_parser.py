@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn, Union, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
-from ..utils.console import did_you_mean
+from ...utils.console import did_you_mean
 
 
 RECIPES = resources.files("hf_mim.training") / "recipes"

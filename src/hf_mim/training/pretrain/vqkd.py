@@ -7,17 +7,16 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from ..data.collator_vqkd import VQKDCollator
-from ..data.crop_views import CropViews
-from ..modeling.configuration_vqkd import VQKDConfig
-from ..modeling.image_processing_pil_beitv2 import Beitv2ImageProcessorPil
-from ..modeling.modeling_vqkd import VQKDModel
-from ..utils.config_overrides import parse_overrides
-from .loading import load_for_pretraining, load_named_teacher, pretraining_config
-from .method import Method
-from .processing import build_image_processor
-from .vqkd_arguments import VQKDTrainingArguments
-from .vqkd_trainer import VQKDTrainer
+from ...data.collator_vqkd import VQKDCollator
+from ...data.crop_views import CropViews
+from ...modeling.configuration_vqkd import VQKDConfig
+from ...modeling.image_processing_pil_beitv2 import Beitv2ImageProcessorPil
+from ...modeling.modeling_vqkd import VQKDModel
+from ...utils.config_overrides import parse_overrides
+from ..vqkd_arguments import VQKDTrainingArguments
+from ..vqkd_trainer import VQKDTrainer
+from .model_loading import build_image_processor, load_for_pretraining, load_named_teacher, pretraining_config
+from .run import Method
 
 
 class VQKDMethod(Method):
@@ -70,7 +69,7 @@ class VQKDMethod(Method):
     def draw(
         self, encoder: VQKDModel, processor: Beitv2ImageProcessorPil, images: list[Image.Image], output: Path
     ) -> list[str]:
-        from ..analysis.codes import encode_images, plot_codes, plot_usage
+        from ...analysis.codes import encode_images, plot_codes, plot_usage
 
         dataset = datasets.Dataset.from_dict(
             {"image": images}, features=datasets.Features({"image": datasets.Image(decode=False)})
