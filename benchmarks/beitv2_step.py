@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 from hf_mim import Beitv2Config, Beitv2ForPreTraining, VQKDConfig, VQKDModel
 from hf_mim.data.masking import BlockMaskGenerator
-from hf_mim.modeling.image_processing_pil_beitv2 import Beitv2ImageProcessorPil
+from hf_mim.modeling.image_processing_pil_mim import Beitv2ImageProcessorPil
 from hf_mim.training.beitv2_arguments import Beitv2TrainingArguments
 from hf_mim.training.beitv2_trainer import Beitv2Trainer
 from turns import THREADS, Meter, Profiler, StepEnds, print_comparison, take_turns

@@ -40,7 +40,7 @@ VERBS: dict[str, str | dict[str, str]] = {
         "distance": "hf_mim.analysis.analyze_properties",
         "svd": "hf_mim.analysis.analyze_properties",
     },
-    "convert": "hf_mim.hub.convert.checkpoint.command",
+    "convert": "hf_mim.hub.convert.command",
     "export": "hf_mim.hub.export_command",
     "publish": "hf_mim.hub.publish_command",
     "check-data": "hf_mim.data.check_data",

@@ -24,17 +24,23 @@ try:
     from .modeling.configuration_ibot import IBotConfig
     from .modeling.configuration_ibot_swin import IBotSwinConfig
     from .modeling.configuration_vqkd import VQKDConfig
-    from .modeling.image_processing_pil_beitv2 import Beitv2ImageProcessorPil
-    from .modeling.image_processing_pil_dbot import DBotImageProcessorPil
-    from .modeling.image_processing_pil_ibot import IBotImageProcessorPil
+    from .modeling.image_processing_pil_mim import (
+        Beitv2ImageProcessorPil,
+        DBotImageProcessorPil,
+        IBotImageProcessorPil,
+    )
     from .modeling.modeling_beitv2 import Beitv2Backbone, Beitv2ForImageClassification, Beitv2Model
     from .modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
     from .modeling.modeling_dbot import DBotBackbone, DBotForImageClassification, DBotModel
     from .modeling.modeling_dbot_pretraining import DBotForPreTraining
     from .modeling.modeling_ibot import IBotBackbone, IBotForImageClassification, IBotModel
     from .modeling.modeling_ibot_pretraining import IBotForPreTraining
-    from .modeling.modeling_ibot_swin import IBotSwinBackbone, IBotSwinForImageClassification, IBotSwinModel
-    from .modeling.modeling_ibot_swin_pretraining import IBotSwinForPreTraining
+    from .modeling.modeling_ibot_swin import (
+        IBotSwinBackbone,
+        IBotSwinForImageClassification,
+        IBotSwinForPreTraining,
+        IBotSwinModel,
+    )
     from .modeling.modeling_vqkd import VQKDModel
 except (ImportError, RuntimeError) as error:
     if "torchvision" not in f"{error} {error.__cause__}":
@@ -80,9 +86,7 @@ _ibot_processors = {"pil": IBotImageProcessorPil}
 _beitv2_processors = {"pil": Beitv2ImageProcessorPil}
 _dbot_processors = {"pil": DBotImageProcessorPil}
 if is_torchvision_available():
-    from .modeling.image_processing_beitv2 import Beitv2ImageProcessor
-    from .modeling.image_processing_dbot import DBotImageProcessor
-    from .modeling.image_processing_ibot import IBotImageProcessor
+    from .modeling.image_processing_mim import Beitv2ImageProcessor, DBotImageProcessor, IBotImageProcessor
 
     _ibot_processors["torchvision"] = IBotImageProcessor
     _beitv2_processors["torchvision"] = Beitv2ImageProcessor
@@ -100,20 +104,20 @@ _LAZY = {
     "MIMTrainingArguments": "training.arguments",
     "IBotTrainer": "training.ibot_trainer",
     "IBotTrainingArguments": "training.ibot_arguments",
-    "IBotCollator": "data.collator_ibot",
-    "Beitv2Collator": "data.collator_beitv2",
+    "IBotCollator": "data.collators",
+    "Beitv2Collator": "data.collators",
     "Beitv2Trainer": "training.beitv2_trainer",
     "Beitv2TrainingArguments": "training.beitv2_arguments",
-    "DBotCollator": "data.collator_dbot",
+    "DBotCollator": "data.collators",
     "DBotTrainer": "training.dbot_trainer",
     "DBotTrainingArguments": "training.dbot_arguments",
     "DBotSymmetricTrainer": "training.dbot_symmetric_trainer",
     "DBotSymmetricTrainingArguments": "training.dbot_symmetric_arguments",
     "BlockMaskGenerator": "data.masking",
-    "CropViews": "data.crop_views",
+    "CropViews": "data.views",
     "FeatureTeacher": "training.teachers",
     "ViewsDataset": "data.datasets",
-    "VQKDCollator": "data.collator_vqkd",
+    "VQKDCollator": "data.collators",
     "VQKDTrainer": "training.vqkd_trainer",
     "VQKDTrainingArguments": "training.vqkd_arguments",
     "convert_checkpoint": "hub.convert.checkpoint",

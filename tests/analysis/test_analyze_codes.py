@@ -10,7 +10,7 @@ import torch
 
 from hf_mim import IBotConfig, IBotModel, VQKDModel
 from hf_mim.analysis.analyze_codes import analyze_codes, main
-from hf_mim.modeling.code_usage import code_statistics
+from hf_mim.modeling.quantizer_vqkd import code_statistics
 
 from .tokenizer import CODES, PROCESSOR, codes_of, tiny_tokenizer, write_noise
 

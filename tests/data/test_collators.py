@@ -10,12 +10,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from hf_mim.data.collator_beitv2 import Beitv2Collator
-from hf_mim.data.collator_dbot import DBotCollator
-from hf_mim.data.collator_vqkd import VQKDCollator
-from hf_mim.data.crop_views import CropViews
+from hf_mim.data.collators import Beitv2Collator, DBotCollator, VQKDCollator
 from hf_mim.data.datasets import StreamedViewsDataset, ViewsDataset
 from hf_mim.data.masking import BlockMaskGenerator
+from hf_mim.data.views import CropViews
 
 
 VIEWS = CropViews(32, (0.2, 1.0), 0.4, 16, "lanczos")

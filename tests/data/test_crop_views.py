@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance, ImageOps
 from safetensors.torch import load_file
 
-import hf_mim.data.crop_views
-from hf_mim.data.crop_views import CropViews
-from hf_mim.data.crops import draw_box
+import hf_mim.data.views
+from hf_mim.data.views import CropViews, draw_box
 
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "beitv2"
@@ -81,7 +80,7 @@ def test_renderings_are_the_originals(keep_random_state, monkeypatch):
     image = Image.fromarray(tensors["in/image"].numpy())
     random.seed(5)
     box = corners(original_box(*image.size))
-    monkeypatch.setattr(hf_mim.data.crop_views, "draw_box", lambda *arguments: box)
+    monkeypatch.setattr(hf_mim.data.views, "draw_box", lambda *arguments: box)
     views = CropViews(32, SCALE, second_size=16, second_interpolation="lanczos")
     mirrored = set()
     for seed in range(8):
@@ -168,9 +167,9 @@ def jitter_factors(jitter: float, count: int) -> list[list[tuple[str, float]]]:
     views = CropViews(1, SCALE, jitter)
     rng, image = np.random.default_rng(0), noise(4, 4)
     names = ("Brightness", "Contrast", "Color")
-    assert [jitter.__name__ for jitter in hf_mim.data.crop_views.JITTERS] == list(names)
+    assert [jitter.__name__ for jitter in hf_mim.data.views.JITTERS] == list(names)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hf_mim.data.crop_views, "JITTERS", tuple(map(Recorder, names)))
+        patch.setattr(hf_mim.data.views, "JITTERS", tuple(map(Recorder, names)))
         for _ in range(count):
             applied.append([])
             views(image, rng)

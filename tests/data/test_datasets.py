@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import hf_mim.data.datasets
-from hf_mim.data.collator_ibot import IBotCollator
+from hf_mim.data.collators import IBotCollator
 from hf_mim.data.datasets import StreamedViewsDataset, ViewsDataset
 from hf_mim.data.images import UnreadableImageError, decode_image
 from hf_mim.data.masking import MaskGenerator

@@ -22,7 +22,7 @@ from hf_mim import (
 )
 from hf_mim.hub.convert.checkpoint.beitv2 import relative_position_index
 from hf_mim.hub.convert.checkpoint.checkpoint import save_converted
-from hf_mim.hub.convert.checkpoint.families import matching_families
+from hf_mim.hub.convert.families import matching_families
 
 from .official_listings import (
     BEITV2,

@@ -11,7 +11,7 @@ from transformers import AutoModel
 
 from hf_mim import IBotForPreTraining, IBotModel, convert_checkpoint
 from hf_mim.hub.catalogue import ARCHITECTURES, load_catalogue
-from hf_mim.hub.convert.checkpoint.command import RECIPES, main, shown_command
+from hf_mim.hub.convert.command import RECIPES, main, shown_command
 from hf_mim.training.pretrain.recipe_parser import list_recipes
 
 from .file_server import FileServer

@@ -21,7 +21,7 @@ from hf_mim import (
 from hf_mim.hub import catalogue_cards
 from hf_mim.hub.catalogue import load_catalogue
 from hf_mim.hub.catalogue_cards import catalogue_card, loaded_class
-from hf_mim.hub.convert.checkpoint.command import shown_command
+from hf_mim.hub.convert.command import shown_command
 from hf_mim.hub.converted_card import IMAGENET, build_converted_card
 from hf_mim.hub.run_card import rename_card
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from hf_mim.hub.convert.checkpoint.reading import read_official
+from hf_mim.hub.convert.reading import read_official
 
 
 WEIGHTS = {"cls_token": torch.arange(3.0).view(1, 1, 3), "blocks.0.norm1.bias": torch.ones(3), "head.mlp.0.bias": None}

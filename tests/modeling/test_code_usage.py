@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_mim.modeling.code_usage import code_statistics
+from hf_mim.modeling.quantizer_vqkd import code_statistics
 
 
 def test_counts_by_hand():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig
 
 from hf_mim import IBotConfig
-from hf_mim.modeling.configuration_head_ibot import IBotHeadConfig
+from hf_mim.modeling.configuration_ibot import IBotHeadConfig
 
 
 def test_defaults_are_vit_base_with_the_released_head():

@@ -8,7 +8,7 @@ import torch
 
 from hf_mim import IBotConfig, IBotForPreTraining, convert_checkpoint
 from hf_mim.modeling.head_ibot import IBotHead
-from hf_mim.modeling.loss_ibot import cls_loss, patch_loss
+from hf_mim.modeling.modeling_ibot_pretraining import cls_loss, patch_loss
 
 from ..conftest import GOLDEN
 from ..hub.official_ibot import part

@@ -21,7 +21,7 @@ from hf_mim import Beitv2ForPreTraining, Beitv2Model, VQKDModel
 from hf_mim.data.sources import load_image_dataset
 from hf_mim.evaluation.features import extract_features
 from hf_mim.evaluation.knn import knn_accuracy
-from hf_mim.training.callbacks.progress.stop_signals import EXIT_INTERRUPTED
+from hf_mim.training.callbacks.stop_signals import EXIT_INTERRUPTED
 from hf_mim.training.checkpoints import list_checkpoints
 from hf_mim.training.trainer import MIMTrainer
 

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from hf_mim.training.callbacks.progress.progress import MIMProgressCallback
+from hf_mim.training.callbacks.progress import MIMProgressCallback
 
 
 class Bar:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from hf_mim.training.callbacks.progress.collapse import ADVICE, CollapseCallback
+from hf_mim.training.callbacks.collapse import ADVICE, CollapseCallback
 
 from .test_beitv2_trainer import make_tokenizer, make_trainer
 from .tiny import Noise, tiny_trainer, tiny_vqkd_trainer

@@ -10,9 +10,9 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel, BeitModel, ViTModel
 
 from hf_mim import Beitv2Collator, Beitv2Config, Beitv2ForPreTraining, Beitv2ImageProcessorPil, Beitv2Model
-from hf_mim.data.crop_views import CropViews
 from hf_mim.data.masking import BlockMaskGenerator
 from hf_mim.data.sources import load_image_dataset
+from hf_mim.data.views import CropViews
 from hf_mim.evaluation.features import extract_features
 from hf_mim.evaluation.knn import knn_accuracy
 from hf_mim.hub.convert.checkpoint.beitv2 import rename_beitv2

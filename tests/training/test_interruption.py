@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from transformers import TrainerCallback, TrainerControl
 
-from hf_mim.training.callbacks.progress.stop_signals import EXIT_INTERRUPTED, StopSignals
+from hf_mim.training.callbacks.stop_signals import EXIT_INTERRUPTED, StopSignals
 from hf_mim.training.checkpoints import list_checkpoints
 
 from .tiny import tiny_trainer

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from hf_mim.training.callbacks.progress.profiling import ACTIVE, WAIT, WARM_UP
+from hf_mim.training.callbacks.profiling import ACTIVE, WAIT, WARM_UP
 
 from .tiny import tiny_trainer
 

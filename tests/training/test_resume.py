@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForPreTraining
 
-from hf_mim.training.callbacks.progress.stop_signals import EXIT_INTERRUPTED
+from hf_mim.training.callbacks.stop_signals import EXIT_INTERRUPTED
 from hf_mim.training.checkpoints import MANIFEST_FILE, check_whole, list_checkpoints, remove_old_checkpoints
 from hf_mim.training.ibot_trainer import IBotTrainer
 

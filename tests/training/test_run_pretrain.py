@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForPreTraining, ViTModel
 
 import hf_mim_cli as cli
-from hf_mim.data.collator_ibot import IBotCollator
+from hf_mim.data.collators import IBotCollator
 from hf_mim.hub.remote_code import add_code
 from hf_mim.training import run_pretrain
 from hf_mim.training.pretrain import ibot as ibot_method

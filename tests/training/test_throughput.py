@@ -3,7 +3,7 @@
 import pytest
 from transformers import TrainerCallback
 
-from hf_mim.training.callbacks.progress.throughput import Throughput
+from hf_mim.training.callbacks.throughput import Throughput
 
 from .tiny import Noise, tiny_trainer
 

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from hf_mim.training.callbacks.progress.unreadable_images import UnreadableImages
+from hf_mim.training.callbacks.unreadable_images import UnreadableImages
 
 from .tiny import pretrain
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_mim.modeling.code_usage import code_statistics
-from hf_mim.training.callbacks.progress.online_knn import part_of_process
+from hf_mim.modeling.quantizer_vqkd import code_statistics
+from hf_mim.training.callbacks.online_knn import part_of_process
 
 from .tiny import Bytes, tiny_teacher, tiny_vqkd_trainer
 

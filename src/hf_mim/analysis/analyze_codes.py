@@ -11,8 +11,8 @@ import torch
 from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor
 
 from ..data.sources import random_subset
-from ..modeling.code_usage import code_statistics
 from ..modeling.modeling_vqkd import VQKDModel
+from ..modeling.quantizer_vqkd import code_statistics
 from ..utils.console import first_line
 from ..utils.files import replaced_file
 from .codes import encode_images, plot_codes, plot_usage

@@ -9,7 +9,7 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from .curves import save_figure
 from .encoders import eager_evaluation, forward_options
-from .pictures import undo_normalisation
+from .inputs import undo_normalisation
 
 
 @torch.no_grad()

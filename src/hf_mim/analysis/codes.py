@@ -13,11 +13,10 @@ from matplotlib.patches import Rectangle
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor
 
-from ..modeling.code_usage import code_statistics
 from ..modeling.modeling_vqkd import VQKDModel
+from ..modeling.quantizer_vqkd import code_statistics
 from .curves import save_figure
-from .inputs import process_images
-from .pictures import undo_normalisation
+from .inputs import process_images, undo_normalisation
 
 
 # Of the codes that are drawn so many are rare ones, the others the most used.

@@ -1,9 +1,10 @@
-"""The images that an analysis is given on the command line, and what a model sees of them."""
+"""Images that an analysis reads, as a model gets them and as a person sees them."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
+import numpy as np
 import torch
 from transformers import BaseImageProcessor
 
@@ -56,3 +57,14 @@ def process_images(
             named = source is not None and source["path"] is not None
             raise UnreadableImageError(f"{error}" if named else f"image {row}: {error}") from error
     return image_processor(images, return_tensors="pt")["pixel_values"]
+
+
+def undo_normalisation(pixel_values: torch.Tensor, image_processor: BaseImageProcessor) -> np.ndarray:
+    """Pictures `[B, H, W, 3]` (`[B, H, W]` for one channel) in [0, 1] from the processor's output `[B, C, H, W]`."""
+    if image_processor.do_normalize:
+        channels = pixel_values.shape[1]
+        mean = torch.tensor(image_processor.image_mean).expand(channels)[:, None, None]
+        std = torch.tensor(image_processor.image_std).expand(channels)[:, None, None]
+        pixel_values = pixel_values * std + mean
+    pictures = pixel_values.clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    return pictures[..., 0] if pictures.shape[-1] == 1 else pictures[..., :3]

@@ -1,13 +1,17 @@
-"""Multi-crop views of an image: the geometry of iBOT's augmentation on uint8, and the draw of its colour parameters.
+"""
+Random views of an image: iBOT's multi-crop, and the one crop of the other methods, rendered once or twice.
 
-Workers only crop, resize and flip. What happens to the colours is drawn here too, because every random number of a
-sample comes from the sample's own generator, but it is computed later, on the training device
+For multi-crop, workers only crop, resize and flip uint8 images. The color parameters are drawn here, because every
+random number of a sample comes from the sample's own generator. The colors are computed later, on the training device
 (`hf_mim.data.color.color_views`).
 """
 
+import math
+from typing import Literal
+
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageEnhance
 from torch import Tensor
 
 from .color import (
@@ -22,7 +26,10 @@ from .color import (
     SATURATION,
     SOLARISE,
 )
-from .crops import check_mode, check_scale, check_size, draw_box, render_crop
+
+
+INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
+JITTERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
 
 class MultiCropViews:
@@ -131,6 +138,81 @@ class MultiCropViews:
         return parameters
 
 
+class CropViews:
+    """A random resized crop, mirrored with probability 0.5, of an image whose colours may be jittered before.
+
+    BEiT v2 (`datasets.py: DataAugmentationForBEiT` and `transforms.py` of the original code) shows one and the same
+    crop to the student and to its tokenizer, whose view may have another size or filter. VQ-KD
+    (`run_vqkd_training.py`) needs the first view only.
+
+    Args:
+        size (`int` or `(height, width)`): Size of the view in pixels; Pillow's bicubic filter.
+        scale (`(float, float)`): Smallest and largest share of the image's area that the crop covers, in (0, 1].
+        color_jitter (`float`, defaults to 0.0):
+            Brightness, contrast and saturation of the whole image are each multiplied by a factor between 1 - this
+            (at least 0) and 1 + this, in random order; 0 leaves colours alone. BEiT v2 takes 0.4. Of greyscale images
+            only the first two change; alpha never does. The crop drawn from a generator does not depend on this.
+        second_size (`int` or `(height, width)`, *optional*): Size of the second view; by default that of the first.
+        second_interpolation (`str`, defaults to `"bicubic"`): Filter of the second view, `"bicubic"` or `"lanczos"`.
+
+    Raises:
+        ValueError: naming the argument that is out of range.
+    """
+
+    def __init__(
+        self,
+        size: int | tuple[int, int],
+        scale: tuple[float, float],
+        color_jitter: float = 0.0,
+        second_size: int | tuple[int, int] | None = None,
+        second_interpolation: Literal["bicubic", "lanczos"] = "bicubic",
+    ) -> None:
+        if not color_jitter >= 0:
+            raise ValueError(f"color_jitter must be at least 0, got {color_jitter}")
+        if second_interpolation not in INTERPOLATIONS:
+            raise ValueError(f"second_interpolation must be one of bicubic, lanczos, got {second_interpolation!r}")
+        self.size = check_size("size", size)
+        self.scale = check_scale("scale", scale)
+        self.color_jitter = color_jitter
+        self.second_size = self.size if second_size is None else check_size("second_size", second_size)
+        self.second_interpolation = INTERPOLATIONS[second_interpolation]
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Draw the views of one image.
+
+        Args:
+            image: In mode L, RGB or RGBA, of any size; C is its number of channels.
+            rng: The only source of randomness.
+
+        Returns:
+            `view` uint8 [C, H, W] and, if its size or filter is another one, `second_view` uint8 [C, H2, W2].
+
+        Raises:
+            ValueError: if the image is in another mode.
+        """
+        check_mode(image)
+        box, mirrored = draw_box(*image.size, self.scale, rng), rng.random() < 0.5
+        image = self._jitter(image, rng)
+        renderings = {"view": (self.size, Image.Resampling.BICUBIC)}
+        second = self.second_size, self.second_interpolation
+        if second != renderings["view"]:
+            renderings["second_view"] = second
+        views = {}
+        for name, rendering in renderings.items():
+            planes = render_crop(image, box, *rendering)
+            views[name] = torch.from_numpy(np.array(planes[..., ::-1] if mirrored else planes, order="C"))
+        return views
+
+    def _jitter(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        if self.color_jitter == 0:
+            return image
+        order = rng.permutation(len(JITTERS))
+        factors = rng.uniform(max(0.0, 1 - self.color_jitter), 1 + self.color_jitter, len(JITTERS))
+        for number in order:
+            image = JITTERS[number](image).enhance(factors[number])
+        return image
+
+
 def _draw_crops(
     image: Image.Image, number: int, size: tuple[int, int], scale: tuple[float, float], rng: np.random.Generator
 ) -> Tensor:
@@ -141,3 +223,60 @@ def _draw_crops(
         planes = render_crop(image, box, size, Image.Resampling.BICUBIC)
         crop[...] = planes[..., ::-1] if rng.random() < 0.5 else planes
     return torch.from_numpy(crops)
+
+
+def check_size(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) in pixels; raises ValueError naming the argument."""
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2 or min(sides) < 1:
+        raise ValueError(f"{name} must be a positive number of pixels or a (height, width) pair of them, got {size}")
+    return sides
+
+
+def check_scale(name: str, scale: tuple[float, float]) -> tuple[float, float]:
+    """(smallest, largest) share of the area; raises ValueError naming the argument."""
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(
+            f"{name} must be (smallest, largest) share of the area with 0 < smallest <= largest <= 1, got {scale}"
+        )
+    return tuple(scale)
+
+
+def check_mode(image: Image.Image) -> None:
+    """Raises ValueError for a mode other than L, RGB and RGBA."""
+    if image.mode not in ("L", "RGB", "RGBA"):
+        raise ValueError(f"views need an image in mode L, RGB or RGBA, got {image.mode}")
+
+
+def draw_box(
+    image_width: int, image_height: int, scale: tuple[float, float], rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) in pixels, with the distribution of torchvision's RandomResizedCrop.
+
+    Ten attempts to place a rectangle of random area and aspect ratio (log-uniform in 3/4 to 4/3), then the largest
+    central crop with an admissible aspect ratio.
+    """
+    for _ in range(10):
+        area = image_width * image_height * rng.uniform(*scale)
+        ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < width <= image_width and 0 < height <= image_height:
+            left = int(rng.integers(image_width - width + 1))
+            top = int(rng.integers(image_height - height + 1))
+            return left, top, left + width, top + height
+    width, height = image_width, image_height
+    if width / height < 3 / 4:
+        height = round(width * 4 / 3)
+    elif width / height > 4 / 3:
+        width = round(height * 4 / 3)
+    left, top = (image_width - width) // 2, (image_height - height) // 2
+    return left, top, left + width, top + height
+
+
+def render_crop(
+    image: Image.Image, box: tuple[int, int, int, int], size: tuple[int, int], interpolation: Image.Resampling
+) -> np.ndarray:
+    """The rectangle `box` of an image at `size` (height, width): uint8 [C, height, width]."""
+    height, width = size
+    resized = image.crop(box).resize((width, height), interpolation)
+    return np.asarray(resized).reshape(height, width, -1).transpose(2, 0, 1)

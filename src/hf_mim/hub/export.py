@@ -16,17 +16,14 @@ from transformers import (
     ViTModel,
 )
 
-from ..modeling.image_processing_pil_beitv2 import Beitv2ImageProcessorPil
-from ..modeling.image_processing_pil_dbot import DBotImageProcessorPil
-from ..modeling.image_processing_pil_ibot import IBotImageProcessorPil
+from ..modeling.image_processing_pil_mim import Beitv2ImageProcessorPil, DBotImageProcessorPil, IBotImageProcessorPil
 from ..modeling.modeling_beitv2 import Beitv2ForImageClassification, Beitv2Model
 from ..modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
 from ..modeling.modeling_dbot import DBotForImageClassification, DBotModel
 from ..modeling.modeling_dbot_pretraining import DBotForPreTraining
 from ..modeling.modeling_ibot import IBotForImageClassification, IBotModel
 from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
-from ..modeling.modeling_ibot_swin import IBotSwinForImageClassification, IBotSwinModel
-from ..modeling.modeling_ibot_swin_pretraining import IBotSwinForPreTraining
+from ..modeling.modeling_ibot_swin import IBotSwinForImageClassification, IBotSwinForPreTraining, IBotSwinModel
 from .export_beit import native_beit, native_pooled_beit
 from .export_swin import native_swin, sizes_of_swin
 from .export_vit import native_vit, native_vit_mae
@@ -35,9 +32,7 @@ from .export_vit import native_vit, native_vit_mae
 if TYPE_CHECKING:
     from transformers import ViTImageProcessor
 
-    from ..modeling.image_processing_beitv2 import Beitv2ImageProcessor
-    from ..modeling.image_processing_dbot import DBotImageProcessor
-    from ..modeling.image_processing_ibot import IBotImageProcessor
+    from ..modeling.image_processing_mim import Beitv2ImageProcessor, DBotImageProcessor, IBotImageProcessor
 
 
 @torch.no_grad()

@@ -3,11 +3,11 @@
 import torch
 from transformers import BeitConfig, BeitForImageClassification, BeitModel
 
+from ..modeling.configuration_common import SHARED_BEIT_FIELDS, VIT_FIELDS
 from ..modeling.modeling_beitv2 import Beitv2ForImageClassification, Beitv2Model
 from ..modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
 from ..modeling.modeling_dbot import DBotForImageClassification, DBotModel
 from ..modeling.modeling_ibot import IBotForImageClassification
-from ..modeling.native_fields import SHARED_BEIT_FIELDS, VIT_FIELDS
 from .export_vit import classifier_weights, labels, position_weights
 
 

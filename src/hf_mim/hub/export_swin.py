@@ -4,10 +4,9 @@ import math
 
 from transformers import SwinConfig, SwinForImageClassification, SwinModel
 
+from ..modeling.configuration_common import SHARED_SWIN_FIELDS
 from ..modeling.configuration_ibot_swin import NATIVE_EPS
-from ..modeling.modeling_ibot_swin import IBotSwinForImageClassification, IBotSwinModel
-from ..modeling.modeling_ibot_swin_pretraining import IBotSwinForPreTraining
-from ..modeling.native_fields import SHARED_SWIN_FIELDS
+from ..modeling.modeling_ibot_swin import IBotSwinForImageClassification, IBotSwinForPreTraining, IBotSwinModel
 from .export_vit import classifier_weights, labels
 
 

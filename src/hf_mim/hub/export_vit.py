@@ -3,13 +3,13 @@
 import torch
 from transformers import PreTrainedConfig, ViTConfig, ViTForImageClassification, ViTMAEConfig, ViTMAEModel, ViTModel
 
+from ..modeling.configuration_common import LABEL_FIELDS, MAE_FIELDS, SHARED_FIELDS
 from ..modeling.configuration_dbot import DBotConfig
 from ..modeling.configuration_ibot import IBotConfig
 from ..modeling.modeling_dbot import DBotForImageClassification, DBotModel
 from ..modeling.modeling_dbot_pretraining import DBotForPreTraining
 from ..modeling.modeling_ibot import IBotForImageClassification, IBotModel
 from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
-from ..modeling.native_fields import LABEL_FIELDS, MAE_FIELDS, SHARED_FIELDS
 
 
 def native_vit(

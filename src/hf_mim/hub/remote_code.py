@@ -24,7 +24,7 @@ AUTO_MAPS = {
     "ibot_swin": {
         "AutoConfig": "configuration_ibot_swin.IBotSwinConfig",
         "AutoModel": "modeling_ibot_swin.IBotSwinModel",
-        "AutoModelForPreTraining": "modeling_ibot_swin_pretraining.IBotSwinForPreTraining",
+        "AutoModelForPreTraining": "modeling_ibot_swin.IBotSwinForPreTraining",
         "AutoModelForImageClassification": "modeling_ibot_swin.IBotSwinForImageClassification",
         "AutoBackbone": "modeling_ibot_swin.IBotSwinBackbone",
     },
@@ -52,16 +52,16 @@ AUTO_MAPS = {
 # Per `image_processor_type`, which does not tell the backend: the class of each.
 IMAGE_PROCESSORS = {
     "IBotImageProcessor": {
-        "torchvision": "image_processing_ibot.IBotImageProcessor",
-        "pil": "image_processing_pil_ibot.IBotImageProcessorPil",
+        "torchvision": "image_processing_mim.IBotImageProcessor",
+        "pil": "image_processing_pil_mim.IBotImageProcessorPil",
     },
     "Beitv2ImageProcessor": {
-        "torchvision": "image_processing_beitv2.Beitv2ImageProcessor",
-        "pil": "image_processing_pil_beitv2.Beitv2ImageProcessorPil",
+        "torchvision": "image_processing_mim.Beitv2ImageProcessor",
+        "pil": "image_processing_pil_mim.Beitv2ImageProcessorPil",
     },
     "DBotImageProcessor": {
-        "torchvision": "image_processing_dbot.DBotImageProcessor",
-        "pil": "image_processing_pil_dbot.DBotImageProcessorPil",
+        "torchvision": "image_processing_mim.DBotImageProcessor",
+        "pil": "image_processing_pil_mim.DBotImageProcessorPil",
     },
 }
 

@@ -5,8 +5,15 @@ from transformers import BeitConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
-from .configuration_checks import check_counts, check_heads, check_image_size, check_rates, grid_of
-from .native_fields import SHARED_BEIT_FIELDS, fields_from_native
+from .configuration_common import (
+    SHARED_BEIT_FIELDS,
+    check_counts,
+    check_heads,
+    check_image_size,
+    check_rates,
+    fields_from_native,
+    grid_of,
+)
 
 
 @strict

@@ -5,8 +5,16 @@ from transformers import ViTConfig, ViTMAEConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PreTrainedConfig
 
-from .configuration_checks import check_counts, check_heads, check_image_size, check_rates, grid_of
-from .native_fields import MAE_FIELDS, SHARED_FIELDS, fields_from_native
+from .configuration_common import (
+    MAE_FIELDS,
+    SHARED_FIELDS,
+    check_counts,
+    check_heads,
+    check_image_size,
+    check_rates,
+    fields_from_native,
+    grid_of,
+)
 
 
 @strict

@@ -6,9 +6,15 @@ from huggingface_hub.dataclasses import strict
 from transformers import SwinConfig
 from transformers.backbone_utils import BackboneConfigMixin
 
-from .configuration_checks import check_counts, check_image_size, check_rates, grid_of
-from .configuration_head_ibot import IBotHeadConfig
-from .native_fields import SHARED_SWIN_FIELDS, fields_from_native
+from .configuration_common import (
+    SHARED_SWIN_FIELDS,
+    check_counts,
+    check_image_size,
+    check_rates,
+    fields_from_native,
+    grid_of,
+)
+from .configuration_ibot import IBotHeadConfig
 
 
 # The epsilon of the norms of patch embedding and patch merging in transformers' Swin, whatever its configuration says.

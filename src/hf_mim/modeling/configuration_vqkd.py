@@ -3,7 +3,7 @@
 from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig
 
-from .configuration_checks import check_counts, check_heads, check_image_size, grid_of
+from .configuration_common import check_counts, check_heads, check_image_size, grid_of
 
 
 @strict

@@ -16,7 +16,6 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .backbone import VisionBackbone
 from .configuration_beitv2 import Beitv2Config
 from .layers import (
     MeanPatchPooler,
@@ -28,7 +27,7 @@ from .layers import (
     replace_masked_patches,
     resize_position_table,
 )
-from .pretrained_model import VisionPreTrainedModel
+from .modeling_common import VisionBackbone, VisionPreTrainedModel
 from .relative_position_beitv2 import Beitv2RelativePositionBias
 
 

@@ -15,7 +15,6 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .backbone import VisionBackbone
 from .configuration_dbot import DBotConfig
 from .layers import (
     MeanPatchPooler,
@@ -25,7 +24,7 @@ from .layers import (
     init_like_torch,
     resize_position_table,
 )
-from .pretrained_model import VisionPreTrainedModel
+from .modeling_common import VisionBackbone, VisionPreTrainedModel
 
 
 @dataclass

@@ -13,7 +13,6 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .backbone import VisionBackbone
 from .configuration_ibot import IBotConfig
 from .head_ibot import IBotHead, IBotWeightNormLinear
 from .layers import (
@@ -24,7 +23,7 @@ from .layers import (
     interpolate_position_table,
     replace_masked_patches,
 )
-from .pretrained_model import VisionPreTrainedModel
+from .modeling_common import VisionBackbone, VisionPreTrainedModel
 
 
 class IBotEmbeddings(nn.Module):

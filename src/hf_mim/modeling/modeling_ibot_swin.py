@@ -32,6 +32,7 @@ from .layers import (
     replace_masked_patches,
 )
 from .modeling_ibot import IBotForImageClassification, IBotPreTrainedModel
+from .modeling_ibot_pretraining import IBotForPreTraining
 from .window_attention_ibot_swin import (
     IBotSwinAttention,
     IBotSwinRelativePositionBias,
@@ -319,9 +320,20 @@ class IBotSwinForImageClassification(IBotSwinPreTrainedModel, IBotForImageClassi
     encoder_class = IBotSwinModel
 
 
+class IBotSwinForPreTraining(IBotSwinPreTrainedModel, IBotForPreTraining):
+    """
+    [`IBotForPreTraining`] with a Swin Transformer: the same arguments, output and loss. The mean patch takes the place
+    of the CLS token, and N counts the tokens of the last stage, so `bool_masked_pos` is `[B, 2, 49]` for views of 224
+    pixels; the sides of global views are multiples of `config.token_stride`.
+    """
+
+    encoder_class = IBotSwinModel
+
+
 __all__ = [
     "IBotSwinBackbone",
     "IBotSwinForImageClassification",
+    "IBotSwinForPreTraining",
     "IBotSwinModel",
     "IBotSwinPreTrainedModel",
 ]

@@ -16,7 +16,7 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_beitv2 import Beitv2Config
 from .configuration_vqkd import VQKDConfig
 from .modeling_beitv2 import Beitv2Model
-from .pretrained_model import VisionPreTrainedModel
+from .modeling_common import VisionPreTrainedModel
 from .quantizer_vqkd import VQKDQuantizer
 
 

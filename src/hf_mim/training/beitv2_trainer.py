@@ -4,10 +4,10 @@ import torch
 from transformers import BaseImageProcessor
 
 from ..data.color import normalize_views
-from ..modeling.code_usage import code_statistics
 from ..modeling.modeling_beitv2 import Beitv2Model
 from ..modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
 from ..modeling.modeling_vqkd import VQKDModel
+from ..modeling.quantizer_vqkd import code_statistics
 from .beitv2_arguments import Beitv2TrainingArguments
 from .frozen_target import FrozenTargetTrainer
 from .optimization import BEITV2_WITHOUT_DECAY, decayed_parameter_names

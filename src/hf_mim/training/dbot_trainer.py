@@ -14,10 +14,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers.utils import cached_file
 
 from ..hub.export import export_native, native_image_processor
+from ..modeling.configuration_common import SHARED_FIELDS
 from ..modeling.configuration_dbot import DBotConfig
 from ..modeling.modeling_dbot import DBotModel
 from ..modeling.modeling_dbot_pretraining import DBotForPreTraining
-from ..modeling.native_fields import SHARED_FIELDS
 from ..utils.files import replaced_folder
 from ..utils.layout import TEACHER_FOLDER
 from .dbot_arguments import DBotTrainingArguments

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from ..evaluation.features import image_batches
-from ..modeling.code_usage import code_statistics
 from ..modeling.modeling_vqkd import VQKDModel
+from ..modeling.quantizer_vqkd import code_statistics
 from .callbacks.online_knn import part_of_process
 from .frozen_target import FrozenTargetTrainer
 from .optimization import BEITV2_WITHOUT_DECAY, decayed_parameter_names

@@ -14,7 +14,7 @@ from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 from ...modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
 from ...modeling.modeling_dbot_pretraining import DBotForPreTraining
 from ...modeling.modeling_ibot_pretraining import IBotForPreTraining
-from ...modeling.modeling_ibot_swin_pretraining import IBotSwinForPreTraining
+from ...modeling.modeling_ibot_swin import IBotSwinForPreTraining
 from ...modeling.modeling_vqkd import VQKDModel
 from ...utils.files import replaced_folder
 from ...utils.layout import CENTERS_FILE, TEACHER_FOLDER

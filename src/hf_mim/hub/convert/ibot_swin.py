@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...modeling.modeling_ibot_swin import IBotSwinForImageClassification, IBotSwinModel
-from ...modeling.modeling_ibot_swin_pretraining import IBotSwinForPreTraining
+from ...modeling.modeling_ibot_swin import IBotSwinForImageClassification, IBotSwinForPreTraining, IBotSwinModel
 from .beitv2 import relative_position_index
 from .ibot import assemble, ibot_options, official_name, split_parts
 from .renaming import checked_config, count_blocks, left_behind, load_strictly, needed, original_name, rename_tensors

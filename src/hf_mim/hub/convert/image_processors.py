@@ -11,9 +11,7 @@ from ...modeling.configuration_dbot import DBotConfig
 from ...modeling.configuration_ibot import IBotConfig
 from ...modeling.configuration_ibot_swin import IBotSwinConfig
 from ...modeling.configuration_vqkd import VQKDConfig
-from ...modeling.image_processing_pil_beitv2 import Beitv2ImageProcessorPil
-from ...modeling.image_processing_pil_dbot import DBotImageProcessorPil
-from ...modeling.image_processing_pil_ibot import IBotImageProcessorPil
+from ...modeling.image_processing_pil_mim import Beitv2ImageProcessorPil, DBotImageProcessorPil, IBotImageProcessorPil
 
 
 IMAGENET = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)

@@ -6,15 +6,15 @@ from typing import Literal
 
 from transformers import AutoConfig, AutoImageProcessor, BeitConfig
 
-from ...data.collator_beitv2 import Beitv2Collator
-from ...data.crop_views import CropViews
+from ...data.collators import Beitv2Collator
 from ...data.masking import BlockMaskGenerator
+from ...data.views import CropViews
 from ...modeling.configuration_beitv2 import Beitv2Config
+from ...modeling.configuration_common import SHARED_BEIT_FIELDS
 from ...modeling.configuration_vqkd import VQKDConfig
-from ...modeling.image_processing_pil_beitv2 import Beitv2ImageProcessorPil
+from ...modeling.image_processing_pil_mim import Beitv2ImageProcessorPil
 from ...modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
 from ...modeling.modeling_vqkd import VQKDModel
-from ...modeling.native_fields import SHARED_BEIT_FIELDS
 from ..beitv2_arguments import Beitv2TrainingArguments, BlockMaskingArguments
 from ..beitv2_trainer import Beitv2Trainer
 from ..teachers import source_name

@@ -7,15 +7,14 @@ import torch
 from PIL import Image
 from transformers import BeitConfig
 
-from ...data.collator_dbot import DBotCollator
-from ...data.crop_views import CropViews
+from ...data.collators import DBotCollator
+from ...data.views import CropViews
 from ...modeling.configuration_beitv2 import Beitv2Config
+from ...modeling.configuration_common import SHARED_BEIT_FIELDS
 from ...modeling.configuration_dbot import DBotConfig
-from ...modeling.image_processing_pil_beitv2 import Beitv2ImageProcessorPil
-from ...modeling.image_processing_pil_dbot import DBotImageProcessorPil
+from ...modeling.image_processing_pil_mim import Beitv2ImageProcessorPil, DBotImageProcessorPil
 from ...modeling.modeling_beitv2 import Beitv2Model
 from ...modeling.modeling_dbot_pretraining import DBotForPreTraining
-from ...modeling.native_fields import SHARED_BEIT_FIELDS
 from ..dbot_arguments import DBotTrainingArguments
 from ..dbot_symmetric_arguments import DBotSymmetricTrainingArguments
 from ..dbot_symmetric_trainer import DBotSymmetricTrainer

@@ -6,16 +6,15 @@ from pathlib import Path
 from PIL import Image
 from transformers import SwinConfig, ViTConfig
 
-from ...data.collator_ibot import IBotCollator
+from ...data.collators import IBotCollator
 from ...data.masking import MaskGenerator
 from ...data.views import MultiCropViews
+from ...modeling.configuration_common import SHARED_FIELDS, SHARED_SWIN_FIELDS
 from ...modeling.configuration_ibot import IBotConfig
 from ...modeling.configuration_ibot_swin import IBotSwinConfig
-from ...modeling.image_processing_pil_ibot import IBotImageProcessorPil
+from ...modeling.image_processing_pil_mim import IBotImageProcessorPil
 from ...modeling.modeling_ibot_pretraining import IBotForPreTraining
-from ...modeling.modeling_ibot_swin import IBotSwinModel
-from ...modeling.modeling_ibot_swin_pretraining import IBotSwinForPreTraining
-from ...modeling.native_fields import SHARED_FIELDS, SHARED_SWIN_FIELDS
+from ...modeling.modeling_ibot_swin import IBotSwinForPreTraining, IBotSwinModel
 from ..ibot_arguments import IBotTrainingArguments
 from ..ibot_trainer import IBotTrainer
 from .model_loading import build_image_processor, load_for_pretraining, pretraining_config

@@ -7,10 +7,10 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from ...data.collator_vqkd import VQKDCollator
-from ...data.crop_views import CropViews
+from ...data.collators import VQKDCollator
+from ...data.views import CropViews
 from ...modeling.configuration_vqkd import VQKDConfig
-from ...modeling.image_processing_pil_beitv2 import Beitv2ImageProcessorPil
+from ...modeling.image_processing_pil_mim import Beitv2ImageProcessorPil
 from ...modeling.modeling_vqkd import VQKDModel
 from ...utils.config_overrides import parse_overrides
 from ..vqkd_arguments import VQKDTrainingArguments
