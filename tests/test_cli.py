@@ -35,7 +35,7 @@ def verb(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("HF_MIM_DEBUG", raising=False)
     import hf_mim.analysis
     import hf_mim.evaluation
-    import hf_mim.hub
+    import hf_mim.hub.convert
     import hf_mim.training  # noqa: F401
 
     return replace

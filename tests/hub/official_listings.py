@@ -6,7 +6,7 @@ import re
 
 import torch
 
-from hf_mim.hub.convert.checkpoint.beitv2 import relative_position_index
+from hf_mim.hub.convert.beitv2 import relative_position_index
 from hf_mim.modeling.modeling_dbot import sincos_positions
 
 from ..conftest import GOLDEN

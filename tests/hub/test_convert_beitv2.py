@@ -20,8 +20,8 @@ from hf_mim import (
     Beitv2Model,
     convert_checkpoint,
 )
-from hf_mim.hub.convert.checkpoint.beitv2 import relative_position_index
-from hf_mim.hub.convert.checkpoint.checkpoint import save_converted
+from hf_mim.hub.convert.beitv2 import relative_position_index
+from hf_mim.hub.convert.checkpoint import save_converted
 from hf_mim.hub.convert.families import matching_families
 
 from .official_listings import (

@@ -24,8 +24,8 @@ from hf_mim import (
     DBotModel,
     convert_checkpoint,
 )
-from hf_mim.hub.convert.checkpoint.checkpoint import save_converted
-from hf_mim.hub.convert.checkpoint.dbot import likeness_to_sincos
+from hf_mim.hub.convert.checkpoint import save_converted
+from hf_mim.hub.convert.dbot import likeness_to_sincos
 from hf_mim.modeling.layers import resize_position_table
 from hf_mim.modeling.modeling_dbot import sincos_positions
 

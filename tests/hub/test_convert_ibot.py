@@ -21,7 +21,7 @@ from hf_mim import (
     VQKDModel,
     convert_checkpoint,
 )
-from hf_mim.hub.convert.checkpoint.ibot import official_name
+from hf_mim.hub.convert.ibot import official_name
 
 from .official_ibot import LISTINGS, full_checkpoint, part, released_weights
 

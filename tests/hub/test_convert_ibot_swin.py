@@ -13,8 +13,8 @@ from hf_mim import (
     IBotSwinModel,
     convert_checkpoint,
 )
-from hf_mim.hub.convert.checkpoint.beitv2 import relative_position_index
-from hf_mim.hub.convert.checkpoint.checkpoint import save_converted
+from hf_mim.hub.convert.beitv2 import relative_position_index
+from hf_mim.hub.convert.checkpoint import save_converted
 
 from ..conftest import GOLDEN
 from .official_listings import dropped_from

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoImageProcessor
 
 from hf_mim import Beitv2ImageProcessorPil, VQKDModel, convert_checkpoint, export_native
-from hf_mim.hub.convert.checkpoint.checkpoint import save_converted
+from hf_mim.hub.convert.checkpoint import save_converted
 
 from .official_listings import VQKD, assert_nothing_lost, dropped_from, vqkd_checkpoint
 from .test_convert_beitv2 import weights_of, within

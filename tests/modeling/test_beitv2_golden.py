@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from hf_mim import Beitv2Config, Beitv2ForImageClassification, Beitv2ForPreTraining
-from hf_mim.hub.convert.checkpoint.beitv2 import rename_beitv2
+from hf_mim.hub.convert.beitv2 import rename_beitv2
 from hf_mim.modeling.relative_position_beitv2 import Beitv2RelativePositionBias
 
 from ..conftest import GOLDEN

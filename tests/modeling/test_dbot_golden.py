@@ -14,8 +14,8 @@ from hf_mim import (
     DBotForPreTraining,
     DBotModel,
 )
-from hf_mim.hub.convert.checkpoint.beitv2 import rename_beitv2
-from hf_mim.hub.convert.checkpoint.dbot import rename_dbot
+from hf_mim.hub.convert.beitv2 import rename_beitv2
+from hf_mim.hub.convert.dbot import rename_dbot
 from hf_mim.modeling.layers import resize_position_table
 from hf_mim.modeling.modeling_dbot import sincos_positions
 from hf_mim.modeling.modeling_dbot_pretraining import normalize_targets

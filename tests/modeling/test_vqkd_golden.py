@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_mim import VQKDConfig, VQKDModel
-from hf_mim.hub.convert.checkpoint.vqkd import rename_vqkd
+from hf_mim.hub.convert.vqkd import rename_vqkd
 
 
 TOLERANCE = {"atol": 2e-5, "rtol": 1e-4}

@@ -5,7 +5,7 @@ import torch
 from transformers import TrainerCallback
 
 from hf_mim import Beitv2Config, Beitv2ForPreTraining, Beitv2ImageProcessorPil, VQKDConfig, VQKDModel
-from hf_mim.hub.convert.checkpoint.beitv2 import rename_beitv2
+from hf_mim.hub.convert.beitv2 import rename_beitv2
 from hf_mim.training.beitv2_arguments import Beitv2TrainingArguments
 from hf_mim.training.beitv2_trainer import Beitv2Trainer
 

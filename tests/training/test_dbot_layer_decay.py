@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_mim import DBotForImageClassification, DBotForPreTraining
-from hf_mim.hub.convert.checkpoint.dbot import rename_dbot
+from hf_mim.hub.convert.dbot import rename_dbot
 from hf_mim.training.optimization import decayed_parameter_names, layer_decay_groups
 
 from ..conftest import GOLDEN

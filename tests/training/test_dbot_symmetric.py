@@ -15,7 +15,7 @@ from hf_mim.data.sources import load_image_dataset
 from hf_mim.data.views import CropViews
 from hf_mim.evaluation.features import extract_features
 from hf_mim.evaluation.knn import knn_accuracy
-from hf_mim.hub.convert.checkpoint.beitv2 import rename_beitv2
+from hf_mim.hub.convert.beitv2 import rename_beitv2
 from hf_mim.training import run_pretrain
 from hf_mim.training.dbot_symmetric_arguments import DBotSymmetricTrainingArguments
 from hf_mim.training.dbot_symmetric_trainer import DBotSymmetricTrainer

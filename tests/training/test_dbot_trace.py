@@ -5,7 +5,7 @@ import torch
 from transformers import TrainerCallback
 
 from hf_mim import DBotConfig, DBotForPreTraining
-from hf_mim.hub.convert.checkpoint.dbot import rename_dbot
+from hf_mim.hub.convert.dbot import rename_dbot
 from hf_mim.training.dbot_arguments import DBotTrainingArguments
 from hf_mim.training.dbot_trainer import DBotTrainer
 

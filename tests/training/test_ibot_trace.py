@@ -5,7 +5,7 @@ import torch
 from transformers import TrainerCallback
 
 from hf_mim import IBotConfig, IBotForPreTraining
-from hf_mim.hub.convert.checkpoint.ibot import translate_ibot
+from hf_mim.hub.convert.ibot import translate_ibot
 from hf_mim.hub.convert.reading import read_official
 from hf_mim.training.ibot_arguments import IBotTrainingArguments
 from hf_mim.training.ibot_trainer import IBotTrainer

@@ -14,8 +14,8 @@ from hf_mim import (
     VQKDConfig,
     VQKDModel,
 )
-from hf_mim.hub.convert.checkpoint.beitv2 import rename_beitv2
-from hf_mim.hub.convert.checkpoint.vqkd import rename_vqkd
+from hf_mim.hub.convert.beitv2 import rename_beitv2
+from hf_mim.hub.convert.vqkd import rename_vqkd
 from hf_mim.training.optimization import BEITV2_WITHOUT_DECAY, decayed_parameter_names, layer_decay_groups
 
 from ..conftest import GOLDEN

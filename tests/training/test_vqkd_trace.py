@@ -6,7 +6,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from hf_mim import VQKDConfig, VQKDModel
-from hf_mim.hub.convert.checkpoint.vqkd import rename_vqkd
+from hf_mim.hub.convert.vqkd import rename_vqkd
 from hf_mim.modeling.image_processing_pil_mim import Beitv2ImageProcessorPil
 from hf_mim.training.vqkd_arguments import VQKDTrainingArguments
 from hf_mim.training.vqkd_trainer import VQKDTrainer
