@@ -1,23 +1,23 @@
 """
-One optimiser step of BEiT v2, targets included: this package's trainer against the steps of the original code.
+One optimizer step of BEiT v2, including targets: this package's trainer against the steps of the original code.
 
     python benchmarks/beitv2_step.py
 
 ViT-B/16 with patch aggregation (blocks 1 to 9 and two of the head branch), a tokenizer of twelve blocks with 8192
-codes, 75 of 196 patches masked, float32, two threads; the images are given as tensors to both sides. Each side has a
-process of its own, and they take turns step by step, because the speed of a shared machine changes from minute to
-minute:
+codes, 75 of 196 patches masked, float32, two threads. Both sides get the images as tensors. Each side runs in its own
+process, and the sides alternate step by step, because the speed of a shared machine changes from minute to minute.
+The script compares
 
-- losses of the first steps, from the same weights, images and masks;
-- time per step, and the growth of resident memory: the peak while the steps run minus what was resident before the
-  first one.
+- the losses of the first steps, from the same weights, images and masks;
+- the time per step, and the growth of resident memory: the peak while the steps run minus the resident memory before
+  the first step.
 
 The baseline is written from the description of the original (`modeling_pretrain.py`, `modeling_vqkd.py`,
-`norm_ema_quantizer.py`, `engine_for_pretraining.py`): explicit softmax attention to which the relative position bias
-is added, all tokens through the last blocks, a one-hot matrix of the codes in every call of the tokenizer, and loops
-over tensors for clipping and AdamW. The other side is `Beitv2Trainer.train()`.
+`norm_ema_quantizer.py`, `engine_for_pretraining.py`): explicit softmax attention plus the relative position
+bias, all tokens through the last blocks, a one-hot matrix of the codes in every call of the tokenizer, and loops over
+tensors for clipping and AdamW. The other side is `Beitv2Trainer.train()`.
 
-`--profile` prints where one step of each side spends its time instead.
+`--profile` prints the operators of one step of each side instead.
 """
 
 import argparse
@@ -195,7 +195,7 @@ NAMES = [
 
 
 def original_names(weights):
-    """Weights of the student or of the tokenizer under the baseline's names, with query, key and value in one."""
+    """Weights of the student or the tokenizer under the baseline's names, with query, key and value in one tensor."""
     renamed = {}
     for name, tensor in weights.items():
         if name.startswith(("decoder.", "decode_", "quantizer.initialized", "quantizer.idle_steps")) or name.endswith(
@@ -256,7 +256,7 @@ def student_config():
 
 
 def tokenizer_config():
-    # The decoder takes no part in pre-training.
+    # Pre-training does not use the decoder.
     return VQKDConfig(decoder_num_hidden_layers=1, kmeans_init=False)
 
 
@@ -297,11 +297,11 @@ def run_ours(student_weights, tokenizer_weights, batches, meter):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Measuring
+# Measurement
 
 
 def make_batches(steps, batch_size):
-    """Images like normalised ones for the student, in -1..1 for the tokenizer, and the recipe's masks."""
+    """Random images, normalized for the student and in -1..1 for the tokenizer, and the recipe's masks."""
     generator = torch.Generator().manual_seed(SEED)
     masks = BlockMaskGenerator((GRID, GRID), MASKED)
     batches = []
@@ -323,10 +323,10 @@ def make_batches(steps, batch_size):
 
 
 def measure(options):
-    """One side in this process; its last line on standard output are the losses."""
+    """Run one side in this process; its last line on standard output holds the losses."""
     torch.set_num_threads(THREADS)
     torch.manual_seed(SEED)
-    # Copies: a mapped file would count as memory of the side that uses it without copying.
+    # Copies, because a mapped file would count as memory of the side that uses it without copying.
     weights = [
         {name: tensor.clone() for name, tensor in load_file(os.path.join(options.weights, part)).items()}
         for part in ("student", "tokenizer")

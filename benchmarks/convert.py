@@ -1,11 +1,11 @@
 """
-Time and peak memory of `hf-mim convert` on a full iBOT checkpoint: both networks, centres and the moments of AdamW.
+Time and peak memory of `hf-mim convert` on a full iBOT checkpoint: both networks, centers and the moments of AdamW.
 
     python benchmarks/convert.py [--sizes base large] [--native] [--folder FOLDER]
 
-The file is generated with random numbers, in the layout of `main_ibot.py`, by a process of its own; it is removed
-afterwards. The peak is that of the resident memory of the process that converts, which counts the pages of the file
-that it has mapped. Both are compared with the size of the file, and the time with that of copying it.
+A separate process generates the file with random numbers, in the layout of `main_ibot.py`; the file is removed
+afterwards. The peak is that of the resident memory of the converting process, which includes the mapped pages of the
+file. It is compared with the size of the file, and the time with that of copying the file.
 """
 
 import argparse
@@ -24,7 +24,7 @@ SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
 
 
 def network(width: int, depth: int, prefix: str, is_student: bool) -> dict[str, torch.Tensor]:
-    """An official state dict of random numbers, with the shared head of 8192 prototypes."""
+    """An official state dict with random numbers and a shared head of 8192 prototypes."""
     shapes = {"cls_token": [1, 1, width], "pos_embed": [1, 197, width], "patch_embed.proj.weight": [width, 3, 16, 16]}
     shapes |= {"patch_embed.proj.bias": [width]} | ({"masked_embed": [1, width]} if is_student else {})
     layers = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
@@ -64,7 +64,7 @@ def generate(size: str, path: Path):
 
 
 def measured(command: list[str]) -> tuple[float, float]:
-    """Seconds and peak of resident memory in GiB of a process."""
+    """Seconds and peak resident memory in GiB of a process."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)

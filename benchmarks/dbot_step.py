@@ -1,24 +1,24 @@
 """
-dBOT's encoder, decoder and training step: what it saves to compute only what carries loss.
+dBOT's encoder, decoder and training step: savings from computing only what contributes to the loss.
 
     python benchmarks/dbot_step.py
 
-ViT-B/16 with the decoder of eight blocks of width 512, 147 of 196 patches removed, batch 4, float32, two threads; the
-images are given as tensors. Both sides of a comparison take turns, because the speed of a shared machine changes from
+ViT-B/16 with a decoder of eight blocks of width 512, 147 of 196 patches removed, batch 4, float32, two threads. The
+images are given as tensors. Both sides of a comparison alternate, because the speed of a shared machine changes from
 minute to minute.
 
 - encoder: forward and backward pass with the kept patches and the CLS token (50 tokens) against all 197 tokens;
 - decoder: the last block's MLP, the final norm, the prediction and the loss on the rows that carry loss (148 of 197)
-  against all rows, forward and backward, and how far losses and gradients differ;
-- step: a whole step, targets included, in two processes: losses of the first steps from the same weights, images and
+  against all rows, forward and backward, and the difference of losses and gradients;
+- step: a whole step, including targets, in two processes: losses of the first steps from the same weights, images and
   noise, time per step, and the growth of resident memory while the steps run. The baseline is a step in the manner of
   MAE, written from the description of the original (`models_mae.py`, `engine_pretrain.py`): explicit softmax
-  attention, prediction, normalised targets and loss of all rows, branches that are computed and then multiplied by 0
-  where stochastic depth drops them, loops over tensors for clipping and AdamW. The other side is
+  attention; prediction, normalized targets and loss for all rows; branches that are computed and then multiplied by 0
+  where stochastic depth drops them; loops over tensors for clipping and AdamW. The other side is
   `DBotTrainer.train()`. Both drop the same samples.
 
-`--part` measures one of these only, `--drop_path_rate 0` a step without stochastic depth; `--profile` prints where one
-step of each side spends its time instead.
+`--part` runs only one of these, `--drop_path_rate 0` measures a step without stochastic depth, and `--profile` prints
+the operators of one step of each side instead.
 """
 
 import argparse
@@ -147,7 +147,7 @@ class Student(nn.Module):
 
 
 def masked_loss(prediction, targets, mask):
-    """Of all rows, of which those of the kept patches count for nothing."""
+    """The loss computed for all rows; rows of kept patches have weight 0."""
     mean, variance = targets.mean(dim=-1, keepdim=True), targets.var(dim=-1, keepdim=True)
     targets = (targets - mean) / (variance + 1e-6) ** 0.5
     loss = F.smooth_l1_loss(prediction, targets, beta=2.0, reduction="none").mean(dim=-1)
@@ -172,7 +172,7 @@ NAMES = [
 
 
 def original_names(weights):
-    """Weights of the student under the baseline's names, with query, key and value in one."""
+    """Weights of the student under the baseline's names, with query, key and value in one tensor."""
     renamed = {}
     for name, tensor in weights.items():
         if "k_proj" in name or "v_proj" in name:
@@ -262,11 +262,11 @@ def run_ours(weights, batches, rate, meter):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Measuring
+# Measurement
 
 
 def make_batches(steps, batch_size):
-    """Images like normalised ones, whose patches differ in their colours, and the noise that decides what is kept."""
+    """Random normalized images whose patches differ in color, and the noise that selects the kept patches."""
     generator = torch.Generator().manual_seed(SEED)
     batches = []
     for _ in range(steps):
@@ -279,7 +279,7 @@ def make_batches(steps, batch_size):
 
 
 def time_in_turns(sides, model, rounds):
-    """Prints the time of each side's call in turns; the first round is not counted."""
+    """Time each side's call in alternation and print the results; the first round does not count."""
     figures = {name: [] for name in sides}
     for number in range(1 + rounds):
         for name, call in sides.items():
@@ -350,9 +350,9 @@ def measure_decoder(options):
 
 
 def measure_step(options):
-    """One side in this process; its last line on standard output are the losses."""
+    """Run one side in this process; its last line on standard output holds the losses."""
     torch.manual_seed(SEED)
-    # Copies: a mapped file would count as memory of the side that uses it without copying.
+    # Copies, because a mapped file would count as memory of the side that uses it without copying.
     weights = {name: tensor.clone() for name, tensor in load_file(options.weights).items()}
     meter = Profiler(options.steps) if options.profile else Meter()
     run = run_ours if options.side == "ours" else run_baseline

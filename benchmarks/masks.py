@@ -1,4 +1,6 @@
-"""Masks per batch: `MaskGenerator` against a loop over the images, as in the original iBOT code (`loader.py`).
+"""
+Time to draw the masks of a batch: `MaskGenerator` against a loop over images, as in the original iBOT code
+(`loader.py`).
 
 Usage: python benchmarks/masks.py [--batch_size 256] [--repeats 20]
 
@@ -63,7 +65,7 @@ def plain_rand_mask() -> np.ndarray:
 
 
 def milliseconds(function: Callable[[], object], calls: int) -> float:
-    """Processor time of the fastest of some calls."""
+    """Processor time of the fastest of several calls, in milliseconds."""
     times = []
     for _ in range(calls):
         start = time.process_time()
@@ -84,13 +86,13 @@ def main() -> None:
         generator = MaskGenerator((HEIGHT, WIDTH), RATIOS, HALF_WIDTHS, shape)
 
         def loop(plain: Callable[[], np.ndarray] = plain) -> np.ndarray:
-            random.seed(0)  # the same work in every repeat, as on the other side
+            random.seed(0)  # the same work in every repeat, as for the other side
             return np.stack([plain() for _ in range(args.batch_size * VIEWS)])
 
         def ours(generator: MaskGenerator = generator) -> np.ndarray:
             return generator(mask_seeds(0, 0, np.arange(args.batch_size), VIEWS).ravel(), 0)
 
-        # Turns about, so that both see the same other work on the machine.
+        # Alternate, so that other work on the machine affects both sides equally.
         times = np.array([(milliseconds(loop, 1), milliseconds(ours, 5)) for _ in range(args.repeats)])
         before, now = times.min(axis=0)
         print(f"{shape:8}{before:10.2f}{now:10.3f}{before / now:8.1f}")

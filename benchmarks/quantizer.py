@@ -3,17 +3,17 @@ The quantizer of VQ-KD: this package against the arithmetic of the original code
 
     python benchmarks/quantizer.py
 
-12,544 vectors of 32 numbers (64 images of 14 x 14 patches) and 8,192 codes, float32. Both sides take turns; times are
+12,544 vectors of 32 numbers (64 images of 14 x 14 patches) and 8,192 codes, float32. Both sides alternate; times are
 medians, because the speed of a shared machine changes from minute to minute:
 
-- statistics: how many vectors each code has, and their sum;
+- statistics: the number of vectors per code, and their sum;
 - encode: the codes of one batch in evaluation mode;
 - step: forward and backward pass of a training batch, and the update of the codebook;
-- the codebooks after twenty such steps from the same one;
-- memory: by how much one step, in a process of its own, raises the peak of resident memory (Linux).
+- the codebooks after twenty such steps from the same initial codebook;
+- memory: the increase in peak resident memory from one step, in a separate process (Linux).
 
-The baseline is written from the description of the original (`norm_ema_quantizer.py`): it makes the whole matrix of
-distances and a one-hot matrix of the same size, in training mode and in evaluation mode.
+The baseline is written from the description of the original (`norm_ema_quantizer.py`): it builds the full
+distance matrix and a one-hot matrix of the same size, in training mode and in evaluation mode.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def make_quantizer(side, codebook):
 
 
 def train(quantizer, features, gradient):
-    """One step; gives the codes."""
+    """Run one step and return the codes."""
     features = features.detach().requires_grad_()
     quantized, codes, loss = quantizer.train()(features)
     torch.autograd.backward((quantized, loss), (gradient, torch.ones_like(loss)))
@@ -100,7 +100,7 @@ def encode(quantizer, features):
 
 
 def make_data(options):
-    """A codebook of unit vectors, and features of so many steps, each around some vector of the codebook."""
+    """A codebook of unit vectors, and the features of all steps, each close to a vector of the codebook."""
     generator = torch.Generator().manual_seed(SEED)
     codebook = F.normalize(torch.randn(options.codes, options.channels, generator=generator), dim=1)
     features = []
@@ -112,7 +112,7 @@ def make_data(options):
 
 
 def median_times(functions, repeats):
-    """Median milliseconds of each function; they take turns, and the first turn does not count."""
+    """Median milliseconds of each function; the functions alternate, and the first round does not count."""
     times = [[] for _ in functions]
     for _ in range(repeats + 1):
         for function, seconds in zip(functions, times, strict=True):
@@ -167,7 +167,7 @@ def memory_of(options):
     quantizer = make_quantizer(options.memory_of, codebook)
     gc.collect()
     with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # forget the peak so far
+        file.write("5")  # reset the peak
     before = resident("VmHWM")
     train(quantizer, features[0], gradient)
     print(resident("VmHWM") - before)

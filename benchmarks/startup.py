@@ -1,11 +1,11 @@
 """
-How long a command takes to begin: imports, `hf-mim --help`, and `hf-mim pretrain quickstart` up to its first step.
+Startup time: imports, `hf-mim --help`, and `hf-mim pretrain quickstart` to the end of its first step.
 
     python benchmarks/startup.py [--repeats 5] [--no_training]
 
-Every figure is the median of fresh processes, in seconds and as a multiple of `import torch`. The commands take turns,
-so that a machine that is busy for a while slows all of them. One round before, which does not count, fills the caches.
-The first step is timed from the launch of the process to the end of the first step of the optimiser.
+Each result is the median over fresh processes, in seconds and as a multiple of `import torch`. The commands alternate,
+so that other work on the machine slows all of them equally. A warm-up round, which does not count, fills the caches.
+The first step is timed from the launch of the process to the end of the first optimizer step.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import time
 
 
 RUN = "import sys, hf_mim_cli; sys.exit(hf_mim_cli.main({}))"
-# Ends the process with the first step, before anything is written.
+# Exits after the first step, before anything is written.
 FIRST_STEP = """
 import os
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -43,7 +43,7 @@ NO_EVALUATION = ["--eval_strategy", "no", "--eval_on_start", "false"]
 
 
 def programs(training: bool, folder: str) -> dict[str, str]:
-    """What is measured, by name, as source text for `python -c`."""
+    """The programs to measure, by name, as source for `python -c`."""
     found = {line: line for line in IMPORTS}
     found |= {f"hf-mim {' '.join(verb)}": RUN.format(verb) for verb in VERBS}
     if training:

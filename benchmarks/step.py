@@ -1,18 +1,19 @@
 """
-One optimiser step of iBOT: this package's trainer against the steps of the original code.
+One optimizer step of iBOT: this package's trainer against the steps of the original code.
 
     python benchmarks/step.py
 
-ViT-S/16, two views of 224 and ten of 96 pixels, 8192 prototypes, float32, two threads; the views are given as tensors
-to both sides. Each side has a process of its own, and they take turns step by step, because the speed of a shared
-machine changes from minute to minute:
+ViT-S/16, two views of 224 and ten of 96 pixels, 8192 prototypes, float32, two threads. Both sides get the views as
+tensors. Each side runs in its own process, and the sides alternate step by step, because the speed of a shared machine
+changes from minute to minute. The script compares
 
-- losses of the first steps, from the same weights, views and masks, without stochastic depth (whose draws differ);
-- time per step with the recipe's stochastic depth of 0.1, and the growth of resident memory: the peak while the steps
-  run minus what was resident before the first one.
+- the losses of the first steps, from the same weights, views and masks, without stochastic depth (whose random draws
+  differ);
+- the time per step with the recipe's stochastic depth of 0.1, and the growth of resident memory: the peak while the
+  steps run minus the resident memory before the first step.
 
 The baseline is written from the description of the original (`main_ibot.py`, `vision_transformer.py`, `head.py`,
-`utils.py`): head and logits of every token of every view, explicit softmax attention, a double loop over views in the
+`utils.py`): head and logits for every token of every view, explicit softmax attention, a double loop over views in the
 loss, and loops over tensors for clipping and the teacher's average. The other side is `IBotTrainer.train()`.
 """
 
@@ -320,11 +321,11 @@ def run_ours(weights, batches, drop_path, meter):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Measuring
+# Measurement
 
 
 def make_batches(steps, batch_size):
-    """Views like normalised images, and the recipe's masks: half of the views have none."""
+    """Random views, normalized, and the recipe's masks: half of the views have none."""
     generator = torch.Generator().manual_seed(SEED)
     masks = MaskGenerator((14, 14))
     batches = []
@@ -345,7 +346,7 @@ def make_batches(steps, batch_size):
 
 
 def measure(options):
-    """One side in this process; its last line on standard output are the losses."""
+    """Run one side in this process; its last line on standard output holds the losses."""
     torch.set_num_threads(THREADS)
     torch.manual_seed(SEED)
     weights, batches = load_file(options.weights), make_batches(options.steps, options.batch_size)
@@ -354,7 +355,7 @@ def measure(options):
 
 
 def commands(weights, options, steps, drop_path):
-    """What runs each side."""
+    """The commands that run each side."""
     arguments = ["--weights", weights, "--steps", steps, "--batch_size", options.batch_size, "--drop_path", drop_path]
     return [[__file__, "--side", side, *arguments] for side in SIDES]
 

@@ -1,4 +1,4 @@
-"""Two sides of a benchmark in a process each, which take turns step by step."""
+"""Two sides of a benchmark, each in its own process, that alternate step by step."""
 
 import contextlib
 import gc
@@ -18,15 +18,16 @@ THREADS = 2
 
 class Meter:
     """
-    Wall-clock and processor seconds of every step, and the growth of resident memory since before the first (Linux).
+    Measures wall-clock and processor seconds of every step, and the growth of resident memory since before the first
+    (Linux).
 
-    Before each step it waits for a line on standard input, and after it writes its figures to standard output.
+    Waits for a line on standard input before each step, and writes the measurements to standard output after it.
     """
 
     def start(self):
         gc.collect()
         with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")  # forget the peak so far
+            file.write("5")  # reset the peak
         self.before = self.resident("VmHWM")
         self.wait()
 
@@ -46,7 +47,7 @@ class Meter:
 
 
 class Profiler:
-    """In place of a [`Meter`]: prints the operators on which the last step spends its time."""
+    """Used in place of a [`Meter`]: prints the operators on which the last step spends its time."""
 
     def __init__(self, steps):
         self.remaining = steps
@@ -69,7 +70,7 @@ class Profiler:
 
 
 class StepEnds(TrainerCallback):
-    """Passes the beginning of the first step and the end of every step of a `Trainer` on to a [`Meter`]."""
+    """Reports the start of the first step and the end of every step of a `Trainer` to a [`Meter`]."""
 
     def __init__(self, meter):
         self.meter = meter
@@ -84,7 +85,7 @@ class StepEnds(TrainerCallback):
 def take_turns(commands, steps):
     """
     Run two scripts, with their arguments, step by step. Each uses a [`Meter`], and its last line on standard output is
-    its result. Gives the figures of every step and the result of each side.
+    its result. Returns the measurements of every step and the result of each side.
     """
     environment = os.environ | {"OMP_NUM_THREADS": str(THREADS)}
     pipe = subprocess.PIPE
@@ -96,7 +97,7 @@ def take_turns(commands, steps):
     def lines(process):
         for line in process.stdout:
             if line[0] in "[{":
-                with contextlib.suppress(ValueError):  # Trainer prints its logs, which are no JSON
+                with contextlib.suppress(ValueError):  # Trainer prints its logs, which are not JSON
                     yield json.loads(line)
 
     readers = [lines(process) for process in processes]
@@ -115,12 +116,12 @@ def take_turns(commands, steps):
 
 
 def print_comparison(losses, figures):
-    """What both sides give from the same weights, and the figures of their steps."""
+    """Print the losses of both sides from the same weights, and the measurements of their steps."""
     for step, (baseline, ours) in enumerate(zip(*losses, strict=True)):
         print(f"step {step}: loss of the baseline {baseline['loss']:.7f}, ours {ours['loss']:.7f}")
     difference = max(abs(a[key] - b[key]) for a, b in zip(*losses, strict=True) for key in a)
     print(f"largest difference of a loss or its parts: {difference:.1e}")
-    # The first step also allocates the optimiser's state.
+    # The first step also allocates the optimizer state.
     pairs = list(zip(*figures, strict=True))[1:]
     for title, key, statistic, scale in (
         ("ms per step, median", "wall", statistics.median, 1e3),

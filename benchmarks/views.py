@@ -1,13 +1,14 @@
-"""Views per second and core: `MultiCropViews` and `color_views` against one image after the other with Pillow.
+"""
+Images per second and core: `MultiCropViews` and `color_views` against Pillow on one image at a time.
 
 Usage: python benchmarks/views.py [--data_dir FOLDER] [--images 64] [--batch_size 32] [--repeats 5]
 
-Both sides decode the files, make 2 views of 224 pixels and 10 of 96, augment their colours and stack normalised
+Both sides decode the files, generate 2 views of 224 pixels and 10 of 96, augment their colors and stack normalized
 float32 batches. The Pillow side is the pipeline of the original iBOT code (`main_ibot.py: DataAugmentationiBOT`).
-"Worker" leaves the colours to the training device, as in training on a GPU: batches are of bytes then.
+"Worker" leaves color augmentation to the training device, as in training on a GPU; its batches are uint8.
 
-The figures are images per second of CPU time (the best of the repeats, which take turns) in one thread. Without
---data_dir the photographs are those of ../shared/data/photos_mini or else the tiles of `load_photo_tiles`.
+The results are images per second of CPU time in one thread, the best of the alternating repeats. Without --data_dir,
+the images are those of ../shared/data/photos_mini if that folder exists, otherwise the tiles of `load_photo_tiles`.
 """
 
 import argparse
@@ -33,7 +34,7 @@ PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "photos_mini"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MEAN_COLUMN, STD_COLUMN = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
 GLOBAL_SCALE, LOCAL_SCALE = (0.25, 1.0), (0.05, 0.25)
-# Probabilities of blur and solarisation in the first global view, the second and the local ones.
+# Probabilities of blur and solarization in the first global view, the second, and the local views.
 FIRST, SECOND, LOCAL = (1.0, 0.0), (0.1, 0.2), (0.5, 0.0)
 
 
@@ -97,7 +98,7 @@ def pillow_batch(files: list[bytes], seed: int) -> list[Tensor]:
 
 
 def worker_batch(files: list[bytes], seed: int) -> tuple[Tensor, Tensor, np.ndarray]:
-    """What the workers and the collator do."""
+    """The work of the data loader workers and the collator."""
     views = MultiCropViews(2, 224, GLOBAL_SCALE, 10, 96, LOCAL_SCALE)
     samples = [views(decode_image(data), np.random.default_rng([seed, i])) for i, data in enumerate(files)]
     return (
@@ -108,7 +109,7 @@ def worker_batch(files: list[bytes], seed: int) -> tuple[Tensor, Tensor, np.ndar
 
 
 def colored_batch(files: list[bytes], seed: int) -> list[Tensor]:
-    """The same, and what the trainer does with the batch."""
+    """[`worker_batch`] and the work of the trainer on the batch."""
     *groups, parameters = worker_batch(files, seed)
     tables = parameters[:, :2], parameters[:, 2:]
     return [
