@@ -1,16 +1,16 @@
 """Fixtures shared by the whole suite."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file
 
-
-GOLDEN = Path(__file__).parent / "golden"
-SHARED = Path(__file__).parents[2] / "shared"
-SHARED_DATA = SHARED / "data"
+from tests.testing.loopback import LoopbackHub
+from tests.testing.paths import GOLDEN, SHARED, SHARED_DATA
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +54,14 @@ def beitv2_golden():
 def dbot_golden():
     """`dbot_golden(name)` gives tensors of the original dBOT."""
     return _partly_shared_golden("dbot")
+
+
+@pytest.fixture
+def loopback_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    """
+    A [`LoopbackHub`]. Child processes find it through `loopback_hub.environment`; in this process, which knows the
+    real one, take `HfApi(endpoint=loopback_hub.url, token=TOKEN)`.
+    """
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    with LoopbackHub() as hub:
+        yield hub

@@ -11,8 +11,7 @@ import torch
 from hf_mim import IBotConfig, IBotModel, VQKDModel
 from hf_mim.analysis.analyze_codes import analyze_codes, main
 from hf_mim.modeling.quantizer_vqkd import code_statistics
-
-from .tokenizer import CODES, PROCESSOR, codes_of, tiny_tokenizer, write_noise
+from tests.testing.tiny_tokenizer import CODES, PROCESSOR, codes_of, tiny_tokenizer, write_noise
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,7 @@ from hf_mim import IBotConfig, IBotModel
 from hf_mim.analysis.analyze_properties import analyze_properties, main, short_names
 from hf_mim.analysis.properties import attention_distances, even_attention_distance, singular_value_shares
 from hf_mim.data.images import decode_image
-
-from .tokenizer import write_noise
+from tests.testing.tiny_tokenizer import write_noise
 
 
 SIZES = {"hidden_size": 24, "num_attention_heads": 3, "initializer_range": 0.5}

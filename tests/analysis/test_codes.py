@@ -14,8 +14,16 @@ from hf_mim import Beitv2ImageProcessorPil, VQKDConfig, VQKDModel
 from hf_mim.analysis.codes import choose_codes, choose_patches, encode_images, plot_codes, plot_usage
 from hf_mim.data.images import UnreadableImageError
 from hf_mim.modeling.quantizer_vqkd import code_statistics
-
-from .tokenizer import HEIGHT, PATCH, PROCESSOR, WIDTH, codes_of, dataset_of, tiny_tokenizer, write_noise
+from tests.testing.tiny_tokenizer import (
+    HEIGHT,
+    PATCH,
+    PROCESSOR,
+    WIDTH,
+    codes_of,
+    dataset_of,
+    tiny_tokenizer,
+    write_noise,
+)
 
 
 @pytest.fixture(scope="module")

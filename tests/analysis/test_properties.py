@@ -36,8 +36,7 @@ from hf_mim.analysis.properties import (
     even_attention_distance,
     singular_value_shares,
 )
-
-from ..conftest import GOLDEN, SHARED
+from tests.testing.paths import GOLDEN, SHARED
 
 
 SIZES = {

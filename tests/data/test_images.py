@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from hf_mim.data.images import UnreadableImageError, decode_image
-from tests.conftest import SHARED_DATA
+from tests.testing.paths import SHARED_DATA
 
 
 MANIFEST = SHARED_DATA / "hostile_images" / "manifest.json"

@@ -24,8 +24,7 @@ from hf_mim.hub.catalogue_cards import catalogue_card, loaded_class
 from hf_mim.hub.convert.command import shown_command
 from hf_mim.hub.converted_card import IMAGENET, build_converted_card
 from hf_mim.hub.run_card import rename_card
-
-from .card_checks import assert_whole
+from tests.testing.card_checks import assert_whole
 
 
 CATALOGUE = load_catalogue()

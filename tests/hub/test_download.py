@@ -10,8 +10,7 @@ import pytest
 
 from hf_mim.hub import download
 from hf_mim.hub.download import check_sha256, default_cache_dir, download_file, recorded_address
-
-from .file_server import FileServer
+from tests.testing.file_server import FileServer
 
 
 CONTENT = bytes(range(256)) * 12_000

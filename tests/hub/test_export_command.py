@@ -40,9 +40,8 @@ from hf_mim import (
 from hf_mim.hub import export_onnx as onnx
 from hf_mim.hub.export import export_native
 from hf_mim.hub.publish import publish
-
-from .loopback import TOKEN
-from .tiny_run import CARD
+from tests.testing.loopback_store import TOKEN
+from tests.testing.tiny_run import CARD
 
 
 SIZES = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=24, patch_size=8)

@@ -28,8 +28,7 @@ from hf_mim import (
     IBotSwinForPreTraining,
 )
 from hf_mim.hub.export import export_native, native_image_processor
-
-from .fresh_process import run_fresh
+from tests.testing.fresh_process import run_fresh
 
 
 SIZES = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=24, patch_size=8, drop_path_rate=0)

@@ -16,11 +16,11 @@ from PIL import Image
 from hf_mim import DBotConfig, DBotForImageClassification, DBotImageProcessorPil, IBotImageProcessorPil
 from hf_mim.hub.export import export_native, native_image_processor
 from hf_mim.hub.publish import publish
-
-from ..training.tiny import COMMON, TINY
-from .fresh_process import run_fresh
-from .loopback import TOKEN, LoopbackHub
-from .tiny_run import CARD, tiny_model, write_run
+from tests.testing.fresh_process import run_fresh
+from tests.testing.loopback import LoopbackHub
+from tests.testing.loopback_store import TOKEN
+from tests.testing.tiny_run import CARD, tiny_model, write_run
+from tests.testing.tiny_training import COMMON, TINY
 
 
 WITHOUT_THE_PACKAGE = """

@@ -14,9 +14,9 @@ from hf_mim.hub import publish_command
 from hf_mim.hub.publish import publish, readable_size
 from hf_mim.hub.publish_checks import check_text
 from hf_mim.hub.remote_code import add_code
-
-from .loopback import READ_TOKEN, TOKEN, Handler
-from .tiny_run import CARD, tiny_model, write_run
+from tests.testing.loopback_requests import Handler
+from tests.testing.loopback_store import READ_TOKEN, TOKEN
+from tests.testing.tiny_run import CARD, tiny_model, write_run
 
 
 ENCODER_FILES = {

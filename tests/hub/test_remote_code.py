@@ -18,11 +18,10 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module, get
 
 import hf_mim
 from hf_mim.hub.export import native_image_processor
-from hf_mim.hub.remote_code import AUTO_MAPS, IMAGE_PROCESSORS, MODELING, add_code
+from hf_mim.hub.remote_code import AUTO_MAPS, MODELING, PROCESSOR_MAPS, add_code
 from hf_mim.modeling import relative_position_beitv2
-
-from .fresh_process import run_fresh
-from .loopback import TOKEN
+from tests.testing.fresh_process import run_fresh
+from tests.testing.loopback_store import TOKEN
 
 
 SIZES = dict(hidden_size=32, num_attention_heads=4, image_size=24, patch_size=8, initializer_range=0.2)
@@ -341,7 +340,7 @@ def test_what_is_in_the_folder(root, tmp_path):
     for name in added:
         assert (tmp_path / name).read_bytes() == (MODELING / name).read_bytes()
     assert json.loads((tmp_path / "config.json").read_text()) == config | {"auto_map": AUTO_MAPS["ibot"]}
-    auto_map = {"AutoImageProcessor": IMAGE_PROCESSORS["IBotImageProcessor"]}
+    auto_map = {"AutoImageProcessor": PROCESSOR_MAPS["IBotImageProcessor"]["AutoImageProcessor"]}
     assert json.loads((tmp_path / "preprocessor_config.json").read_text()) == preprocessing | {"auto_map": auto_map}
 
     teacher = root / "ibot" / "teacher"
@@ -402,10 +401,10 @@ def test_the_maps_say_what_the_package_registers():
         assert AUTO_MAPS[config.model_type] == expected
 
 
-@pytest.mark.parametrize("name", IMAGE_PROCESSORS)
+@pytest.mark.parametrize("name", PROCESSOR_MAPS)
 def test_the_image_processors_are_where_the_maps_say(name):
     for backend, suffix in (("torchvision", ""), ("pil", "Pil")):
-        module, class_name = IMAGE_PROCESSORS[name][backend].split(".")
+        module, class_name = PROCESSOR_MAPS[name]["AutoImageProcessor"][backend].split(".")
         assert class_name == name + suffix
         assert hasattr(importlib.import_module(f"hf_mim.modeling.{module}"), class_name)
 

@@ -11,8 +11,7 @@ from hf_mim.training.dbot_arguments import DBotTrainingArguments
 from hf_mim.training.dbot_symmetric_arguments import DBotSymmetricTrainingArguments
 from hf_mim.training.ibot_arguments import IBotTrainingArguments
 from hf_mim.training.vqkd_arguments import VQKDTrainingArguments
-
-from . import card_checks
+from tests.testing import card_checks
 
 
 FACTS = {

@@ -16,9 +16,9 @@ from torch import Tensor
 
 import hf_mim
 import hf_mim_cli as cli
-
-from .fresh_process import run_fresh
-from .loopback import TOKEN, LoopbackHub
+from tests.testing.fresh_process import run_fresh
+from tests.testing.loopback import LoopbackHub
+from tests.testing.loopback_store import TOKEN
 
 
 def official_checkpoint(file: Path, width: int, depth: int, image_size: int, out_dim: int, hidden: int):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel, set_seed
 
-from .tiny import pretrain, tiny_beitv2, tiny_vqkd
+from tests.testing.tiny_training import pretrain, tiny_beitv2, tiny_vqkd
 
 
 @pytest.fixture(scope="session")

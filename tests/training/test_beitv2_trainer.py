@@ -1,69 +1,13 @@
 """Beitv2Trainer on noise: who sees what, what does not fit, and an exact resume."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
-from hf_mim import Beitv2Collator, Beitv2Config, Beitv2ForPreTraining, Beitv2ImageProcessorPil, VQKDConfig, VQKDModel
-from hf_mim.data.masking import BlockMaskGenerator
 from hf_mim.training.beitv2_arguments import Beitv2TrainingArguments
 from hf_mim.training.beitv2_trainer import Beitv2Trainer
-
-
-SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-
-
-class Noise(torch.utils.data.Dataset):
-    """32 images of 3x16x16 random bytes, and perhaps their second renderings of `second_size` pixels."""
-
-    def __init__(self, second_size: int | None):
-        self.second_size = second_size
-
-    def __len__(self) -> int:
-        return 32
-
-    def __getitem__(self, index: int) -> dict:
-        generator = torch.Generator().manual_seed(index)
-
-        def view(size: int) -> torch.Tensor:
-            return torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=generator)
-
-        sample = {"epoch": 0, "index": index, "view": view(16)}
-        return sample if self.second_size is None else sample | {"second_view": view(self.second_size)}
-
-
-def make_tokenizer(seed: int = 0, **config) -> VQKDModel:
-    torch.manual_seed(seed)
-    sizes = {"image_size": 16, "patch_size": 4, "codebook_size": 12, "codebook_dim": 4, "kmeans_init": False}
-    return VQKDModel(VQKDConfig(**SIZES | sizes | config))
-
-
-def make_trainer(
-    folder: Path, tokenizer=None, second_size: int | None = None, config=None, **options
-) -> Beitv2Trainer:
-    defaults = {
-        "max_steps": 4,
-        "per_device_train_batch_size": 8,
-        "warmup_epochs": 0,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "use_cpu": True,
-        "disable_tqdm": True,
-    }
-    tokenizer = make_tokenizer() if tokenizer is None else tokenizer
-    torch.manual_seed(1)
-    sizes = {"image_size": 16, "patch_size": 4, "vocab_size": 12, "early_layers": 1, "head_layers": 1}
-    return Beitv2Trainer(
-        model=Beitv2ForPreTraining(Beitv2Config(**SIZES | sizes | (config or {}))),
-        args=Beitv2TrainingArguments(output_dir=str(folder), **defaults | options),
-        tokenizer=tokenizer,
-        tokenizer_processor=Beitv2ImageProcessorPil(image_mean=[0.5] * 3, image_std=[0.5] * 3),
-        processing_class=Beitv2ImageProcessorPil(),
-        train_dataset=Noise(second_size),
-        data_collator=Beitv2Collator(BlockMaskGenerator((4, 4), 6, 2)),
-    )
+from tests.testing.tiny_beitv2 import make_tokenizer, make_trainer
 
 
 def logs_of(trainer: Beitv2Trainer) -> list[dict]:
@@ -80,7 +24,7 @@ def test_each_view_is_normalised_for_its_network(tmp_path, second_size, patch_si
     tokenizer = make_tokenizer(patch_size=patch_size, image_size=4 * patch_size)
     trainer = make_trainer(tmp_path, tokenizer, second_size)
     samples = [trainer.train_dataset[i] for i in range(8)]
-    inputs = trainer._prepare_inputs(trainer.data_collator(samples))
+    inputs = trainer.prepare_batch(trainer.data_collator(samples))
     for name, views, mean, std in (
         ("pixel_values", "view", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
         ("target_pixel_values", "view" if second_size is None else "second_view", [0.5] * 3, [0.5] * 3),
@@ -95,7 +39,7 @@ def test_each_view_is_normalised_for_its_network(tmp_path, second_size, patch_si
     assert inputs.keys() == {"pixel_values", "bool_masked_pos", "mask_indices"}
     # The labels of masked patches are what is counted.
     masked = targets["labels"][inputs["bool_masked_pos"]]
-    logs = trainer.collected_logs()
+    logs = trainer.collect_logs()
     assert logs["codes_used"] == len(masked.unique()) / 12
     assert logs["majority_code"] == pytest.approx(masked.bincount().max().item() / len(masked))
     trainer.train()
@@ -105,16 +49,16 @@ def test_each_view_is_normalised_for_its_network(tmp_path, second_size, patch_si
 def test_normalised_views_are_put_in_the_tokenizers_scale(tmp_path):
     trainer = make_trainer(tmp_path)
     raw = trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
-    expected = trainer._prepare_inputs(dict(raw))
+    expected = trainer.prepare_batch(dict(raw))
     given = {**raw, "pixel_values": expected["pixel_values"].clone()}
-    inputs = trainer._prepare_inputs(dict(given))
+    inputs = trainer.prepare_batch(dict(given))
     assert torch.equal(inputs["pixel_values"], expected["pixel_values"])
     torch.testing.assert_close(inputs["target_pixel_values"], expected["target_pixel_values"], rtol=0, atol=1e-5)
     own = torch.rand(8, 3, 16, 16)
-    assert torch.equal(trainer._prepare_inputs(given | {"target_pixel_values": own})["target_pixel_values"], own)
+    assert torch.equal(trainer.prepare_batch(given | {"target_pixel_values": own})["target_pixel_values"], own)
     trainer.processing_class = None
-    with pytest.raises(ValueError, match="normalised pixel_values need processing_class"):
-        trainer._prepare_inputs(given)
+    with pytest.raises(ValueError, match="normalized pixel_values need processing_class"):
+        trainer.prepare_batch(given)
 
 
 def test_what_is_logged_and_deployed(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from .test_distributed import CONFIGS, free_port
+from tests.testing.processes import CONFIGS, free_port
 
 
 def launch(processes: int, folder: Path, sharded: bool, *options: str) -> list[dict]:
@@ -17,7 +17,7 @@ def launch(processes: int, folder: Path, sharded: bool, *options: str) -> list[d
     config = CONFIGS / ("fsdp2.yaml" if sharded else "cpu.yaml")
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", processes]
     command += ["--main_process_port", free_port(), "--mixed_precision", "no", "--config_file", config]
-    command += ["-m", "tests.training.dbot_processes", folder, 8 // processes, "sharded" if sharded else "copies"]
+    command += ["-m", "tests.testing.dbot_processes", folder, 8 // processes, "sharded" if sharded else "copies"]
     run = subprocess.run(
         [*map(str, command), *options],
         capture_output=True,

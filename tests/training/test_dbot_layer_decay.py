@@ -8,9 +8,8 @@ import torch
 from hf_mim import DBotForImageClassification, DBotForPreTraining
 from hf_mim.hub.convert.dbot import rename_dbot
 from hf_mim.training.optimization import decayed_parameter_names, layer_decay_groups
-
-from ..conftest import GOLDEN
-from ..modeling.test_dbot_common import tiny_config
+from tests.testing.dbot_models import tiny_config
+from tests.testing.paths import GOLDEN
 
 
 CASES = json.loads((GOLDEN / "dbot" / "layer_decay.json").read_text())

@@ -19,9 +19,14 @@ from hf_mim.hub.convert.beitv2 import rename_beitv2
 from hf_mim.training import run_pretrain
 from hf_mim.training.dbot_symmetric_arguments import DBotSymmetricTrainingArguments
 from hf_mim.training.dbot_symmetric_trainer import DBotSymmetricTrainer
-
-from .test_resume import copy_checkpoint
-from .tiny import DBOT_SYMMETRIC_SIZES, logged_losses, pretrain, tiny_dbot_symmetric, tiny_teacher
+from tests.testing.resuming import copy_checkpoint
+from tests.testing.tiny_training import (
+    DBOT_SYMMETRIC_SIZES,
+    logged_losses,
+    pretrain,
+    tiny_dbot_symmetric,
+    tiny_teacher,
+)
 
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -56,7 +61,7 @@ def test_each_network_sees_the_crop_as_it_wants_it(tmp_path, second):
     views = CropViews(32, (0.4, 1.0), 0.4, 8 if second else None)
     samples = [{"epoch": 0, "index": i} | views(image, np.random.default_rng(i)) for i in range(6)]
     batch = Beitv2Collator(BlockMaskGenerator((2, 2), 2, 1))(samples)
-    inputs = trainer._prepare_inputs(dict(batch))
+    inputs = trainer.prepare_batch(dict(batch))
     expected = (batch["pixel_values"] / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     torch.testing.assert_close(inputs["pixel_values"], expected)
     images = batch["target_pixel_values" if second else "pixel_values"] / 255
@@ -75,7 +80,7 @@ def test_each_network_sees_the_crop_as_it_wants_it(tmp_path, second):
     assert outputs.loss.item() == pytest.approx(1 - cosines.mean().item(), abs=1e-6)
 
     with pytest.raises(ValueError, match="need target_pixel_values, in 0..1"):
-        trainer._prepare_inputs({name: batch[name].float() for name in ("pixel_values", "bool_masked_pos")})
+        trainer.prepare_batch({name: batch[name].float() for name in ("pixel_values", "bool_masked_pos")})
 
 
 class GivenFeatures(torch.nn.Module):

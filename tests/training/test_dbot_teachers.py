@@ -6,8 +6,7 @@ from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
 from hf_mim.training.dbot_arguments import DBotTrainingArguments
 from hf_mim.training.teachers import FeatureTeacher
-
-from .tiny_dbot import Watcher, assert_same_weights, copied, encoder_of, logs_of, make_trainer
+from tests.testing.tiny_dbot import Watcher, assert_same_weights, copied, encoder_of, logs_of, make_trainer
 
 
 # Teachers from elsewhere
@@ -25,7 +24,7 @@ def test_a_teacher_of_other_width_patch_size_and_normalisation(tmp_path):
     teacher = vit_teacher()
     trainer = make_trainer(tmp_path, teacher, {"target_dim": 12}, stage_epochs=None, num_train_epochs=2)
     samples = [trainer.train_dataset[i] for i in range(4)]
-    inputs = trainer._prepare_inputs(trainer.data_collator(samples))
+    inputs = trainer.prepare_batch(trainer.data_collator(samples))
     labels = trainer.compute_targets(inputs)["labels"]
     images = torch.stack([sample["view"] for sample in samples]) / 255
     assert labels.shape == (4, 17, 12)

@@ -12,8 +12,7 @@ from transformers import AutoImageProcessor, AutoModel, ViTModel
 from hf_mim import DBotConfig, DBotForPreTraining, DBotModel
 from hf_mim.data.images import decode_image
 from hf_mim.training.schedules import staged_cosine_schedule
-
-from .tiny_dbot import (
+from tests.testing.tiny_dbot import (
     PROCESSOR,
     SIZES,
     Noise,
@@ -98,7 +97,7 @@ def test_depth_of_the_teachers(tmp_path, depths):
 @pytest.mark.parametrize("feature", ["raw", "normed"])
 def test_the_teacher_sees_the_whole_image(tmp_path, feature):
     trainer = make_trainer(tmp_path, teacher_feature=feature)
-    inputs = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[i] for i in range(4)]))
+    inputs = trainer.prepare_batch(trainer.data_collator([trainer.train_dataset[i] for i in range(4)]))
     trainer.model.dbot.eval()
     with torch.no_grad():
         states = trainer.model.dbot(inputs["pixel_values"], output_hidden_states=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from .tiny import tiny_trainer
+from tests.testing.tiny_training import tiny_trainer
 
 
 class Batches:

@@ -5,8 +5,7 @@ import torch
 
 from hf_mim import IBotSwinForPreTraining, convert_checkpoint
 from hf_mim.training.ibot_trainer import IBotTrainer
-
-from .test_ibot_trace import CenterRecorder, TraceCollator, trace_arguments
+from tests.testing.ibot_trace import CenterRecorder, TraceCollator, trace_arguments
 
 
 def converted(golden: dict[str, torch.Tensor], stage: str, network: str) -> IBotSwinForPreTraining:

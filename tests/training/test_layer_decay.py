@@ -17,8 +17,7 @@ from hf_mim import (
 from hf_mim.hub.convert.beitv2 import rename_beitv2
 from hf_mim.hub.convert.vqkd import rename_vqkd
 from hf_mim.training.optimization import BEITV2_WITHOUT_DECAY, decayed_parameter_names, layer_decay_groups
-
-from ..conftest import GOLDEN
+from tests.testing.paths import GOLDEN
 
 
 CASES = json.loads((GOLDEN / "beitv2" / "param_groups.json").read_text())["cases"]

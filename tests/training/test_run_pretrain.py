@@ -20,8 +20,7 @@ from hf_mim.hub.remote_code import add_code
 from hf_mim.training import run_pretrain
 from hf_mim.training.pretrain import ibot as ibot_method
 from hf_mim.training.pretrain.recipe_parser import list_recipes
-
-from .tiny import SHORT, SIZES, logged_losses, pretrain
+from tests.testing.tiny_training import SHORT, SIZES, logged_losses, pretrain
 
 
 def test_what_a_finished_run_leaves(finished):

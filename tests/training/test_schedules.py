@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from hf_mim import Beitv2Config, Beitv2ForPreTraining
 from hf_mim.training.schedules import cosine_schedule, teacher_temperature
-
-from ..conftest import GOLDEN
+from tests.testing.paths import GOLDEN
 
 
 def test_golden_schedules(ibot_golden):

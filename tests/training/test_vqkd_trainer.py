@@ -12,8 +12,7 @@ from PIL import Image
 
 from hf_mim.modeling.quantizer_vqkd import code_statistics
 from hf_mim.training.callbacks.online_knn import part_of_process
-
-from .tiny import Bytes, tiny_teacher, tiny_vqkd_trainer
+from tests.testing.tiny_training import Bytes, tiny_teacher, tiny_vqkd_trainer
 
 
 SAVE = {"save_strategy": "steps", "save_steps": 1}
@@ -38,7 +37,7 @@ def assert_equal_models(first, second):
 def test_targets_are_the_teachers_features_of_the_crop(tmp_path):
     trainer = tiny_vqkd_trainer(tmp_path)
     images = torch.stack([Bytes()[index] for index in range(8)])
-    inputs = trainer._prepare_inputs({"pixel_values": images})
+    inputs = trainer.prepare_batch({"pixel_values": images})
     torch.testing.assert_close(inputs["pixel_values"], images / 127.5 - 1, rtol=0, atol=1e-6)
     labels = trainer.compute_targets(inputs)["labels"]
     torch.testing.assert_close(labels, tiny_teacher()(images / 255), rtol=1e-5, atol=1e-5)
