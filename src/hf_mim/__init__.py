@@ -1,24 +1,17 @@
 """
-Masked image modelling for the Hugging Face stack: iBOT (also with Swin Transformers), BEiT v2 and dBOT.
+Masked image modeling for the Hugging Face stack: iBOT (also with Swin Transformers), BEiT v2 and dBOT.
 
 Importing the package registers its models with the Auto classes of transformers.
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
 
 try:
-    from transformers import (
-        AutoBackbone,
-        AutoConfig,
-        AutoImageProcessor,
-        AutoModel,
-        AutoModelForImageClassification,
-        AutoModelForMaskedImageModeling,
-        AutoModelForPreTraining,
-    )
     from transformers.utils import is_torchvision_available
 
+    from .auto import register
     from .modeling.configuration_beitv2 import Beitv2Config
     from .modeling.configuration_dbot import DBotConfig
     from .modeling.configuration_ibot import IBotConfig
@@ -46,100 +39,100 @@ except (ImportError, RuntimeError) as error:
     if "torchvision" not in f"{error} {error.__cause__}":
         raise
     raise ImportError(
-        "the installed torchvision does not match torch, so that transformers cannot be imported: run "
+        "the installed torchvision does not match torch, so transformers cannot be imported: run "
         "`pip uninstall torchvision`, or install the build that matches"
     ) from error
 
-
-__version__ = "0.1.0"
-
-AutoConfig.register("ibot", IBotConfig)
-AutoModel.register(IBotConfig, IBotModel)
-AutoModelForPreTraining.register(IBotConfig, IBotForPreTraining)
-AutoModelForImageClassification.register(IBotConfig, IBotForImageClassification)
-AutoBackbone.register(IBotConfig, IBotBackbone)
-
-AutoConfig.register("ibot_swin", IBotSwinConfig)
-AutoModel.register(IBotSwinConfig, IBotSwinModel)
-AutoModelForPreTraining.register(IBotSwinConfig, IBotSwinForPreTraining)
-AutoModelForImageClassification.register(IBotSwinConfig, IBotSwinForImageClassification)
-AutoBackbone.register(IBotSwinConfig, IBotSwinBackbone)
-
-AutoConfig.register("beitv2", Beitv2Config)
-AutoModel.register(Beitv2Config, Beitv2Model)
-AutoModelForPreTraining.register(Beitv2Config, Beitv2ForPreTraining)
-AutoModelForMaskedImageModeling.register(Beitv2Config, Beitv2ForPreTraining)
-AutoModelForImageClassification.register(Beitv2Config, Beitv2ForImageClassification)
-AutoBackbone.register(Beitv2Config, Beitv2Backbone)
-
-AutoConfig.register("dbot", DBotConfig)
-AutoModel.register(DBotConfig, DBotModel)
-AutoModelForPreTraining.register(DBotConfig, DBotForPreTraining)
-AutoModelForImageClassification.register(DBotConfig, DBotForImageClassification)
-AutoBackbone.register(DBotConfig, DBotBackbone)
-
-AutoConfig.register("vqkd", VQKDConfig)
-AutoModel.register(VQKDConfig, VQKDModel)
-AutoModelForPreTraining.register(VQKDConfig, VQKDModel)
-
-_ibot_processors = {"pil": IBotImageProcessorPil}
-_beitv2_processors = {"pil": Beitv2ImageProcessorPil}
-_dbot_processors = {"pil": DBotImageProcessorPil}
-if is_torchvision_available():
+if TYPE_CHECKING or is_torchvision_available():
     from .modeling.image_processing_mim import Beitv2ImageProcessor, DBotImageProcessor, IBotImageProcessor
 
-    _ibot_processors["torchvision"] = IBotImageProcessor
-    _beitv2_processors["torchvision"] = Beitv2ImageProcessor
-    _dbot_processors["torchvision"] = DBotImageProcessor
-AutoImageProcessor.register(IBotConfig, image_processor_classes=_ibot_processors)
-AutoImageProcessor.register(IBotSwinConfig, image_processor_classes=_ibot_processors)
-AutoImageProcessor.register(Beitv2Config, image_processor_classes=_beitv2_processors)
-AutoImageProcessor.register(DBotConfig, image_processor_classes=_dbot_processors)
-# With a mean and standard deviation of 0.5, which preprocessor_config.json holds.
-AutoImageProcessor.register(VQKDConfig, image_processor_classes=_beitv2_processors)
+if TYPE_CHECKING:
+    from .data.collators import Beitv2Collator, DBotCollator, IBotCollator, VQKDCollator
+    from .data.datasets import ViewsDataset
+    from .data.masking import BlockMaskGenerator, MaskGenerator
+    from .data.sources import load_image_dataset
+    from .data.views import CropViews, MultiCropViews
+    from .evaluation.evaluate_knn import evaluate_knn
+    from .hub.convert.checkpoint import convert_checkpoint
+    from .hub.export import export_native
+    from .training.arguments import MIMTrainingArguments
+    from .training.beitv2_arguments import Beitv2TrainingArguments
+    from .training.beitv2_trainer import Beitv2Trainer
+    from .training.dbot_arguments import DBotTrainingArguments
+    from .training.dbot_symmetric_arguments import DBotSymmetricTrainingArguments
+    from .training.dbot_symmetric_trainer import DBotSymmetricTrainer
+    from .training.dbot_trainer import DBotTrainer
+    from .training.ibot_arguments import IBotTrainingArguments
+    from .training.ibot_trainer import IBotTrainer
+    from .training.optimization import layer_decay_groups
+    from .training.teachers import FeatureTeacher, load_teacher
+    from .training.trainer import MIMTrainer
+    from .training.vqkd_arguments import VQKDTrainingArguments
+    from .training.vqkd_trainer import VQKDTrainer
 
-# Training and export pull in matplotlib, datasets and accelerate: they are imported when they are first used.
+
+__version__ = "0.2.0"
+
+register()
+
+# Training, evaluation and export import matplotlib, datasets and accelerate: they are imported when first used.
 _LAZY = {
-    "MIMTrainer": "training.trainer",
-    "MIMTrainingArguments": "training.arguments",
-    "IBotTrainer": "training.ibot_trainer",
-    "IBotTrainingArguments": "training.ibot_arguments",
-    "IBotCollator": "data.collators",
     "Beitv2Collator": "data.collators",
     "Beitv2Trainer": "training.beitv2_trainer",
     "Beitv2TrainingArguments": "training.beitv2_arguments",
-    "DBotCollator": "data.collators",
-    "DBotTrainer": "training.dbot_trainer",
-    "DBotTrainingArguments": "training.dbot_arguments",
-    "DBotSymmetricTrainer": "training.dbot_symmetric_trainer",
-    "DBotSymmetricTrainingArguments": "training.dbot_symmetric_arguments",
     "BlockMaskGenerator": "data.masking",
     "CropViews": "data.views",
+    "DBotCollator": "data.collators",
+    "DBotSymmetricTrainer": "training.dbot_symmetric_trainer",
+    "DBotSymmetricTrainingArguments": "training.dbot_symmetric_arguments",
+    "DBotTrainer": "training.dbot_trainer",
+    "DBotTrainingArguments": "training.dbot_arguments",
     "FeatureTeacher": "training.teachers",
-    "ViewsDataset": "data.datasets",
+    "IBotCollator": "data.collators",
+    "IBotTrainer": "training.ibot_trainer",
+    "IBotTrainingArguments": "training.ibot_arguments",
+    "MIMTrainer": "training.trainer",
+    "MIMTrainingArguments": "training.arguments",
+    "MaskGenerator": "data.masking",
+    "MultiCropViews": "data.views",
     "VQKDCollator": "data.collators",
     "VQKDTrainer": "training.vqkd_trainer",
     "VQKDTrainingArguments": "training.vqkd_arguments",
+    "ViewsDataset": "data.datasets",
     "convert_checkpoint": "hub.convert.checkpoint",
+    "evaluate_knn": "evaluation.evaluate_knn",
     "export_native": "hub.export",
     "layer_decay_groups": "training.optimization",
+    "load_image_dataset": "data.sources",
     "load_teacher": "training.teachers",
 }
 
 __all__ = [
     "Beitv2Backbone",
+    "Beitv2Collator",
     "Beitv2Config",
     "Beitv2ForImageClassification",
     "Beitv2ForPreTraining",
     "Beitv2ImageProcessorPil",
     "Beitv2Model",
+    "Beitv2Trainer",
+    "Beitv2TrainingArguments",
+    "BlockMaskGenerator",
+    "CropViews",
     "DBotBackbone",
+    "DBotCollator",
     "DBotConfig",
     "DBotForImageClassification",
     "DBotForPreTraining",
     "DBotImageProcessorPil",
     "DBotModel",
+    "DBotSymmetricTrainer",
+    "DBotSymmetricTrainingArguments",
+    "DBotTrainer",
+    "DBotTrainingArguments",
+    "FeatureTeacher",
     "IBotBackbone",
+    "IBotCollator",
     "IBotConfig",
     "IBotForImageClassification",
     "IBotForPreTraining",
@@ -150,11 +143,26 @@ __all__ = [
     "IBotSwinForImageClassification",
     "IBotSwinForPreTraining",
     "IBotSwinModel",
+    "IBotTrainer",
+    "IBotTrainingArguments",
+    "MIMTrainer",
+    "MIMTrainingArguments",
+    "MaskGenerator",
+    "MultiCropViews",
+    "VQKDCollator",
     "VQKDConfig",
     "VQKDModel",
-    *_LAZY,
+    "VQKDTrainer",
+    "VQKDTrainingArguments",
+    "ViewsDataset",
+    "convert_checkpoint",
+    "evaluate_knn",
+    "export_native",
+    "layer_decay_groups",
+    "load_image_dataset",
+    "load_teacher",
 ]
-if "torchvision" in _ibot_processors:
+if is_torchvision_available():
     __all__ += ["Beitv2ImageProcessor", "DBotImageProcessor", "IBotImageProcessor"]
 
 

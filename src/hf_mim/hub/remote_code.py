@@ -2,67 +2,39 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
+from ..auto import IMAGE_PROCESSORS, MODELS
 from ..utils.files import replaced_file
 from ..utils.layout import TEACHER_FOLDER
 
 
 MODELING = Path(__file__).parents[1] / "modeling"
-# Per model type, what each Auto class loads: file and class.
-AUTO_MAPS = {
-    "ibot": {
-        "AutoConfig": "configuration_ibot.IBotConfig",
-        "AutoModel": "modeling_ibot.IBotModel",
-        "AutoModelForPreTraining": "modeling_ibot_pretraining.IBotForPreTraining",
-        "AutoModelForImageClassification": "modeling_ibot.IBotForImageClassification",
-        "AutoBackbone": "modeling_ibot.IBotBackbone",
-    },
-    "ibot_swin": {
-        "AutoConfig": "configuration_ibot_swin.IBotSwinConfig",
-        "AutoModel": "modeling_ibot_swin.IBotSwinModel",
-        "AutoModelForPreTraining": "modeling_ibot_swin.IBotSwinForPreTraining",
-        "AutoModelForImageClassification": "modeling_ibot_swin.IBotSwinForImageClassification",
-        "AutoBackbone": "modeling_ibot_swin.IBotSwinBackbone",
-    },
-    "beitv2": {
-        "AutoConfig": "configuration_beitv2.Beitv2Config",
-        "AutoModel": "modeling_beitv2.Beitv2Model",
-        "AutoModelForPreTraining": "modeling_beitv2_pretraining.Beitv2ForPreTraining",
-        "AutoModelForMaskedImageModeling": "modeling_beitv2_pretraining.Beitv2ForPreTraining",
-        "AutoModelForImageClassification": "modeling_beitv2.Beitv2ForImageClassification",
-        "AutoBackbone": "modeling_beitv2.Beitv2Backbone",
-    },
-    "dbot": {
-        "AutoConfig": "configuration_dbot.DBotConfig",
-        "AutoModel": "modeling_dbot.DBotModel",
-        "AutoModelForPreTraining": "modeling_dbot_pretraining.DBotForPreTraining",
-        "AutoModelForImageClassification": "modeling_dbot.DBotForImageClassification",
-        "AutoBackbone": "modeling_dbot.DBotBackbone",
-    },
-    "vqkd": {
-        "AutoConfig": "configuration_vqkd.VQKDConfig",
-        "AutoModel": "modeling_vqkd.VQKDModel",
-        "AutoModelForPreTraining": "modeling_vqkd.VQKDModel",
-    },
+AutoMap = Mapping[str, str | dict[str, str]]
+
+
+def _file_and_name(cls: type) -> str:
+    return f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
+
+
+# `auto_map` of config.json for each model type.
+AUTO_MAPS: dict[str, AutoMap] = {
+    config_class.model_type: {
+        "AutoConfig": _file_and_name(config_class),
+        **{auto_class.__name__: _file_and_name(model_class) for auto_class, model_class in models.items()},
+    }
+    for config_class, models in MODELS.items()
 }
-# Per `image_processor_type`, which does not tell the backend: the class of each.
-IMAGE_PROCESSORS = {
-    "IBotImageProcessor": {
-        "torchvision": "image_processing_mim.IBotImageProcessor",
-        "pil": "image_processing_pil_mim.IBotImageProcessorPil",
-    },
-    "Beitv2ImageProcessor": {
-        "torchvision": "image_processing_mim.Beitv2ImageProcessor",
-        "pil": "image_processing_pil_mim.Beitv2ImageProcessorPil",
-    },
-    "DBotImageProcessor": {
-        "torchvision": "image_processing_mim.DBotImageProcessor",
-        "pil": "image_processing_pil_mim.DBotImageProcessorPil",
-    },
+# `auto_map` of preprocessor_config.json for each `image_processor_type`, which does not name the backend.
+PROCESSOR_MAPS: dict[str, AutoMap] = {
+    torchvision.__name__: {
+        "AutoImageProcessor": {"torchvision": _file_and_name(torchvision), "pil": _file_and_name(pil)}
+    }
+    for pil, torchvision in IMAGE_PROCESSORS.values()
 }
 
 
@@ -95,11 +67,11 @@ def add_code(folder: Path | str) -> list[str]:
 
     auto_maps = {}
     for file in (folder / CONFIG_NAME, folder / TEACHER_FOLDER / CONFIG_NAME):
-        if file.is_file() and (auto_map := AUTO_MAPS.get(_read(file).get("model_type"))):
+        if file.is_file() and (auto_map := AUTO_MAPS.get(_read(file).get("model_type", ""))):
             auto_maps[file] = auto_map
     file = folder / IMAGE_PROCESSOR_NAME
-    if file.is_file() and (classes := IMAGE_PROCESSORS.get(_read(file).get("image_processor_type"))):
-        auto_maps[file] = {"AutoImageProcessor": classes}
+    if file.is_file() and (auto_map := PROCESSOR_MAPS.get(_read(file).get("image_processor_type", ""))):
+        auto_maps[file] = auto_map
 
     code = sorted({file for auto_map in auto_maps.values() for file in _files_of(auto_map)})
     # The code first: a configuration that names code which is not there cannot be loaded.
@@ -113,7 +85,7 @@ def add_code(folder: Path | str) -> list[str]:
     return [file.name for file in code]
 
 
-def _files_of(auto_map: dict[str, str | dict[str, str]]) -> set[Path]:
+def _files_of(auto_map: AutoMap) -> set[Path]:
     """The files of all classes in the map, and those which they import."""
     files = set()
     for classes in auto_map.values():

@@ -1,7 +1,9 @@
-"""BEiT v2: the codes of a frozen VQ-KD tokenizer are predicted for masked patches (paper section 3.2)."""
+"""BEiT v2: the student predicts the codes of a frozen VQ-KD tokenizer for masked patches (paper section 3.2)."""
+
+from typing import Any
 
 import torch
-from transformers import BaseImageProcessor
+from torch import nn
 
 from ..data.color import normalize_views
 from ..modeling.modeling_beitv2 import Beitv2Model
@@ -17,25 +19,34 @@ from .teachers import normalized_images, plain_images, source_name
 class Beitv2Trainer(FrozenTargetTrainer):
     """
     [`MIMTrainer`] for [`Beitv2ForPreTraining`] (`engine_for_pretraining.py`). The tokenizer sees the crop unmasked, in
-    its own rendering if the batch has one (`target_pixel_values`); its codes are the labels of the masked patches.
+    its own rendering if the batch has one (`target_pixel_values`). Its codes are the labels of the masked patches.
 
-    The logs show the accuracies of both heads and, of the labels since the last log, `majority_code`, the share of the
-    most frequent code, which is the accuracy of guessing, and `codes_used`, the share of the vocabulary among them.
+    The logs show the accuracies of both heads and two figures of the labels since the last log: `majority_code`, the
+    share of the most frequent code (the accuracy of always guessing it), and `codes_used`, the share of the vocabulary
+    that occurred.
 
-    Args: as for [`MIMTrainer`], with `args` a [`Beitv2TrainingArguments`], and
-        tokenizer ([`VQKDModel`]): Gives the codes; as many as the student's `vocab_size`.
-        tokenizer_processor: The tokenizer's image processor, whose mean and standard deviation normalise its view.
+    Args:
+        model (`Beitv2ForPreTraining`): Student.
+        args (`Beitv2TrainingArguments`): All options.
+        tokenizer (`VQKDModel`): Gives the codes, as many as the student's `vocab_size`.
+        tokenizer_processor (`BaseImageProcessor`): Image processor of the tokenizer. Its mean and standard deviation
+            normalize the tokenizer's view.
+        **kwargs: As for [`MIMTrainer`].
 
     Raises:
         ValueError: If student and tokenizer do not fit together.
     """
+
+    model: Beitv2ForPreTraining
+    args: Beitv2TrainingArguments
+    teacher: VQKDModel
 
     def __init__(
         self,
         model: Beitv2ForPreTraining,
         args: Beitv2TrainingArguments,
         tokenizer: VQKDModel,
-        tokenizer_processor: BaseImageProcessor,
+        tokenizer_processor: Any,
         **kwargs,
     ):
         if model.config.vocab_size != tokenizer.config.codebook_size:
@@ -51,37 +62,36 @@ class Beitv2Trainer(FrozenTargetTrainer):
         # How often each code was a label since the last log.
         self._counts = torch.zeros(model.config.vocab_size, dtype=torch.int64, device=args.device)
 
-    def get_decay_parameter_names(self, model: Beitv2ForPreTraining) -> list[str]:
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         return decayed_parameter_names(model, BEITV2_WITHOUT_DECAY)
 
-    def normalize_inputs(self, inputs: dict[str, torch.Tensor]):
+    def normalize_inputs(self, inputs: dict[str, Any]):
         views, has_own = inputs.get("target_pixel_values", inputs["pixel_values"]), "target_pixel_values" in inputs
         super().normalize_inputs(inputs)
         processor, own = self.processing_class, self.tokenizer_processor
         if views.dtype == torch.uint8:
             views = normalize_views(views, own.image_mean, own.image_std)
         elif not has_own:
-            # They are as the student sees them.
+            # The tokenizer gets the student's view.
             if processor is None:
                 raise ValueError(
-                    "normalised pixel_values need processing_class, the image processor, or target_pixel_values, "
-                    "normalised for the tokenizer"
+                    "normalized pixel_values need processing_class, the image processor, or target_pixel_values, "
+                    "normalized for the tokenizer"
                 )
             images = plain_images(views, processor.image_mean, processor.image_std)
             views = normalized_images(images, own.image_mean, own.image_std)
         inputs["target_pixel_values"] = views
 
-    def compute_targets(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def compute_targets(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
         views = inputs.pop("target_pixel_values")
-        grids = [
-            tuple(side // config.patch_size for side in pixels.shape[-2:])
-            for pixels, config in ((inputs["pixel_values"], self.model.config), (views, self.teacher.config))
-        ]
-        if grids[0] != grids[1]:
+        patch_size, own_patch_size = self.model.config.patch_size, self.teacher.config.patch_size
+        rows, columns = (side // patch_size for side in inputs["pixel_values"].shape[-2:])
+        own_rows, own_columns = (side // own_patch_size for side in views.shape[-2:])
+        if (rows, columns) != (own_rows, own_columns):
             raise ValueError(
-                f"the model sees {grids[0][0]}x{grids[0][1]} patches of {self.model.config.patch_size} pixels, the "
-                f"tokenizer {grids[1][0]}x{grids[1][1]} of {self.teacher.config.patch_size}: give it a view of "
-                f"{[side * self.teacher.config.patch_size for side in grids[0]]} pixels"
+                f"the model sees {rows}x{columns} patches of {patch_size} pixels, the tokenizer "
+                f"{own_rows}x{own_columns} of {own_patch_size}: give it a view of "
+                f"{[rows * own_patch_size, columns * own_patch_size]} pixels"
             )
         codes = self.teacher.encode(views)
         if inputs.get("mask_indices") is None:
@@ -90,19 +100,21 @@ class Beitv2Trainer(FrozenTargetTrainer):
         self._counts.index_add_(0, labels, torch.ones_like(labels))
         return {"labels": codes}
 
-    def observe(self, targets: dict[str, torch.Tensor], outputs):
-        super().observe(targets, outputs)
+    def record_batch(self, targets: dict[str, torch.Tensor], outputs):
+        super().record_batch(targets, outputs)
         for name, value in outputs.items():
             if name.startswith("accuracy_"):
                 self.step_logs.add(name, value)
 
-    def collected_logs(self) -> dict[str, float]:
+    def collect_logs(self) -> dict[str, float]:
         statistics = code_statistics(self.accelerator.reduce(self._counts, "sum"))
         self._counts = torch.zeros_like(self._counts)
-        return super().collected_logs() | {
+        return super().collect_logs() | {
             "majority_code": statistics["majority_code"],
             "codes_used": statistics["codebook_usage"],
         }
 
     def deployable_encoder(self) -> Beitv2Model:
-        return self.whole_student().beitv2
+        student = self.whole_student()
+        assert isinstance(student, Beitv2ForPreTraining)
+        return student.beitv2

@@ -1,15 +1,27 @@
-"""Checkpoints that are whole or not there: what belongs to one, how it gets its name, which one to resume from."""
+"""Checkpoints that are whole or not there: what belongs to one, how it is written, which one to resume from."""
 
 import json
 import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.utils.data import IterableDataset
+from transformers import Trainer, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..data.datasets import StreamedViewsDataset
 from ..utils.files import sync, sync_folder
 
 
@@ -19,10 +31,103 @@ MANIFEST_FILE = "manifest.json"
 LATEST = " --resume_from_checkpoint latest takes the newest whole one"
 STAGING_FOLDER = ".saving"
 TRASH_FOLDER = ".removing"
+WEIGHTS, FSDP_WEIGHTS, OPTIMIZER, FSDP_OPTIMIZER = (
+    "model.safetensors",
+    "pytorch_model_fsdp_0",
+    "optimizer.pt",
+    "optimizer_0",
+)
+# How torch.save reports a full disk.
+FAILED_WRITES = ("PytorchStreamWriter", "inline_container", "iostream error")
+
+
+def required_parts(trainer: Trainer, *others: str) -> tuple[str, ...]:
+    """
+    Return the files and folders that this process needs to resume. What is missing here, `Trainer` would replace by a
+    fresh start without a message.
+
+    Args:
+        trainer (`Trainer`): The trainer that resumes.
+        *others (`str`): Further parts.
+    """
+    args = trainer.args
+    random_state = "rng_state.pth" if args.world_size == 1 else f"rng_state_{args.process_index}.pth"
+    networks = (FSDP_WEIGHTS, FSDP_OPTIMIZER) if trainer.is_fsdp_enabled else (WEIGHTS, OPTIMIZER)
+    scaler = () if trainer.accelerator.scaler is None else ("scaler.pt",)
+    return *networks, "scheduler.pt", *scaler, random_state, TRAINER_STATE_NAME, *others
+
+
+def run_facts(args: TrainingArguments, train_dataset) -> dict[str, Any]:
+    """Return what must be the same for a resumed run to take the steps of the interrupted one."""
+    facts = {
+        "per_device_train_batch_size": args.per_device_train_batch_size,
+        "gradient_accumulation_steps": args.gradient_accumulation_steps,
+        "number of processes": args.world_size,
+        "seed": args.seed,
+        "data_seed": args.data_seed,
+    }
+    if not isinstance(train_dataset, IterableDataset):
+        return facts | {"number of training images": None if train_dataset is None else len(train_dataset)}
+    # Each worker reads its own shards of a stream, so the number of workers decides the order.
+    facts["dataloader_num_workers"] = args.dataloader_num_workers
+    return facts | (train_dataset.order if isinstance(train_dataset, StreamedViewsDataset) else {})
+
+
+def saved_step(checkpoint: str) -> int:
+    """Return the number of steps that the run of a checkpoint had taken."""
+    return TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME)).global_step
+
+
+@contextmanager
+def staged_checkpoint(trainer: Trainer, limit: int | None) -> Iterator[Path]:
+    """
+    Write a checkpoint beside its place, and move it there when it is whole.
+
+    In the block, `Trainer._save_checkpoint` writes into a staging folder, uploads nothing and removes nothing. All
+    processes must enter the block.
+
+    Args:
+        trainer (`Trainer`): The trainer that saves.
+        limit (`int`, *optional*): Number of checkpoints to keep.
+
+    Yields:
+        `Path`: Folder of the checkpoint within the staging folder, for further parts.
+
+    Raises:
+        OSError: If it cannot be written. The checkpoints before it stay.
+    """
+    args, state = trainer.args, trainer.state
+    output_dir, name = Path(str(args.output_dir)), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+    staging = output_dir / STAGING_FOLDER
+    pushes = args.push_to_hub
+    try:
+        if args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
+        trainer.accelerator.wait_for_everyone()
+        args.output_dir, args.push_to_hub = str(staging), False
+        yield staging / name
+        args.output_dir, args.push_to_hub = str(output_dir), pushes
+        trainer.accelerator.wait_for_everyone()
+        if args.should_save:
+            torch.save(args, staging / name / TRAINING_ARGS_NAME)
+            if state.best_global_step == state.global_step:
+                state.best_model_checkpoint = str(output_dir / name)
+                state.save_to_json(str(staging / name / TRAINER_STATE_NAME))
+            write_manifest(staging / name, run_facts(args, trainer.train_dataset))
+            put_in_place(staging / name, output_dir / name)
+            remove_old_checkpoints(output_dir, limit, state.best_global_step)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in FAILED_WRITES):
+            raise
+        raise OSError(f"cannot save {output_dir / name}: {error}. {describe_last(output_dir)}") from error
+    finally:
+        args.output_dir, args.push_to_hub = str(output_dir), pushes
+        if args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def write_manifest(folder: Path, run: dict[str, Any]):
-    """List the files of `folder` with their sizes in bytes, and what the run that wrote them was like."""
+    """Write a list of the files in `folder` with their sizes in bytes, and the facts of the run that wrote them."""
     files = {
         file.relative_to(folder).as_posix(): file.stat().st_size
         for file in sorted(folder.rglob("*"))
@@ -32,7 +137,7 @@ def write_manifest(folder: Path, run: dict[str, Any]):
 
 
 def put_in_place(staging: Path, folder: Path):
-    """Give a finished checkpoint its name; from then on it survives whatever happens."""
+    """Move a finished checkpoint to its place, and wait until it is on the disk."""
     sync_folder(staging)
     if folder.exists():
         remove_checkpoint(folder)
@@ -41,7 +146,7 @@ def put_in_place(staging: Path, folder: Path):
 
 
 def remove_checkpoint(folder: Path):
-    """Delete a checkpoint; killed halfway, it is gone from its name all the same."""
+    """Delete a checkpoint. If the process is killed halfway, no damaged checkpoint is left under its name."""
     trash = folder.with_name(TRASH_FOLDER)
     shutil.rmtree(trash, ignore_errors=True)
     os.rename(folder, trash)
@@ -49,7 +154,7 @@ def remove_checkpoint(folder: Path):
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
-    """Checkpoints in `output_dir`, the oldest first."""
+    """List the checkpoints in `output_dir`, the oldest first."""
     pattern = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
     found = {}
     if os.path.isdir(output_dir):
@@ -61,13 +166,13 @@ def list_checkpoints(output_dir: str | Path) -> list[Path]:
 
 
 def remove_old_checkpoints(output_dir: str | Path, limit: int | None, best_step: int | None):
-    """Keep the `limit` newest checkpoints, counting that of `best_step` among them; no limit keeps all."""
+    """Keep the `limit` newest checkpoints, among them always that of `best_step`; without a limit keep all."""
     if not limit or limit < 0:
         return
     checkpoints = list_checkpoints(output_dir)
     kept = [path for path in checkpoints if path.name == f"{PREFIX_CHECKPOINT_DIR}-{best_step}"]
     newest = [path for path in reversed(checkpoints) if path not in kept]
-    # The newest stays even where the best is the only one within the limit.
+    # The newest stays even if the best fills the limit.
     kept += newest[: max(limit - len(kept), 1)]
     for path in checkpoints:
         if path not in kept:
@@ -76,17 +181,17 @@ def remove_old_checkpoints(output_dir: str | Path, limit: int | None, best_step:
 
 def check_whole(folder: str | Path, required: tuple[str, ...]) -> dict[str, Any]:
     """
-    Make sure that nothing of a checkpoint is missing or cut off.
+    Check that no part of a checkpoint is missing or truncated.
 
     Args:
         folder (`str` or `Path`): The checkpoint.
         required (`tuple[str, ...]`): Files and folders that it must have.
 
     Returns:
-        What the run that wrote it was like.
+        `dict`: Facts of the run that wrote it, see [`run_facts`].
 
     Raises:
-        OSError: If it is not there, or not whole; names the part.
+        OSError: If the checkpoint does not exist or is not whole. The message names the part.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -95,7 +200,9 @@ def check_whole(folder: str | Path, required: tuple[str, ...]) -> dict[str, Any]
         manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
         run, files = manifest["run"], manifest["files"]
     except FileNotFoundError:
-        raise FileNotFoundError(f"{folder} has no {MANIFEST_FILE}, which says whether it is whole.{LATEST}") from None
+        raise FileNotFoundError(
+            f"{folder} has no {MANIFEST_FILE}, so it cannot be checked.{LATEST}"
+        ) from None
     except (ValueError, KeyError) as error:
         raise OSError(f"{folder / MANIFEST_FILE} is damaged.{LATEST}") from error
     for name in required:
@@ -114,29 +221,90 @@ def check_whole(folder: str | Path, required: tuple[str, ...]) -> dict[str, Any]
 
 
 def check_same_run(folder: str | Path, before: dict[str, Any], now: dict[str, Any]):
-    """Raise `ValueError` when the run that wrote a checkpoint would have taken other steps than the present one."""
+    """Raise `ValueError` if the run that wrote a checkpoint would have taken other steps than the current one."""
     for name, value in now.items():
         if before.get(name) != value:
             raise ValueError(
                 f"{folder} was saved with {name} {before.get(name)}, this run has {value}: it would not take the "
-                "same steps. Set it back, or pass the checkpoint as --model_name_or_path to another --output_dir"
+                "same steps. Restore the old value, or pass the folder as --model_name_or_path to a new --output_dir"
             )
+
+
+def check_fits(checkpoint: str, model: nn.Module, optimizer: torch.optim.Optimizer | None):
+    """
+    Compare names and shapes in a checkpoint with a model and its optimizer, without reading the tensors.
+
+    Args:
+        checkpoint (`str`): Folder of the checkpoint.
+        model (`nn.Module`): Student, not yet sharded.
+        optimizer (`Optimizer`, *optional*): None under FSDP, where the optimizer is stored by names of parameters.
+
+    Raises:
+        ValueError: If it is a checkpoint of another model.
+        OSError: If a file is damaged.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if optimizer is None:
+        stored = FileSystemReader(os.path.join(checkpoint, FSDP_WEIGHTS)).read_metadata().state_dict_metadata
+        found = {
+            name.removeprefix("model."): tuple(tensor.size)
+            for name, tensor in stored.items()
+            if isinstance(tensor, TensorStorageMetadata)
+        }
+    else:
+        try:
+            with safe_open(os.path.join(checkpoint, WEIGHTS), "pt") as file:
+                found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        except SafetensorError as error:
+            raise OSError(f"{checkpoint}/{WEIGHTS} is damaged: {error}.{LATEST}") from error
+    missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or unexpected:
+        raise ValueError(f"{checkpoint} is of another model: missing {missing[:5]}, unexpected {unexpected[:5]}")
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise ValueError(
+                f"{checkpoint} is of another model: {name} has the shape {list(found[name])} there, {list(shape)} here"
+            )
+    if optimizer is not None:
+        _check_optimizer_fits(f"{checkpoint}/{OPTIMIZER}", optimizer)
+
+
+def _check_optimizer_fits(file: str, optimizer: torch.optim.Optimizer):
+    saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    groups = [[len(group["params"]) for group in state["param_groups"]] for state in (saved, optimizer.state_dict())]
+    if groups[0] != groups[1]:
+        raise ValueError(f"{file} is of another model: it has groups of {groups[0]} parameters, this one {groups[1]}")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, parameter in enumerate(parameters):
+        state = saved["state"].get(number, {})
+        for name in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
+            moment = state.get(name)
+            if moment is not None and moment.shape != parameter.shape:
+                raise ValueError(
+                    f"{file} is of another model: {name} of parameter {number} has the shape {list(moment.shape)} "
+                    f"there, {list(parameter.shape)} here"
+                )
 
 
 def find_checkpoint(
     choice: str | bool | None, output_dir: str | Path, required: tuple[str, ...], run: dict[str, Any]
 ) -> str | None:
     """
-    The checkpoint to resume from: one that is whole, and of a run like this one.
+    Find the checkpoint to resume from: it must be whole and belong to a run like this one.
 
     Args:
         choice (`str` or `bool`, *optional*): A folder; True for the newest checkpoint in `output_dir`; "latest" for
-            the newest whole one, or None when there is no checkpoint at all; nothing for None.
-        output_dir, required, run: As for the other functions here; `run` is the present one.
+            the newest whole one, or a new start if there is no checkpoint at all; None or False for a new start.
+        output_dir (`str` or `Path`): Folder of the run.
+        required (`tuple[str, ...]`): Parts that the checkpoint must have, see [`required_parts`].
+        run (`dict`): Facts of the current run, see [`run_facts`].
+
+    Returns:
+        `str`: Folder of the checkpoint; None for a new start.
 
     Raises:
-        OSError: If the checkpoint, or with "latest" every one, is not whole.
-        ValueError: If there is none in `output_dir`, or it is of another run.
+        OSError: If the checkpoint, or with "latest" every checkpoint, is not whole.
+        ValueError: If there is none in `output_dir`, or it belongs to another run.
     """
     if not choice:
         return None
@@ -144,11 +312,12 @@ def find_checkpoint(
     if choice == "latest" and not checkpoints:
         logger.warning(f"there is no checkpoint in {output_dir}: starting from the beginning")
         return None
+    if choice is True and not checkpoints:
+        raise ValueError(f"there is no checkpoint in {output_dir} to resume from")
     if choice is True:
-        if not checkpoints:
-            raise ValueError(f"there is no checkpoint in {output_dir} to resume from")
-        choice = checkpoints[-1]
-    candidates = reversed(checkpoints) if choice == "latest" else [choice]
+        candidates = checkpoints[-1:]
+    else:
+        candidates = checkpoints[::-1] if choice == "latest" else [Path(choice)]
     for checkpoint in candidates:
         try:
             before = check_whole(checkpoint, required)
@@ -164,6 +333,6 @@ def find_checkpoint(
 
 
 def describe_last(output_dir: str | Path) -> str:
-    """A sentence about the newest checkpoint, for messages."""
+    """Return a sentence about the newest checkpoint, for messages."""
     checkpoints = list_checkpoints(output_dir)
     return f"The last checkpoint is {checkpoints[-1]}." if checkpoints else "There is no checkpoint yet."

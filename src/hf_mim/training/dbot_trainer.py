@@ -1,4 +1,4 @@
-"""dBOT: in stages, a student predicts the features of a frozen teacher, which is the student of the stage before."""
+"""dBOT: in stages, a student predicts the features of a frozen teacher, the trained student of the stage before."""
 
 import json
 from collections.abc import Iterator
@@ -6,10 +6,12 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.utils import cached_file
 
@@ -19,48 +21,50 @@ from ..modeling.configuration_dbot import DBotConfig
 from ..modeling.modeling_dbot import DBotModel
 from ..modeling.modeling_dbot_pretraining import DBotForPreTraining
 from ..utils.files import replaced_folder
-from ..utils.layout import TEACHER_FOLDER
+from ..utils.layout import METRICS_FILE, STAGE_FILE, TEACHER_FOLDER
 from .dbot_arguments import DBotTrainingArguments
 from .frozen_target import check_reference, find_reference, fingerprint, save_reference
 from .fsdp import load_whole_state_dict, whole_state_dict
-from .pretrain.outputs import METRICS_FILE
 from .schedules import staged_cosine_schedule
+from .target import has_target
 from .teachers import FeatureTeacher, plain_images
 from .trainer import MIMTrainer
-
-
-STAGE_FILE = "stage.json"
 
 
 class DBotTrainer(MIMTrainer):
     """
     [`MIMTrainer`] for [`DBotForPreTraining`] (`main_pretrain.py`, `engine_pretrain.py`; paper section 3).
 
-    The teacher sees the whole image of which the student sees a part. In the first stage it is a model from elsewhere,
-    or else the student's own encoder as it is before the first step. Where another stage begins, just before its first
-    step,
+    The student sees a part of an image, the teacher all of it. The first stage's teacher is a given model, or the
+    student's own encoder as it is before the first step. When a new stage begins, just before its first step,
 
-    - the student's encoder is kept in `output_dir/stage-1/`, `stage-2/`, …: a native model with its image processor
-      and `metrics.json`, which has its evaluation if there are images to evaluate on (of several stages, the last one
-      is kept as well when the run ends);
-    - it becomes the teacher;
-    - the student's weights are drawn anew, all but the bias of the patch projection, alike in every process and
-      whatever random numbers the run has used up. The optimiser goes on, unless it is to be reset.
+    - the student's encoder is saved in `output_dir/stage-1/`, `stage-2/`, …: a native model with its image processor
+      and `metrics.json`, which holds its evaluation if there are images to evaluate on. (A run of several stages also
+      saves the last one when it ends.)
+    - the student's encoder becomes the teacher;
+    - the student's weights are drawn again, except for the bias of the patch projection. The draw is the same in
+      every process and does not depend on the random numbers that the run has used. The optimizer keeps its state
+      unless `reset_optimizer_at_stage` is set.
 
-    So a checkpoint, an evaluation or a result at the end of a stage are those of the trained student. The teacher is
-    frozen, without stochastic depth, and whole in every process, also under FSDP.
+    So checkpoints, evaluations and results at the end of a stage belong to the trained student. The teacher is frozen,
+    has no stochastic depth, and is whole in every process, also under FSDP.
 
-    The learning rate warms up and falls along a cosine in every stage, and is 0 in the first step.
+    In every stage, the learning rate starts at 0, warms up and falls along a cosine.
 
-    Args: as for [`MIMTrainer`], with `args` a [`DBotTrainingArguments`], and
-        teacher ([`FeatureTeacher`], *optional*): The first stage's teacher, on the student's grid; its features are
-            `target_dim` wide. It needs `processing_class`.
+    Args:
+        model (`DBotForPreTraining`): Student.
+        args (`DBotTrainingArguments`): All options.
+        teacher (`FeatureTeacher`, *optional*): Teacher of the first stage, on the student's grid, with features of
+            `target_dim` numbers. It needs `processing_class`.
+        **kwargs: As for [`MIMTrainer`].
 
     Raises:
         ValueError: If student, teacher and stages do not fit together.
     """
 
-    target_method = None
+    model: DBotForPreTraining
+    args: DBotTrainingArguments
+    teacher: FeatureTeacher | DBotModel
 
     def __init__(
         self,
@@ -81,7 +85,7 @@ class DBotTrainer(MIMTrainer):
             raise ValueError("teacher_feature 'projected' needs a teacher from elsewhere: a student has no projection")
         if teacher is not None:
             if kwargs.get("processing_class") is None:
-                raise ValueError("a teacher needs processing_class, the image processor, for its mean and deviation")
+                raise ValueError("a teacher needs processing_class, the image processor that normalizes its images")
             if (teacher.grid, teacher.hidden_size) != (config.grid_size, config.target_dim):
                 raise ValueError(
                     f"the teacher gives features of {teacher.hidden_size} numbers on a grid of {teacher.grid}, the "
@@ -95,12 +99,12 @@ class DBotTrainer(MIMTrainer):
 
     @property
     def stage_boundaries(self) -> list[int]:
-        """The first step of every stage, and the number of steps of the run."""
+        """First step of every stage, and the number of steps of the run."""
         epochs = (self.args.stage_epochs or [0])[:-1]
         return [0, *(self.steps_per_epoch * epoch for epoch in accumulate(epochs)), self.num_steps]
 
     def stage_of(self, step: int) -> int:
-        """Index of the stage that `step` belongs to."""
+        """Return the index of the stage that `step` belongs to."""
         return sum(step >= start for start in self.stage_boundaries[1:-1])
 
     def check_schedules(self):
@@ -120,7 +124,7 @@ class DBotTrainer(MIMTrainer):
 
     @property
     def _warmup(self) -> float:
-        """Steps of a stage's warm-up, which need not be whole ones."""
+        """Steps of a stage's warm-up, not necessarily a whole number."""
         args = self.args
         if args.warmup_steps > 0 or args.lr_scheduler_type != "cosine":
             return self.warmup_steps
@@ -146,8 +150,8 @@ class DBotTrainer(MIMTrainer):
     def before_step(self):
         stage = self.stage_of(self.state.global_step)
         if stage > self.stage:
-            # The main process alone builds a native model, which draws weights.
-            with self._throughput.paused(), torch.random.fork_rng(devices=[]):
+            # Only the main process builds a native model, which draws weights.
+            with self.throughput.paused(), torch.random.fork_rng(devices=[]):
                 self._keep_stage()
                 self.stage = stage
                 self.teacher = self._bootstrapped(self.deployable_encoder().state_dict())
@@ -156,14 +160,14 @@ class DBotTrainer(MIMTrainer):
                 self.optimizer.state.clear()
 
     def _keep_stage(self):
-        """Evaluate the student if there are images to do so, and save its encoder; all processes call this."""
+        """Evaluate the student if there are images to evaluate on, and save its encoder. All processes call this."""
         metrics = {}
         if self.eval_dataset is not None and self.bank_dataset is not None:
             metrics = self.latest_evaluation() or self.evaluate()
         encoder, number = self.deployable_encoder(), self.stage + 1
         if not self.is_world_process_zero():
             return
-        folder = Path(self.args.output_dir) / f"stage-{number}"
+        folder = Path(self.output_dir) / f"stage-{number}"
         try:
             with replaced_folder(folder) as temporary:
                 export_native(encoder).save_pretrained(temporary)
@@ -174,22 +178,21 @@ class DBotTrainer(MIMTrainer):
         except (OSError, SafetensorError) as error:
             raise OSError(f"cannot save the encoder of stage {number} in {folder}: {error}") from error
 
-    def _finalize_training(self, *args, **kwargs):
-        result = super()._finalize_training(*args, **kwargs)
+    def after_training(self):
+        super().after_training()
         if self.args.num_stages > 1 and self.state.global_step == self.num_steps:
             self._keep_stage()
-        return result
 
     @contextmanager
     def _drawing_for_stage(self) -> Iterator[None]:
-        """In it, the CPU's random numbers depend on seed and stage alone; afterwards they go on as before."""
+        """Make the CPU's random numbers depend on seed and stage alone within the block, and restore them after it."""
         seed = np.random.SeedSequence((self.args.seed, self.stage)).generate_state(1)[0]
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(seed))
             yield
 
     def _reinitialize(self):
-        """Draw the student's weights anew: on the CPU, so that they are the same on all kinds of devices."""
+        """Draw the student's weights again, on the CPU, so that they are the same on all kinds of devices."""
         student = self.accelerator.unwrap_model(self.model)
         weights = {name: tensor.to("cpu", copy=True) for name, tensor in whole_state_dict(student).items()}
         with torch.device("meta"):
@@ -207,7 +210,7 @@ class DBotTrainer(MIMTrainer):
         return self._bootstrapped(self.model.dbot.state_dict())
 
     def _teacher_config(self) -> DBotConfig:
-        """Of a student that has become the teacher of the present stage."""
+        """Return the configuration of the current stage's teacher when it comes from a student."""
         student, depths = self.model.config, self.args.stage_teacher_depth
         fields = {name: getattr(student, name) for name in (*SHARED_FIELDS, "layer_scale_init_value")}
         fields |= {"drop_path_rate": 0.0, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -216,10 +219,10 @@ class DBotTrainer(MIMTrainer):
         return DBotConfig(**fields, trainable_position_embeddings=student.trainable_position_embeddings)
 
     def _bootstrapped(self, weights: dict[str, torch.Tensor]) -> DBotModel:
-        """The present stage's teacher, from the weights of a student's encoder."""
+        """Return the current stage's teacher with the weights of a student's encoder."""
         config = self._teacher_config()
         with self._drawing_for_stage():
-            # Blocks that the student lacks keep their random weights.
+            # Blocks that the student does not have keep their random weights.
             teacher = DBotModel._from_config(config, attn_implementation=self.model.config._attn_implementation)
         own = teacher.state_dict()
         teacher.load_state_dict(own | {name: value for name, value in weights.items() if name in own})
@@ -227,38 +230,40 @@ class DBotTrainer(MIMTrainer):
 
     def _frozen(self, teacher: DBotModel) -> DBotModel:
         dtype = torch.float64 if self.model.dtype == torch.float64 else torch.float32
-        return teacher.to(self.args.device, dtype).requires_grad_(False).eval()
+        nn.Module.to(teacher, self.args.device, dtype)
+        return teacher.requires_grad_(False).eval()
 
-    def compute_targets(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def compute_targets(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
         pixel_values = inputs["pixel_values"]
         if isinstance(self.teacher, DBotModel):
             return {"labels": self.teacher.teach(pixel_values, layernorm=self.args.teacher_feature == "normed")}
         processor = self.processing_class
         return {"labels": self.teacher(plain_images(pixel_values, processor.image_mean, processor.image_std))}
 
-    def observe(self, targets: dict[str, torch.Tensor], outputs):
-        super().observe(targets, outputs)
+    def record_batch(self, targets: dict[str, torch.Tensor], outputs):
+        super().record_batch(targets, outputs)
         self.step_logs.add_features(outputs["cls_tokens"])
 
     # Checkpoints
 
     @cached_property
     def _first_fingerprint(self) -> str:
+        assert self._first_teacher is not None
         return fingerprint(self._first_teacher)
 
-    def save_target(self, folder: str, target: FeatureTeacher | DBotModel):
-        if isinstance(target, DBotModel):
-            target.save_pretrained(folder)
-        else:
+    def save_target(self, folder: Path, target: nn.Module):
+        if isinstance(target, FeatureTeacher):
             save_reference(folder, target.name, self._first_fingerprint)
-        (Path(folder) / STAGE_FILE).write_text(json.dumps({"stage": self.stage + 1}) + "\n", encoding="utf-8")
+        else:
+            super().save_target(folder, target)
+        (folder / STAGE_FILE).write_text(json.dumps({"stage": self.stage + 1}) + "\n", encoding="utf-8")
 
     def load_target(self, source: str, **hub_options):
         """
-        Go on from a checkpoint with the stage and the teacher that it has.
+        Restore stage and teacher of a checkpoint.
 
         Raises:
-            ValueError: If this run has another stage or teacher there.
+            ValueError: If this run has another stage or teacher at that step.
             OSError: If one of them is missing or damaged.
         """
         saved, stage = _saved_stage(source, **hub_options), self.stage_of(max(self.state.global_step - 1, 0))
@@ -274,10 +279,10 @@ class DBotTrainer(MIMTrainer):
             self.teacher = self._load_bootstrapped(source, **hub_options)
 
     def continue_target(self, source: str, **hub_options):
-        """Start with the teacher beside the model at `source`, unless this run has one from elsewhere."""
+        """Start with the teacher beside the model at `source`, unless this run has a given teacher."""
         if self._first_teacher is not None:
             return
-        if self.has_target(source, **hub_options) or find_reference(source, **hub_options):
+        if has_target(source, **hub_options) or find_reference(source, **hub_options):
             self.teacher = self._load_bootstrapped(source, **hub_options)
 
     def _load_bootstrapped(self, source: str, **hub_options) -> DBotModel:
@@ -308,16 +313,18 @@ class DBotTrainer(MIMTrainer):
         return self._frozen(teacher)
 
     def deployable_encoder(self) -> DBotModel:
-        return self.whole_student().dbot
+        student = self.whole_student()
+        assert isinstance(student, DBotForPreTraining)
+        return student.dbot
 
 
 def _saved_stage(source: str, **hub_options) -> int:
-    """The stage that `save_target` wrote, from 1 on."""
+    """Read the number of the stage, from 1 on, that `save_target` wrote."""
     file = cached_file(
         source, STAGE_FILE, subfolder=TEACHER_FOLDER, _raise_exceptions_for_missing_entries=False, **hub_options
     )
     if file is None:
-        raise FileNotFoundError(f"{source} has no {TEACHER_FOLDER}/{STAGE_FILE}, which tells its stage")
+        raise FileNotFoundError(f"{source} has no {TEACHER_FOLDER}/{STAGE_FILE}, which holds its stage")
     try:
         return json.loads(Path(file).read_text(encoding="utf-8"))["stage"]
     except (ValueError, KeyError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""A target network that never changes: checkpoints name it instead of holding a copy."""
+"""A target network that never changes: checkpoints record its name and fingerprint instead of a copy."""
 
 import hashlib
 import json
@@ -10,16 +10,13 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
-from ..utils.layout import TEACHER_FOLDER
+from ..utils.layout import REFERENCE_FILE, TEACHER_FOLDER
 from .arguments import MIMTrainingArguments
 from .trainer import MIMTrainer
 
 
-REFERENCE_FILE = "reference.json"
-
-
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 in hexadecimal over names, types, shapes and bytes of all that the state dict of `module` holds."""
+    """Return the hexadecimal SHA-256 of the names, types, shapes and bytes in the state dict of a module."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {[*tensor.shape]}\n".encode())
@@ -27,19 +24,22 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def save_reference(folder: str, name: str, sha256: str):
-    """Write `reference.json` into `folder`, which is made if need be: the network's name and fingerprint."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
+def save_reference(folder: Path, name: str, sha256: str):
+    """Write `reference.json` into `folder`, which is created if needed: the network's name and fingerprint."""
+    folder.mkdir(parents=True, exist_ok=True)
     reference = json.dumps({"name": name, "sha256": sha256}, indent=2) + "\n"
-    (Path(folder) / REFERENCE_FILE).write_text(reference, encoding="utf-8")
+    (folder / REFERENCE_FILE).write_text(reference, encoding="utf-8")
 
 
 def find_reference(source: str, **hub_options) -> dict[str, str] | None:
     """
-    What `save_reference` wrote into the sub-folder `teacher` of `source`, a folder or a Hub id; None without it.
+    Read what `save_reference` wrote into `teacher/` of `source`, a folder or a Hub id.
+
+    Returns:
+        `dict`: `name` and `sha256`; None without such a file.
 
     Raises:
-        OSError: If it is damaged.
+        OSError: If the file is damaged.
     """
     file = cached_file(
         source, REFERENCE_FILE, subfolder=TEACHER_FOLDER, _raise_exceptions_for_missing_entries=False, **hub_options
@@ -55,11 +55,16 @@ def find_reference(source: str, **hub_options) -> dict[str, str] | None:
 
 def check_reference(source: str, name: str, sha256: str, **hub_options):
     """
-    Make sure that the checkpoint or model at `source` was trained with this target network.
+    Check that the checkpoint or model at `source` was trained with this target network.
+
+    Args:
+        source (`str`): Folder or Hub id.
+        name (`str`): Name of this run's target network, for the message.
+        sha256 (`str`): Its fingerprint.
 
     Raises:
-        ValueError: If it was another one.
-        OSError: If `source` does not tell, or the file is damaged.
+        ValueError: If it was trained with another target network.
+        OSError: If the file is missing or damaged.
     """
     reference = find_reference(source, **hub_options)
     if reference is None:
@@ -73,16 +78,18 @@ def check_reference(source: str, name: str, sha256: str, **hub_options):
 
 class FrozenTargetTrainer(MIMTrainer):
     """
-    [`MIMTrainer`] with a target network that comes from elsewhere and never changes. A checkpoint has its name and the
-    fingerprint of its weights (`teacher/reference.json`); with another network it is not resumed.
+    [`MIMTrainer`] with a target network that is given and never changes. A checkpoint records its name and the
+    fingerprint of its weights (`teacher/reference.json`). A run with another target network does not resume from it.
 
     Args:
-        model, args, **kwargs: As for [`MIMTrainer`].
-        target (`nn.Module`): The target network; it is frozen and in evaluation mode from now on.
+        model (`PreTrainedModel`): Student.
+        args (`MIMTrainingArguments`): All options.
+        target (`nn.Module`): Target network. It is frozen, and stays in evaluation mode.
         target_name (`str`): Its name, for `reference.json` and messages.
+        **kwargs: As for [`MIMTrainer`].
     """
 
-    target_method = None
+    teacher: nn.Module
 
     def __init__(
         self, model: PreTrainedModel, args: MIMTrainingArguments, target: nn.Module, target_name: str, **kwargs
@@ -95,10 +102,10 @@ class FrozenTargetTrainer(MIMTrainer):
 
     @cached_property
     def target_fingerprint(self) -> str:
-        """Of the weights that the target network has in this run."""
+        """Fingerprint of this run's target network."""
         return fingerprint(self.teacher)
 
-    def save_target(self, folder: str, target: nn.Module):
+    def save_target(self, folder: Path, target: nn.Module):
         save_reference(folder, self.target_name, self.target_fingerprint)
 
     def load_target(self, source: str, **hub_options):

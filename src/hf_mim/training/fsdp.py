@@ -1,6 +1,7 @@
-"""The target network under FSDP2: sharded like the student, and whole again where it is evaluated or saved."""
+"""Models under FSDP 2: sharded like the student, and whole again where they are evaluated or saved."""
 
 import copy
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -10,36 +11,47 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 
-class ShardedTarget:
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class WholeCopies:
     """
-    Shards `target` over the processes, with the plan that the `accelerator` has for the student.
+    Makes whole copies of a sharded module.
 
     Args:
-        accelerator (`Accelerator`): Set up for FSDP2.
-        target (`nn.Module`): Whole, and the same in every process.
-        method (`str`): The method of `target` that computes targets; parameters are gathered around it.
+        module (`nn.Module`): The module before it is sharded, which changes its class.
     """
 
-    def __init__(self, accelerator: Accelerator, target: nn.Module, method: str):
-        # Sharding changes the class of the module.
-        self._skeleton = copy.deepcopy(target).to("meta")
-        self._device = accelerator.device
-        self.module = fsdp2_prepare_model(accelerator, target)
-        register_fsdp_forward_method(self.module, method)
+    def __init__(self, module: nn.Module):
+        self._skeleton = copy.deepcopy(module).to("meta")
 
-    def whole(self) -> nn.Module:
-        """A copy with all parameters on every process; all of them must call this."""
+    def of(self, sharded: Model, device: torch.device) -> Model:
+        """Return a copy with all parameters on every process, on `device`. All processes must call this."""
         whole = copy.deepcopy(self._skeleton)
-        whole.load_state_dict(whole_state_dict(self.module), assign=True)
-        return whole.to(self._device).requires_grad_(False)
+        whole.load_state_dict(whole_state_dict(sharded), assign=True)
+        return whole.to(device)  # type: ignore[return-value]  # sharding changed the class, not the type
 
 
-def whole_state_dict(module: nn.Module) -> dict[str, torch.Tensor]:
+def shard(module: Model, accelerator: Accelerator, method: str) -> Model:
+    """
+    Shard a module that computes targets over the processes, with the plan that the accelerator has for the student.
+
+    Args:
+        module (`nn.Module`): Whole, and the same in every process.
+        accelerator (`Accelerator`): Set up for FSDP 2.
+        method (`str`): Method of `module` that computes targets. Parameters are gathered around it.
+    """
+    module = fsdp2_prepare_model(accelerator, module)
+    register_fsdp_forward_method(module, method)
+    return module
+
+
+def whole_state_dict(module: nn.Module) -> dict[str, Any]:
     """Parameters and buffers of a module, sharded or not, whole on every process; all of them must call this."""
     return get_model_state_dict(module, options=StateDictOptions(full_state_dict=True))
 
 
-def load_whole_state_dict(module: nn.Module, state_dict: dict[str, torch.Tensor]):
+def load_whole_state_dict(module: nn.Module, state_dict: dict[str, Any]):
     """Copy what `whole_state_dict` gave, or alike, into a module, sharded or not; all processes must call this."""
     set_model_state_dict(module, state_dict, options=StateDictOptions(full_state_dict=True))
 
@@ -59,7 +71,7 @@ def complete_optimizer_state(optimizer: torch.optim.Optimizer):
     A sharded checkpoint cannot be loaded when the state of a parameter is missing in it.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    example = next((state for state in map(optimizer.state.get, parameters) if state), {})
+    example: dict[str, torch.Tensor] = next((state for state in map(optimizer.state.get, parameters) if state), {})
     for parameter in parameters:
         if not optimizer.state.get(parameter):
             optimizer.state[parameter] = {

@@ -1,14 +1,16 @@
 """iBOT: the target network is a moving average of the student, an *online tokenizer* (paper section 3)."""
 
 import copy
-import os
+from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.utils import cached_file
 
-from ..modeling.modeling_ibot import IBotModel
+from ..data.color import color_batch
+from ..modeling.modeling_ibot import IBotPreTrainedModel
 from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
 from ..utils.layout import CENTERS_FILE, TEACHER_FOLDER
 from .fsdp import reshard
@@ -22,14 +24,22 @@ class IBotTrainer(MIMTrainer):
     """
     [`MIMTrainer`] for [`IBotForPreTraining`] and [`IBotSwinForPreTraining`] (`main_ibot.py`).
 
-    The teacher sees the unmasked global views. Its CLS token is the target for the student's CLS token of every other
-    view, its patches that of the student's masked patches of the same view.
+    The teacher sees the unmasked global views. Its CLS token is the target of the student's CLS token in every other
+    view. Its patches are the targets of the student's masked patches in the same view.
 
-    Args: as for [`MIMTrainer`], with `args` an [`IBotTrainingArguments`].
+    Args:
+        model (`IBotForPreTraining` or `IBotSwinForPreTraining`): Student.
+        args (`IBotTrainingArguments`): All options.
+        **kwargs: As for [`MIMTrainer`].
 
     Raises:
         ValueError: If a student with separate last layers of different sizes has a teacher with a shared one.
     """
+
+    target_method = "teach"
+    model: IBotForPreTraining
+    args: IBotTrainingArguments
+    teacher: IBotForPreTraining
 
     def __init__(self, model: IBotForPreTraining, args: IBotTrainingArguments, **kwargs):
         if args.world_size > 1:
@@ -43,12 +53,10 @@ class IBotTrainer(MIMTrainer):
             config.out_dim, patch_out_dim, args.center_momentum, args.patch_center_momentum
         ).to(args.device, self.teacher.dtype)
         self._prototypes_seen = torch.zeros(config.out_dim, dtype=torch.bool, device=args.device)
-        self._teacher_prototypes: torch.Tensor | None = None
-
-    target_method = "teach"
+        self._teacher_prototypes = torch.zeros(0)
 
     def build_target(self) -> IBotForPreTraining:
-        """A copy of the student without stochastic depth and dropout."""
+        """Return a copy of the student without stochastic depth and dropout."""
         student = self.model.config
         config = copy.deepcopy(student)
         config.drop_path_rate = config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
@@ -61,7 +69,7 @@ class IBotTrainer(MIMTrainer):
                     f"bottleneck and equal out_dim ({config.out_dim}) and patch_out_dim ({config.patch_out_dim}); "
                     f"otherwise set shared_head_teacher to {student.shared_head}"
                 )
-            # What is left of the original's loading order: the layer loaded last wins (`main_ibot.py`).
+            # The original loads one layer over the other, and the last one wins (`main_ibot.py`).
             for name in ("direction", "magnitude"):
                 cls_key, patch_key = f"head.last_layer.{name}", f"head.patch_last_layer.{name}"
                 if config.shared_head:
@@ -73,8 +81,16 @@ class IBotTrainer(MIMTrainer):
         if self.args.world_size > 1:
             teacher = nn.SyncBatchNorm.convert_sync_batchnorm(teacher)
         teacher.load_state_dict(weights, assign=True)
-        # As in the original: nothing in the teacher depends on the mode but batch norm, which then uses the batch.
+        # As in the original. Only batch norm depends on the mode: in training mode it uses the batch.
         return teacher.train()
+
+    def normalize_inputs(self, inputs: dict[str, Any]):
+        """Normalize raw views, and give them the colors that their parameters describe, on the device."""
+        parameters, processor = inputs.pop("color_parameters", None), self.processing_class
+        if parameters is None or inputs["pixel_values"].dtype != torch.uint8 or processor is None:
+            super().normalize_inputs(inputs)
+        else:
+            color_batch(inputs, parameters, processor.image_mean, processor.image_std)
 
     def check_schedules(self):
         super().check_schedules()
@@ -88,7 +104,7 @@ class IBotTrainer(MIMTrainer):
             )
 
     def temperatures_at(self, step: int) -> tuple[float, float]:
-        """Teacher temperatures at `step`, for CLS token and patches; they change from epoch to epoch."""
+        """Return the teacher temperatures at `step` for CLS token and patches. They change from epoch to epoch."""
         args, epoch = self.args, self.epoch_of(step)
         return (
             teacher_temperature(epoch, args.warmup_teacher_temp, args.teacher_temp, args.warmup_teacher_temp_epochs),
@@ -102,7 +118,7 @@ class IBotTrainer(MIMTrainer):
         )
 
     def momentum_at(self, step: int) -> float:
-        """Momentum of the teacher at `step`."""
+        """Return the momentum of the teacher at `step`."""
         return cosine_schedule(step, self.args.momentum_teacher, 1.0, self.num_steps)
 
     def compute_targets(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -111,6 +127,7 @@ class IBotTrainer(MIMTrainer):
         cls_temp, patch_temp = self.temperatures_at(self.state.global_step)
         moves_centers = self.args.target == "centering" and self.model.training
         taught = self.teacher.teach(inputs["pixel_values"], inputs["mask_indices"], mean_patch_logit=moves_centers)
+        assert taught.cls_tokens is not None and taught.cls_logits is not None and taught.patch_logits is not None
         if self.args.target == "sinkhorn":
             iterations = self.args.sinkhorn_iterations
             target_cls = sinkhorn_knopp(taught.cls_logits.flatten(0, 1), cls_temp, iterations)
@@ -118,21 +135,21 @@ class IBotTrainer(MIMTrainer):
             target_patch = sinkhorn_knopp(taught.patch_logits, patch_temp, iterations)
         else:
             target_cls, target_patch = self.targets(taught.cls_logits, taught.patch_logits, cls_temp, patch_temp)
-            if moves_centers:
+            if taught.mean_patch_logit is not None:
                 mean_cls_logit = taught.cls_logits.mean((0, 1), dtype=self.targets.cls_center.dtype)
                 self.targets.collect(mean_cls_logit, taught.mean_patch_logit)
 
         self.step_logs.add_features(taught.cls_tokens.flatten(0, 1))
         self._teacher_prototypes = taught.cls_logits.argmax(-1)
         if self.args.torch_compile:
-            # The number of masked patches changes from batch to batch. Compiled for any number at first, the student
-            # need not be compiled again at the second batch.
+            # The number of masked patches changes from batch to batch. Compiled for any number from the start, the
+            # student is not compiled again at the second batch.
             for tensor in (inputs["mask_indices"], target_patch):
                 torch._dynamo.maybe_mark_dynamic(tensor, 0)
         return {"target_cls": target_cls, "target_patch": target_patch}
 
-    def observe(self, targets: dict[str, torch.Tensor], outputs):
-        super().observe(targets, outputs)
+    def record_batch(self, targets: dict[str, torch.Tensor], outputs):
+        super().record_batch(targets, outputs)
         target_cls = targets["target_cls"].float()
         self.step_logs.add("target_entropy", torch.special.entr(target_cls).sum(-1).mean())
         self._prototypes_seen.index_fill_(0, target_cls.argmax(-1).flatten(), True)
@@ -140,10 +157,10 @@ class IBotTrainer(MIMTrainer):
             student = outputs["cls_logits"][:, 1].argmax(-1)
             self.step_logs.add("agreement", (self._teacher_prototypes[:, 0] == student).float().mean())
 
-    def collected_logs(self) -> dict[str, float]:
+    def collect_logs(self) -> dict[str, float]:
         seen = self.accelerator.gather(self._prototypes_seen[None]).any(0)
         self._prototypes_seen.zero_()
-        return super().collected_logs() | {"prototypes_used": seen.float().mean().item()}
+        return super().collect_logs() | {"prototypes_used": seen.float().mean().item()}
 
     def schedule_values(self, step: int) -> dict[str, float]:
         cls_temp, patch_temp = self.temperatures_at(step)
@@ -157,25 +174,25 @@ class IBotTrainer(MIMTrainer):
         super().before_optimizer_step()
         self.targets.update()
         if self.epoch_of(self.state.global_step) < self.args.freeze_last_layer:
-            # Without a gradient the optimiser leaves a parameter alone: no update, no decay, no moments.
+            # Without a gradient the optimizer leaves a parameter alone: no update, no decay, no moments.
             for name, parameter in self.model.named_parameters():
                 if "last_layer" in name:
                     parameter.grad = None
 
     @torch.no_grad()
-    def update_target(self):
+    def after_optimizer_step(self):
         if self.is_fsdp_enabled:
             reshard(self.model, self.teacher)
         student = dict(self.accelerator.unwrap_model(self.model).named_parameters())
-        # Only what both have: with a separate last layer on one side, that layer stays behind.
+        # Only what both have: a last layer that is separate on one side only does not follow.
         pairs = [(average, student[name]) for name, average in self.teacher.named_parameters() if name in student]
         averages, current = map(list, zip(*pairs, strict=True))
         torch._foreach_lerp_(averages, current, 1 - self.momentum_at(self.state.global_step))
 
-    def save_target(self, folder: str, target: IBotForPreTraining):
+    def save_target(self, folder: Path, target: nn.Module):
         super().save_target(folder, target)
         centers = {name: center.contiguous() for name, center in self.targets.state_dict().items()}
-        save_file(centers, os.path.join(folder, CENTERS_FILE))
+        save_file(centers, folder / CENTERS_FILE)
 
     def load_target(self, source: str, **hub_options):
         super().load_target(source, **hub_options)
@@ -183,11 +200,13 @@ class IBotTrainer(MIMTrainer):
             source, CENTERS_FILE, subfolder=TEACHER_FOLDER, _raise_exceptions_for_missing_entries=False, **hub_options
         )
         if file is None:
-            raise FileNotFoundError(f"{source}/{TEACHER_FOLDER} has no {CENTERS_FILE}, the centres of the targets")
+            raise FileNotFoundError(f"{source}/{TEACHER_FOLDER} has no {CENTERS_FILE}, the centers of the targets")
         try:
             self.targets.load_state_dict(load_file(file))
         except RuntimeError as error:
             raise ValueError(f"{source}/{TEACHER_FOLDER}/{CENTERS_FILE} is of another model: {error}") from error
 
-    def deployable_encoder(self) -> IBotModel:
-        return self.whole_target().base_model
+    def deployable_encoder(self) -> IBotPreTrainedModel:
+        teacher = self.whole_target()
+        assert isinstance(teacher, IBotForPreTraining)
+        return teacher.ibot

@@ -5,14 +5,11 @@ The trainer that all methods share: a target network beside the student, and one
                 └──► model(**inputs, **targets) ────► loss
 """
 
-import copy
 import logging
 import math
-import os
-import shutil
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Sized
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -20,19 +17,16 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError
+from datasets import Dataset
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim.lr_scheduler import LambdaLR
 from torch.profiler import record_function
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-from transformers.utils import cached_file
+from transformers.trainer_utils import TrainOutput
 
-from ..data.color import color_batch, normalize_views
-from ..data.datasets import StreamedViewsDataset
+from ..data.color import normalize_views
 from ..data.workers import ignore_stop_signals
 from ..utils.layout import TEACHER_FOLDER
 from .arguments import MIMTrainingArguments
@@ -47,54 +41,66 @@ from .callbacks.stop_signals import EXIT_INTERRUPTED, StopSignals
 from .callbacks.throughput import Throughput
 from .callbacks.unreadable_images import UnreadableImages
 from .checkpoints import (
-    STAGING_FOLDER,
+    check_fits,
     check_whole,
     describe_last,
     find_checkpoint,
-    put_in_place,
-    remove_old_checkpoints,
-    write_manifest,
+    required_parts,
+    run_facts,
+    saved_step,
+    staged_checkpoint,
 )
-from .fsdp import ShardedTarget, as_whole, complete_optimizer_state, local_part, whole_state_dict
+from .fsdp import WholeCopies, as_whole, complete_optimizer_state, local_part
 from .optimization import clip_gradients_per_tensor, decayed_parameter_names
 from .schedules import cosine_schedule
+from .target import TargetCallback, has_target, load_target_weights
 
 
 logger = logging.getLogger(__name__)
-
-# How torch.save tells of a full disk.
-FAILED_WRITES = ("PytorchStreamWriter", "inline_container", "iostream error")
 
 
 class MIMTrainer(Trainer, ABC):
     """
     [`transformers.Trainer`] with a target network, which it owns, saves in every checkpoint (`teacher/`) and restores.
 
-    A method is a subclass that says how the target network is built (`build_target`), what it is good for
-    (`compute_targets`), when it changes (`update_target`), how it is saved and loaded, and which network is the result
-    (`deployable_encoder`).
+    Each method subclasses this trainer. `build_target` creates the target network (none by default),
+    `compute_targets` runs it on a batch, `after_optimizer_step` updates it, `save_target` and `load_target` store it,
+    and `deployable_encoder` returns the network that is evaluated and published.
 
     Args:
-        model (`PreTrainedModel`): The student; its `forward` returns the loss first, and its parts as `loss_*`.
+        model (`PreTrainedModel`): Student. Its `forward` returns `loss` first and the parts of the loss as `loss_*`.
         args (`MIMTrainingArguments`): All options.
-        eval_dataset (`datasets.Dataset`, *optional*): Images to evaluate on: those, with labels, that the k-NN
-            evaluation classifies.
-        bank_dataset (`datasets.Dataset`, *optional*): Images with labels among which it looks for neighbours.
-        **kwargs: As for `Trainer`. `processing_class`, the image processor, is needed for raw (uint8) views, whose
-            mean and standard deviation it knows, and for the k-NN evaluation.
+        eval_dataset (`datasets.Dataset`, *optional*): Images to evaluate on. The k-NN evaluation classifies them and
+            needs their labels.
+        bank_dataset (`datasets.Dataset`, *optional*): Labeled images among which k-NN looks for neighbors.
+        **kwargs: As for `Trainer`. `processing_class`, the image processor, is needed for the k-NN evaluation and for
+            raw (uint8) views, which are normalized with its mean and standard deviation.
 
     Raises:
-        ValueError: If the options do not fit together, at construction or before the first step.
+        ValueError: If the options contradict each other, at construction or before the first step.
     """
 
-    # The student's loss is a mean over its batch: it has to be divided by the number of accumulation steps.
+    # The student's loss is a mean over its batch, so it has to be divided by the number of accumulation steps.
     loss_is_scaled_for_ga = False
-    # Whether `measure` is k-NN, which needs a bank of labelled images.
+    # `measure` is k-NN and needs a bank of labeled images.
     needs_bank = True
-    # Whether the full model is more than what is deployed.
+    # The full model is more than the network that is deployed.
     keeps_full_model = True
+    # The only method of the target network that `compute_targets` calls, around which FSDP gathers the parameters.
+    # None leaves the target network whole in every process, because its layers are not those of the student.
+    target_method: str | None = None
 
-    def __init__(self, model: PreTrainedModel, args: MIMTrainingArguments, bank_dataset=None, **kwargs):
+    args: MIMTrainingArguments
+    model: PreTrainedModel
+    teacher: PreTrainedModel | nn.Module | None
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: LambdaLR
+    # An image processor, whose base class does not declare image_mean and image_std.
+    processing_class: Any
+
+    def __init__(
+        self, model: PreTrainedModel, args: MIMTrainingArguments, bank_dataset: Dataset | None = None, **kwargs
+    ):
         super().__init__(model=model, args=args, **kwargs)
         self.model_accepts_loss_kwargs = False
         if self.is_deepspeed_enabled or (self.is_fsdp_enabled and not self.accelerator.is_fsdp2):
@@ -107,141 +113,97 @@ class MIMTrainer(Trainer, ABC):
             # Autocast brings half precision, as it does without FSDP: targets, losses and gradients stay in float32.
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
         self.bank_dataset = bank_dataset
-        self.steps_per_epoch: int | None = None
-        self.num_steps: int | None = None
+        self.output_dir = str(args.output_dir)
+        self.resumed_from: str | None = None
+        self.steps_per_epoch, self.num_steps = 0, 0
         self.step_logs = StepLogs(self.accelerator)
-        self._step_values: dict[str, torch.Tensor] = {}
-        self._finite = FiniteCheck()
+        self.throughput = Throughput()
         self.stop_signals = StopSignals(timedelta(seconds=args.ddp_timeout))
-        self._checkpoint_root: str | None = None
-        self._sharded_target: ShardedTarget | None = None
-        # Sharding changes the class of the module.
-        self._skeleton = copy.deepcopy(model).to("meta") if self.is_fsdp_enabled else None
+        self._finite = FiniteCheck()
+        # Scalars of the current step that must be finite.
+        self._step_values: dict[str, torch.Tensor] = {}
         self._unreadable = UnreadableImages(self._num_images(), args.max_unreadable_fraction, args.world_size)
-        self._throughput = Throughput()
-        # An average in half precision does not move: 1 + 0.004·0.1 is 1 in bfloat16.
-        dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
-        self.teacher = self.build_target().to(args.device, dtype).requires_grad_(False)
+        self._student_copies = WholeCopies(model) if self.is_fsdp_enabled else None
+        self.target_copies: WholeCopies | None = None
+        target = self.build_target()
+        if target is not None:
+            # A moving average does not move in half precision: 1 + 0.004·0.1 is 1 in bfloat16.
+            dtype = torch.float64 if next(model.parameters()).dtype == torch.float64 else torch.float32
+            target = target.to(args.device, dtype).requires_grad_(False)
+            self.add_callback(TargetCallback(self))
+        self.teacher = target
         self.add_callback(StepCallback(self))
         self.add_callback(self.stop_signals)
         self.add_callback(CollapseCallback())
         if uploads_checkpoints(args):
             self.add_callback(CheckpointUploads(args, self.keeps_full_model))
         if args.profile:
-            self.add_callback(ProfileCallback(self._throughput))
+            self.add_callback(ProfileCallback(self.throughput))
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(MIMProgressCallback)
 
-    # What a method defines
+    # Hooks for methods
 
-    @abstractmethod
-    def build_target(self) -> nn.Module:
-        """The target network as it is before the first step."""
+    def build_target(self) -> nn.Module | None:
+        """Return the target network as it is before the first step; None for a method without one."""
+        return None
 
-    @abstractmethod
-    def compute_targets(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Keyword arguments of the student that hold the targets; called without gradients, under autocast."""
-
-    @property
-    @abstractmethod
-    def target_method(self) -> str | None:
+    def compute_targets(self, inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
         """
-        Name of the one method of the target network that `compute_targets` calls; None for a target network that FSDP
-        leaves whole in every process, because it has other layers than the student.
+        Return the targets of a batch as keyword arguments of the student. Called without gradients, under autocast.
+
+        Args:
+            inputs (`dict`): Normalized batch on the device. Entries that the student does not take are popped here.
         """
-
-    def update_target(self):
-        """Called after every step of the optimiser, before `state.global_step` grows."""
-
-    def whole_target(self) -> nn.Module:
-        """The target network with all its parameters; if it is sharded a copy, and all processes must call this."""
-        return self.teacher if self._sharded_target is None else self._sharded_target.whole()
-
-    def save_target(self, folder: str, target: nn.Module):
-        """Write all that `load_target` needs into `folder`, with `target` the whole target network."""
-        target.save_pretrained(folder)
-
-    def load_target(self, source: str, **hub_options):
-        """Restore what `save_target` wrote, from the sub-folder `teacher` of `source`, a folder or a Hub id."""
-        teacher, info = type(self.teacher).from_pretrained(
-            source, subfolder=TEACHER_FOLDER, dtype=self.teacher.dtype, output_loading_info=True, **hub_options
-        )
-        if info["missing_keys"]:
-            raise ValueError(f"{source}/{TEACHER_FOLDER} lacks {sorted(info['missing_keys'])[:3]}")
-        try:
-            self.teacher.load_state_dict(teacher.state_dict())
-        except RuntimeError as error:
-            raise ValueError(f"{source}/{TEACHER_FOLDER} is of another model: {error}") from error
-
-    @staticmethod
-    def has_target(source: str, **hub_options) -> bool:
-        """Whether there is a target network beside the model at `source`, a folder or a Hub id."""
-        config = cached_file(
-            source,
-            "config.json",
-            subfolder=TEACHER_FOLDER,
-            _raise_exceptions_for_missing_entries=False,
-            **hub_options,
-        )
-        return config is not None
-
-    def continue_target(self, source: str, **hub_options):
-        """Start from the target network beside the model at `source`, a folder or a Hub id, if there is one."""
-        if self.has_target(source, **hub_options):
-            self.load_target(source, **hub_options)
-
-    def whole_student(self) -> PreTrainedModel:
-        """The student with all its parameters; if it is sharded a copy, and all processes must call this."""
-        student = self.accelerator.unwrap_model(self.model)
-        if self._skeleton is None:
-            return student
-        whole = copy.deepcopy(self._skeleton)
-        whole.load_state_dict(whole_state_dict(student), assign=True)
-        return whole.to(self.args.device)
+        return {}
 
     @abstractmethod
     def deployable_encoder(self) -> PreTrainedModel:
-        """The network that is evaluated and published."""
+        """Return the network that is evaluated and published. All processes must call this."""
+
+    def normalize_inputs(self, inputs: dict[str, Any]):
+        """Normalize raw (uint8) views of a batch, in place, on the device: bytes are a quarter of the transfer."""
+        views, processor = inputs["pixel_values"], self.processing_class
+        if views.dtype == torch.uint8:
+            if processor is None:
+                raise ValueError(
+                    "raw views need processing_class, the image processor, for its mean and standard deviation"
+                )
+            inputs["pixel_values"] = normalize_views(views, processor.image_mean, processor.image_std)
+
+    def before_step(self):
+        """Called before the forward pass of every step."""
+
+    def before_optimizer_step(self):
+        """Called after the gradients are clipped. Checks the step's values and sets the weight decay."""
+        failure = self._finite.note(self.state.global_step + 1, self._step_values)
+        self._step_values = {}
+        self._stop_if_not_finite(failure)
+        self.optimizer.param_groups[0]["weight_decay"] = self.weight_decay_at(self.state.global_step)
+
+    def after_optimizer_step(self):
+        """Called after every step of the optimizer, before `state.global_step` grows."""
+
+    def after_training(self):
+        """Called after the last step. Raises `FloatingPointError` unless its loss and the weights are finite."""
+        self.check_finite()
+
+    def record_batch(self, targets: dict[str, torch.Tensor], outputs):
+        """Called with targets and outputs of every batch. Records what the logs show of them."""
+        for name, value in outputs.items():
+            if name.startswith("loss_"):
+                self.step_logs.add(name, value)
+
+    def collect_logs(self) -> dict[str, float]:
+        """Return the values of the next log: the steps since the last one, unreadable images, speed, schedules."""
+        logs = self.step_logs.collect() | {"data/unreadable": self._unreadable.count()}
+        logs |= self.throughput.collect(self.accelerator)
+        return logs | self.schedule_values(max(self.state.global_step - 1, 0))
 
     def schedule_values(self, step: int) -> dict[str, float]:
-        """Values of the schedules at `step`, for the logs."""
+        """Return the values of the schedules at `step`, for the logs."""
         return {"weight_decay": self.weight_decay_at(step)}
-
-    # One step
-
-    def epoch_of(self, step: int) -> int:
-        """Index of the epoch that `step` belongs to."""
-        return step // self.steps_per_epoch
-
-    @property
-    def num_epochs(self) -> int:
-        """Epochs of the whole run, the last of which may be incomplete."""
-        return math.ceil(self.num_steps / self.steps_per_epoch)
-
-    def set_initial_training_values(self, args, dataloader):
-        values = super().set_initial_training_values(args, dataloader)
-        self.steps_per_epoch, self.num_steps = values[1], values[-1]
-        self._throughput.restart()
-        if self._num_images() is None:
-            # Trainer takes the whole run over a stream as one epoch.
-            self.steps_per_epoch = max(1, round(self.num_steps / args.num_train_epochs))
-        self.check_schedules()
-        return values
-
-    def _prepare_for_training(self, *args, **kwargs):
-        prepared = super()._prepare_for_training(*args, **kwargs)
-        if self.is_fsdp_enabled and self.target_method is not None and self._sharded_target is None:
-            self._sharded_target = ShardedTarget(self.accelerator, self.teacher, self.target_method)
-            self.teacher = self._sharded_target.module
-        return prepared
-
-    def _run_epoch(self, **kwargs):
-        # Resumed from its last checkpoint, Trainer would take one step too many.
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(**kwargs)
-        else:
-            self.control.should_training_stop = True
 
     def check_schedules(self):
         """Raise `ValueError` when a schedule is longer than the run."""
@@ -251,27 +213,51 @@ class MIMTrainer(Trainer, ABC):
                 f"warmup_epochs ({self.args.warmup_epochs:g}, of {self.steps_per_epoch} steps each) or warmup_steps"
             )
 
+    def save_target(self, folder: Path, target: nn.Module):
+        """Write all that `load_target` needs into `folder`; `target` is the whole target network."""
+        assert isinstance(target, PreTrainedModel)
+        target.save_pretrained(folder)
+
+    def load_target(self, source: str, **hub_options):
+        """Restore what `save_target` wrote into `teacher/` of `source`, a folder or a Hub id."""
+        assert isinstance(self.teacher, PreTrainedModel)
+        load_target_weights(self.teacher, source, **hub_options)
+
+    def continue_target(self, source: str, **hub_options):
+        """Start from the target network beside the model at `source`, a folder or a Hub id, if there is one."""
+        if self.teacher is not None and has_target(source, **hub_options):
+            self.load_target(source, **hub_options)
+
+    # Networks
+
+    def whole_target(self) -> nn.Module | None:
+        """Return the target network with all its parameters. If it is sharded, a copy. All processes call this."""
+        if self.teacher is None or self.target_copies is None:
+            return self.teacher
+        return self.target_copies.of(self.teacher, self.args.device)
+
+    def whole_student(self) -> PreTrainedModel:
+        """Return the student with all its parameters. If it is sharded, a copy. All processes call this."""
+        student = self.accelerator.unwrap_model(self.model)
+        return student if self._student_copies is None else self._student_copies.of(student, self.args.device)
+
+    # Schedules
+
+    def epoch_of(self, step: int) -> int:
+        """Return the index of the epoch that `step` belongs to."""
+        return step // self.steps_per_epoch
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs of the whole run, the last of which may be incomplete."""
+        return math.ceil(self.num_steps / self.steps_per_epoch)
+
     @property
     def warmup_steps(self) -> int:
         """Steps of the learning rate's warm-up."""
         if self.args.warmup_steps > 0 or self.args.lr_scheduler_type != "cosine":
             return self.args.get_warmup_steps(self.num_steps)
         return int(self.args.warmup_epochs * self.steps_per_epoch)
-
-    def create_scheduler(self, num_training_steps: int, optimizer=None):
-        if self.args.lr_scheduler_type != "cosine" or self.lr_scheduler is not None:
-            return super().create_scheduler(num_training_steps, optimizer)
-        peak = self.args.learning_rate
-
-        def factor(step: int) -> float:
-            if not peak:
-                return 0.0
-            final = self.args.min_learning_rate
-            return cosine_schedule(step, peak, final, num_training_steps, self.warmup_steps) / peak
-
-        self.lr_scheduler = LambdaLR(self.optimizer if optimizer is None else optimizer, factor)
-        self._created_lr_scheduler = True
-        return self.lr_scheduler
 
     def weight_decay_at(self, step: int) -> float:
         """Weight decay of the decayed parameters at `step`."""
@@ -280,8 +266,67 @@ class MIMTrainer(Trainer, ABC):
             return self.args.weight_decay
         return cosine_schedule(step, self.args.weight_decay, end, self.num_steps)
 
+    def set_initial_training_values(self, args, dataloader):
+        values = super().set_initial_training_values(args, dataloader)
+        num_train_epochs, self.steps_per_epoch, self.num_steps = values[0], values[1], values[-1]
+        if self.resumed_from is not None and saved_step(self.resumed_from) >= self.num_steps:
+            # Resumed from the last checkpoint, Trainer would take one step too many.
+            num_train_epochs = saved_step(self.resumed_from) // self.steps_per_epoch
+        if self._num_images() is None:
+            # Trainer takes the whole run over a stream as one epoch.
+            self.steps_per_epoch = max(1, round(self.num_steps / args.num_train_epochs))
+        self.throughput.restart()
+        self.check_schedules()
+        return num_train_epochs, *values[1:]
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        if self.args.lr_scheduler_type != "cosine" or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        peak, final = self.args.learning_rate, self.args.min_learning_rate
+
+        def factor(step: int) -> float:
+            return cosine_schedule(step, peak, final, num_training_steps, self.warmup_steps) / peak if peak else 0.0
+
+        self.lr_scheduler = LambdaLR(self.optimizer if optimizer is None else optimizer, factor)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         return decayed_parameter_names(model)
+
+    # One step
+
+    def get_train_dataloader(self):
+        dataloader = super().get_train_dataloader()
+        # accelerate's loader passes everything but iteration itself to the loader that it wraps.
+        loader = getattr(dataloader, "base_dataloader", dataloader)
+        loader.worker_init_fn = partial(ignore_stop_signals, before=loader.worker_init_fn)
+        return dataloader
+
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
+        with self.throughput.waiting(), record_function("wait for data"):
+            batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self.throughput.count(sum(len(batch["pixel_values"]) for batch in batches))
+        return batches, num_items
+
+    def prepare_batch(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Count the unreadable images of a batch of the collator and normalize its views, in place."""
+        self._unreadable.note(inputs.pop("unreadable", []), len(inputs["pixel_values"]))
+        self.normalize_inputs(inputs)
+        return inputs
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        self.prepare_batch(inputs)
+        with record_function("targets"), torch.no_grad(), self.accelerator.autocast():
+            targets = self.compute_targets(inputs)
+        with record_function("student"), self.accelerator.autocast():
+            outputs = model(**inputs, **targets)
+        for name in outputs:
+            if name.startswith("loss"):
+                share = outputs[name].detach() / self.current_gradient_accumulation_steps
+                self._step_values[name] = self._step_values.get(name, 0.0) + share
+        self.record_batch(targets, outputs)
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def _clip_grad_norm(self, model: nn.Module):
         if self.args.grad_clip == "global":
@@ -297,59 +342,16 @@ class MIMTrainer(Trainer, ABC):
             self._step_values["grad_norm"] = norm
         return norm
 
-    def before_step(self):
-        """Called before the forward pass of every step."""
-
-    def before_optimizer_step(self):
-        """Called after the gradients are clipped: looks for values that are not finite, sets the weight decay."""
-        failure = self._finite.note(self.state.global_step + 1, self._step_values)
-        self._step_values = {}
-        self._stop_if_not_finite(failure)
-        self.optimizer.param_groups[0]["weight_decay"] = self.weight_decay_at(self.state.global_step)
-
-    def get_train_dataloader(self):
-        dataloader = super().get_train_dataloader()
-        # accelerate's loader hands everything but iteration itself to the one that it wraps.
-        loader = getattr(dataloader, "base_dataloader", dataloader)
-        loader.worker_init_fn = partial(ignore_stop_signals, before=loader.worker_init_fn)
-        return dataloader
-
-    def _prepare_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        inputs = super()._prepare_inputs(inputs)
-        self._unreadable.note(inputs.pop("unreadable", []), len(inputs["pixel_values"]))
-        self.normalize_inputs(inputs)
-        return inputs
-
-    def normalize_inputs(self, inputs: dict[str, Any]):
-        """Called with every batch, on the device: raw (uint8) views get their colours there, and are normalised."""
-        parameters, processor = inputs.pop("color_parameters", None), self.processing_class
-        if inputs["pixel_values"].dtype == torch.uint8:
-            if processor is None:
-                raise ValueError("raw views need processing_class, the image processor, for its mean and deviation")
-            # Views arrive as bytes, a quarter of the size, and get their colours where the model is.
-            if parameters is None:
-                views = inputs["pixel_values"]
-                inputs["pixel_values"] = normalize_views(views, processor.image_mean, processor.image_std)
-            else:
-                color_batch(inputs, parameters, processor.image_mean, processor.image_std)
-
-    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
-        with self._throughput.waiting(), record_function("wait for data"):
-            batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._throughput.count(sum(len(batch["pixel_values"]) for batch in batches))
-        return batches, num_items
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        with record_function("targets"), torch.no_grad(), self.accelerator.autocast():
-            targets = self.compute_targets(inputs)
-        with record_function("student"), self.accelerator.autocast():
-            outputs = model(**inputs, **targets)
-        for name in outputs:
-            if name.startswith("loss"):
-                share = outputs[name].detach() / self.current_gradient_accumulation_steps
-                self._step_values[name] = self._step_values.get(name, 0.0) + share
-        self.observe(targets, outputs)
-        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+    def check_finite(self):
+        """Raise `FloatingPointError` unless the last step and the weights after it are finite."""
+        self._stop_if_not_finite(self._finite.flush())
+        parameters = [*self.model.parameters(), *(() if self.teacher is None else self.teacher.parameters())]
+        parts = [local_part(parameter) for parameter in parameters]
+        largest = torch._foreach_norm([part for part in parts if part.numel()], ord=math.inf)
+        if not self.accelerator.gather(torch.stack(largest).isfinite().all()[None]).all():
+            raise FloatingPointError(
+                f"weights are not finite after step {self.state.global_step}. {describe_last(self.output_dir)}"
+            )
 
     def _stop_if_not_finite(self, failure: tuple[int, dict[str, float]] | None):
         if failure is None:
@@ -360,66 +362,41 @@ class MIMTrainer(Trainer, ABC):
         raise FloatingPointError(
             f"not finite at step {step}: {figures}. The usual cause is a learning rate that is too high "
             f"(here {self.lr_scheduler.get_last_lr()[0]:.4g}) or a warm-up too short (here {self.warmup_steps} steps)."
-            f"{half} {describe_last(self.args.output_dir)}"
+            f"{half} {describe_last(self.output_dir)}"
         )
 
     def _num_images(self) -> int | None:
-        """Training images; None for a stream, which does not tell."""
-        streamed = isinstance(self.train_dataset, torch.utils.data.IterableDataset)
-        return None if streamed or self.train_dataset is None else len(self.train_dataset)
+        """Number of training images; None for a stream, which has no length."""
+        return len(self.train_dataset) if isinstance(self.train_dataset, Sized) else None
 
-    # What the logs show
-
-    def observe(self, targets: dict[str, torch.Tensor], outputs):
-        """Called with the targets and outputs of every batch: notes what the logs show of them."""
-        for name, value in outputs.items():
-            if name.startswith("loss_"):
-                self.step_logs.add(name, value)
+    # Logs and evaluation
 
     def log(self, logs: dict[str, float], start_time: float | None = None):
         if "loss" in logs:
-            logs.update(self.collected_logs())
+            logs.update(self.collect_logs())
         super().log(logs, start_time)
-
-    def collected_logs(self) -> dict[str, float]:
-        """What the next log shows: the steps since the last one, unreadable images, throughput, schedules."""
-        logs = self.step_logs.collect() | {"data/unreadable": self._unreadable.count()}
-        logs |= self._throughput.collect(self.accelerator)
-        return logs | self.schedule_values(max(self.state.global_step - 1, 0))
-
-    # Evaluation
-
-    def _evaluate(self, *args, **kwargs):
-        with self._throughput.paused():
-            return super()._evaluate(*args, **kwargs)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """
-        Measure on `eval_dataset` what the run is for, and log it.
+        Evaluate the deployable encoder on `eval_dataset`, and log the metrics.
 
         Raises:
-            ValueError: If images, or labelled ones to compare them with, are missing.
+            ValueError: If images, or labeled ones to compare them with, are missing.
         """
         eval_dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if eval_dataset is None:
             raise ValueError("an evaluation needs eval_dataset")
-        measured = self.measure(eval_dataset)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        with self.throughput.paused():
+            measured = self.measure(eval_dataset)
+            metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
+            self.log(metrics)
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def latest_evaluation(self) -> dict[str, float]:
-        """The metrics of the present weights, if they have been evaluated."""
-        evaluations = [entry for entry in self.state.log_history if any(name.startswith("eval_") for name in entry)]
-        if not evaluations or evaluations[-1]["step"] != self.state.global_step:
-            return {}
-        return {name: value for name, value in evaluations[-1].items() if name.startswith("eval_")}
 
     def measure(self, eval_dataset) -> dict[str, float]:
         """
-        What an evaluation reports; all processes call this. Here k-NN accuracy in percent of the deployable encoder:
-        `eval_dataset` against `bank_dataset`.
+        Return the metrics of an evaluation: here k-NN accuracies in percent of the deployable encoder, `eval_dataset`
+        against `bank_dataset`. All processes must call this.
         """
         if self.bank_dataset is None:
             raise ValueError("the k-NN evaluation needs both eval_dataset and bank_dataset, with labels")
@@ -432,16 +409,28 @@ class MIMTrainer(Trainer, ABC):
             self.args,
         )
 
-    # Checkpoints
+    def latest_evaluation(self) -> dict[str, float]:
+        """Return the metrics of the current weights; empty unless they have been evaluated."""
+        evaluations = [entry for entry in self.state.log_history if any(name.startswith("eval_") for name in entry)]
+        if not evaluations or evaluations[-1]["step"] != self.state.global_step:
+            return {}
+        return {name: value for name, value in evaluations[-1].items() if name.startswith("eval_")}
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs):
+    # Training and checkpoints
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial=None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
         """
-        Train, from the beginning or from a checkpoint. SIGTERM and SIGINT (Ctrl-C) end the run after the step at
-        hand: it is saved, and the process exits with code 75.
+        Train, from the beginning or from a checkpoint. SIGTERM and SIGINT (Ctrl-C) end the run after the current
+        step: it is saved, and the process exits with code 75.
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*): A checkpoint; True for the newest one in
-                `output_dir`; "latest" for the newest one that is whole, or a new start where there is none at all.
+                `output_dir`; "latest" for the newest one that is whole, or a new start if there is none at all.
 
         Raises:
             OSError: If the checkpoint is not whole, or (also later) one cannot be written.
@@ -449,155 +438,50 @@ class MIMTrainer(Trainer, ABC):
             FloatingPointError: If loss or gradient are not finite; the step is not taken.
             SystemExit: After a signal.
         """
-        parts, run = self._required_parts(), self._run_facts()
+        args, parts = self.args, required_parts(self, *([] if self.teacher is None else [TEACHER_FOLDER]))
         checkpoint = None
-        if self.args.should_save:
-            checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir, parts, run)
-        if self.args.world_size > 1:
+        if args.should_save:
+            facts = run_facts(args, self.train_dataset)
+            checkpoint = find_checkpoint(resume_from_checkpoint, self.output_dir, parts, facts)
+        if args.world_size > 1:
             # Over a shared file system, another process may not see yet what the first one sees.
             checkpoint = broadcast_object_list([checkpoint])[0]
             if checkpoint is not None:
                 check_whole(checkpoint, parts)
-        with self.stop_signals:
-            result = super().train(resume_from_checkpoint=checkpoint, **kwargs)
-        if self.stop_signals.stopping:
+        if checkpoint is not None:
+            check_fits(checkpoint, self.model, None if self.is_fsdp_enabled else self.create_optimizer())
+        self.resumed_from = checkpoint
+        # With a limit of one, Trainer would leave only the best checkpoint, not the one to continue from.
+        self._save_total_limit, args.save_total_limit = args.save_total_limit, None
+        try:
+            with self.stop_signals:
+                result = super().train(checkpoint, trial, ignore_keys_for_eval)
+        finally:
+            args.save_total_limit = self._save_total_limit
+        if self.stop_signals.received is not None and self.stop_signals.stopping:
             logger.warning(
                 f"stopped by {signal.Signals(self.stop_signals.received).name} after step {self.state.global_step}. "
-                f"{describe_last(self.args.output_dir)} Started again in the same way, the run goes on from there."
+                f"{describe_last(self.output_dir)} Start the run again in the same way to continue from there."
             )
             raise SystemExit(EXIT_INTERRUPTED)
         return result
 
-    def _run_facts(self) -> dict[str, Any]:
-        """What must be the same for a resumed run to take the steps of the one that was interrupted."""
-        args = self.args
-        facts = {
-            "per_device_train_batch_size": args.per_device_train_batch_size,
-            "gradient_accumulation_steps": args.gradient_accumulation_steps,
-            "number of processes": args.world_size,
-            "seed": args.seed,
-            "data_seed": args.data_seed,
-        }
-        if self._num_images() is None:
-            # Each worker reads its own shards of a stream, so that their number decides the order.
-            facts["dataloader_num_workers"] = args.dataloader_num_workers
-            if isinstance(self.train_dataset, StreamedViewsDataset):
-                facts |= self.train_dataset.order
-            return facts
-        return facts | {"number of training images": self._num_images()}
-
-    def _required_parts(self) -> tuple[str, ...]:
-        # What is missing here Trainer would replace by a fresh start, without a word.
-        args = self.args
-        random_state = "rng_state.pth" if args.world_size == 1 else f"rng_state_{args.process_index}.pth"
-        weights, optimizer = "model.safetensors", "optimizer.pt"
-        if self.is_fsdp_enabled:
-            weights, optimizer = "pytorch_model_fsdp_0", "optimizer_0"
-        scaler = () if self.accelerator.scaler is None else ("scaler.pt",)
-        return weights, optimizer, "scheduler.pt", *scaler, random_state, TRAINER_STATE_NAME, TEACHER_FOLDER
-
-    def _finalize_training(self, *args, **kwargs):
-        self._check_finite()
-        # With a limit of one, Trainer would leave only the best checkpoint, not the one to go on from.
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            return super()._finalize_training(*args, **kwargs)
-        finally:
-            self.args.save_total_limit = limit
-
-    def _get_output_dir(self, trial) -> str:
-        return self._checkpoint_root or super()._get_output_dir(trial)
-
     def _save_checkpoint(self, model: nn.Module, trial):
-        self._check_finite()
-        with self._throughput.paused():
-            self._write_checkpoint(model, trial)
-
-    def _check_finite(self):
-        """Raise `FloatingPointError` when the last step or what it made of the weights is not finite."""
-        self._stop_if_not_finite(self._finite.flush())
-        parts = map(local_part, (*self.model.parameters(), *self.teacher.parameters()))
-        largest = torch._foreach_norm([part for part in parts if part.numel()], ord=math.inf)
-        if not self.accelerator.gather(torch.stack(largest).isfinite().all()[None]).all():
-            raise FloatingPointError(
-                f"weights are not finite after step {self.state.global_step}. {describe_last(self.args.output_dir)}"
-            )
-
-    def _write_checkpoint(self, model: nn.Module, trial):
-        """Trainer's checkpoint, written beside its place and moved there when it is whole."""
-        output_dir = Path(self.args.output_dir)
-        staging = output_dir / STAGING_FOLDER
-        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        try:
-            if self.args.should_save:
-                shutil.rmtree(staging, ignore_errors=True)
-            self.accelerator.wait_for_everyone()
-            self._checkpoint_root = str(staging)
+        self.check_finite()
+        with self.throughput.paused(), staged_checkpoint(self, self._save_total_limit) as folder:
+            if self.is_fsdp_enabled:
+                complete_optimizer_state(self.optimizer)
             super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                if self.state.best_global_step == self.state.global_step:
-                    self.state.best_model_checkpoint = str(output_dir / name)
-                    self.state.save_to_json(str(staging / name / TRAINER_STATE_NAME))
-                write_manifest(staging / name, self._run_facts())
-                put_in_place(staging / name, output_dir / name)
-                remove_old_checkpoints(output_dir, self.args.save_total_limit, self.state.best_global_step)
-        except (OSError, SafetensorError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in FAILED_WRITES):
-                raise
-            raise OSError(
-                f"cannot save {output_dir / name}: {error}. {describe_last(self.args.output_dir)}"
-            ) from error
-        finally:
-            self._checkpoint_root = None
-            if self.args.should_save:
-                shutil.rmtree(staging, ignore_errors=True)
+            target = self.whole_target()
+            if target is not None and self.args.should_save:
+                self.save_target(folder / TEACHER_FOLDER, target)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None):
-        """Nothing: `hf-mim pretrain` makes the repositories, and so does the first checkpoint that is uploaded."""
-
-    def _push_from_checkpoint(self, checkpoint_folder: str):
-        # Trainer would upload what is not whole yet, and the pickled options; `CheckpointUploads` does it afterwards.
-        pass
+        """Do nothing: `hf-mim pretrain` and the first uploaded checkpoint create the repositories."""
 
     def push_to_hub(self, *args, **kwargs):
-        """Raises `ValueError`: a trainer has neither the card nor the deployable encoder that are published."""
+        """Raise `ValueError`: a trainer has neither the card nor the deployable encoder that are published."""
         raise ValueError(
             "a trainer alone has no result to upload: `hf-mim pretrain --push_to_hub` does it, and `hf-mim publish` "
             "for the folder of a finished run"
         )
-
-    def _save_optimizer_and_scheduler(self, output_dir: str):
-        if self.is_fsdp_enabled:
-            complete_optimizer_state(self.optimizer)
-        super()._save_optimizer_and_scheduler(output_dir)
-        target = self.whole_target()
-        if self.args.should_save:
-            self.save_target(os.path.join(output_dir, TEACHER_FOLDER), target)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None):
-        try:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        except RuntimeError as error:
-            raise ValueError(f"{resume_from_checkpoint} is of another model: {error}") from error
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None):
-        if checkpoint is None:
-            return
-        try:
-            super()._load_optimizer_and_scheduler(checkpoint)
-        except ValueError as error:
-            raise ValueError(f"{checkpoint}/optimizer.pt is of another model: {error}") from error
-        for parameter, state in self.optimizer.state.items():
-            moments = [state[name] for name in ("exp_avg", "exp_avg_sq", "momentum_buffer") if name in state]
-            if any(moment is not None and moment.shape != parameter.shape for moment in moments):
-                raise ValueError(f"{checkpoint}/optimizer.pt is of another model: a moment has another shape")
-        self.load_target(checkpoint)
-
-    def _issue_warnings_after_load(self, load_result):
-        # Trainer only warns here, and would go on with random weights.
-        if load_result.missing_keys or load_result.unexpected_keys:
-            raise ValueError(
-                "the checkpoint is not of this model: "
-                f"missing {load_result.missing_keys[:5]}, unexpected {load_result.unexpected_keys[:5]}"
-            )

@@ -22,7 +22,10 @@ class StepCallback(TrainerCallback):
         self.trainer.before_optimizer_step()
 
     def on_optimizer_step(self, args, state, control, **kwargs):
-        self.trainer.update_target()
+        self.trainer.after_optimizer_step()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.trainer.after_training()
 
 
 class MIMProgressCallback(ProgressCallback):

@@ -11,13 +11,12 @@ from PIL import Image
 
 from ...hub.run_card import build_card, build_eval_results
 from ...utils.files import replaced_file, replaced_folder
-from ...utils.layout import TEACHER_FOLDER
+from ...utils.layout import METRICS_FILE, TEACHER_FOLDER
 from ..trainer import MIMTrainer
 from .provenance import describe_data, describe_hardware, describe_start, describe_time, versions
 from .run import Method
 
 
-METRICS_FILE = "metrics.json"
 EVAL_RESULTS_FILE = ".eval_results/knn.yaml"
 
 
@@ -85,7 +84,8 @@ def save_run(method: Method, trainer: MIMTrainer, metrics: dict, example_images:
         with replaced_folder(output / "pretraining") as folder:
             student.save_pretrained(folder)
             processor.save_pretrained(folder)
-            trainer.save_target(str(folder / TEACHER_FOLDER), target)
+            if target is not None:
+                trainer.save_target(folder / TEACHER_FOLDER, target)
     with replaced_folder(output / ".encoder") as folder:
         method.save_deployable(encoder, processor, folder)
     for file in (output / ".encoder").iterdir():
