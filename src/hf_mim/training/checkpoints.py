@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.distributed.checkpoint import FileSystemReader
@@ -200,9 +201,7 @@ def check_whole(folder: str | Path, required: tuple[str, ...]) -> dict[str, Any]
         manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
         run, files = manifest["run"], manifest["files"]
     except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{folder} has no {MANIFEST_FILE}, so it cannot be checked.{LATEST}"
-        ) from None
+        raise FileNotFoundError(f"{folder} has no {MANIFEST_FILE}, so it cannot be checked.{LATEST}") from None
     except (ValueError, KeyError) as error:
         raise OSError(f"{folder / MANIFEST_FILE} is damaged.{LATEST}") from error
     for name in required:
@@ -228,6 +227,33 @@ def check_same_run(folder: str | Path, before: dict[str, Any], now: dict[str, An
                 f"{folder} was saved with {name} {before.get(name)}, this run has {value}: it would not take the "
                 "same steps. Restore the old value, or pass the folder as --model_name_or_path to a new --output_dir"
             )
+
+
+def checkpoint_to_resume(trainer: Trainer, choice: str | bool | None, parts: tuple[str, ...]) -> str | None:
+    """
+    Find the checkpoint to resume from, see [`find_checkpoint`], and check it in every process.
+
+    Args:
+        trainer (`Trainer`): The trainer that resumes.
+        choice (`str` or `bool`, *optional*): As for [`find_checkpoint`].
+        parts (`tuple[str, ...]`): Parts that this trainer adds to those of `Trainer`.
+
+    Raises:
+        OSError: If it is not whole.
+        ValueError: If it belongs to another run or another model.
+    """
+    args, required, checkpoint = trainer.args, required_parts(trainer, *parts), None
+    if args.should_save:
+        checkpoint = find_checkpoint(choice, str(args.output_dir), required, run_facts(args, trainer.train_dataset))
+    if args.world_size > 1:
+        # Over a shared file system, another process may not see yet what the first one sees.
+        checkpoint = broadcast_object_list([checkpoint])[0]
+        if checkpoint is not None:
+            check_whole(checkpoint, required)
+    if checkpoint is not None:
+        assert trainer.model is not None
+        check_fits(checkpoint, trainer.model, None if trainer.is_fsdp_enabled else trainer.create_optimizer())
+    return checkpoint
 
 
 def check_fits(checkpoint: str, model: nn.Module, optimizer: torch.optim.Optimizer | None):

@@ -8,10 +8,25 @@ from accelerate import Accelerator
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
-from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, register_fsdp_forward_method
 
 
 Model = TypeVar("Model", bound=nn.Module)
+
+
+def prepare_fsdp(accelerator: Accelerator):
+    """
+    Leave half precision to autocast, as without FSDP: targets, losses and gradients stay in float32.
+
+    Raises:
+        ValueError: For FSDP 1, or checkpoints that are not sharded.
+    """
+    plugin = accelerator.state.fsdp_plugin
+    if not accelerator.is_fsdp2:
+        raise ValueError("the target network cannot be sharded by FSDP 1: use FSDP 2 or DDP")
+    if "SHARDED" not in str(plugin.state_dict_type):
+        raise ValueError("FSDP checkpoints must be sharded: set fsdp_state_dict_type to SHARDED_STATE_DICT")
+    plugin.mixed_precision_policy = MixedPrecisionPolicy()
 
 
 class WholeCopies:

@@ -16,10 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.optim.lr_scheduler import LambdaLR
 from torch.profiler import record_function
 from transformers import PreTrainedModel, Trainer
@@ -40,17 +38,8 @@ from .callbacks.step_logs import StepLogs
 from .callbacks.stop_signals import EXIT_INTERRUPTED, StopSignals
 from .callbacks.throughput import Throughput
 from .callbacks.unreadable_images import UnreadableImages
-from .checkpoints import (
-    check_fits,
-    check_whole,
-    describe_last,
-    find_checkpoint,
-    required_parts,
-    run_facts,
-    saved_step,
-    staged_checkpoint,
-)
-from .fsdp import WholeCopies, as_whole, complete_optimizer_state, local_part
+from .checkpoints import checkpoint_to_resume, describe_last, saved_step, staged_checkpoint
+from .fsdp import WholeCopies, as_whole, complete_optimizer_state, local_part, prepare_fsdp
 from .optimization import clip_gradients_per_tensor, decayed_parameter_names
 from .schedules import cosine_schedule
 from .target import TargetCallback, has_target, load_target_weights
@@ -103,15 +92,12 @@ class MIMTrainer(Trainer, ABC):
     ):
         super().__init__(model=model, args=args, **kwargs)
         self.model_accepts_loss_kwargs = False
-        if self.is_deepspeed_enabled or (self.is_fsdp_enabled and not self.accelerator.is_fsdp2):
-            raise ValueError("the target network cannot be sharded by DeepSpeed or FSDP 1: use FSDP 2 or DDP")
-        if self.is_fsdp_enabled and "SHARDED" not in str(self.accelerator.state.fsdp_plugin.state_dict_type):
-            raise ValueError("FSDP checkpoints must be sharded: set fsdp_state_dict_type to SHARDED_STATE_DICT")
+        if self.is_deepspeed_enabled:
+            raise ValueError("the target network cannot be sharded by DeepSpeed: use FSDP 2 or DDP")
+        if self.is_fsdp_enabled:
+            prepare_fsdp(self.accelerator)
         if args.eval_strategy != "no" and self.needs_bank and bank_dataset is None:
             raise ValueError("an evaluation while training is k-NN: it needs bank_dataset beside eval_dataset")
-        if self.is_fsdp_enabled:
-            # Autocast brings half precision, as it does without FSDP: targets, losses and gradients stay in float32.
-            self.accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
         self.bank_dataset = bank_dataset
         self.output_dir = str(args.output_dir)
         self.resumed_from: str | None = None
@@ -119,9 +105,7 @@ class MIMTrainer(Trainer, ABC):
         self.step_logs = StepLogs(self.accelerator)
         self.throughput = Throughput()
         self.stop_signals = StopSignals(timedelta(seconds=args.ddp_timeout))
-        self._finite = FiniteCheck()
-        # Scalars of the current step that must be finite.
-        self._step_values: dict[str, torch.Tensor] = {}
+        self._finite = FiniteCheck(self._advice)
         self._unreadable = UnreadableImages(self._num_images(), args.max_unreadable_fraction, args.world_size)
         self._student_copies = WholeCopies(model) if self.is_fsdp_enabled else None
         self.target_copies: WholeCopies | None = None
@@ -177,9 +161,7 @@ class MIMTrainer(Trainer, ABC):
 
     def before_optimizer_step(self):
         """Called after the gradients are clipped. Checks the step's values and sets the weight decay."""
-        failure = self._finite.note(self.state.global_step + 1, self._step_values)
-        self._step_values = {}
-        self._stop_if_not_finite(failure)
+        self._finite.end_step(self.state.global_step + 1)
         self.optimizer.param_groups[0]["weight_decay"] = self.weight_decay_at(self.state.global_step)
 
     def after_optimizer_step(self):
@@ -323,8 +305,7 @@ class MIMTrainer(Trainer, ABC):
             outputs = model(**inputs, **targets)
         for name in outputs:
             if name.startswith("loss"):
-                share = outputs[name].detach() / self.current_gradient_accumulation_steps
-                self._step_values[name] = self._step_values.get(name, 0.0) + share
+                self._finite.add(name, outputs[name].detach() / self.current_gradient_accumulation_steps)
         self.record_batch(targets, outputs)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
@@ -339,12 +320,12 @@ class MIMTrainer(Trainer, ABC):
         # With fp16 the loss is scaled until the gradient overflows, and that step is left out: nothing is wrong.
         if self.accelerator.scaler is None:
             norm = as_whole(torch.as_tensor(norm, device=self.args.device))
-            self._step_values["grad_norm"] = norm
+            self._finite.add("grad_norm", norm)
         return norm
 
     def check_finite(self):
         """Raise `FloatingPointError` unless the last step and the weights after it are finite."""
-        self._stop_if_not_finite(self._finite.flush())
+        self._finite.flush()
         parameters = [*self.model.parameters(), *(() if self.teacher is None else self.teacher.parameters())]
         parts = [local_part(parameter) for parameter in parameters]
         largest = torch._foreach_norm([part for part in parts if part.numel()], ord=math.inf)
@@ -353,16 +334,12 @@ class MIMTrainer(Trainer, ABC):
                 f"weights are not finite after step {self.state.global_step}. {describe_last(self.output_dir)}"
             )
 
-    def _stop_if_not_finite(self, failure: tuple[int, dict[str, float]] | None):
-        if failure is None:
-            return
-        step, values = failure
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+    def _advice(self) -> str:
         half = " fp16 overflows easily: prefer bf16 or fp32." if self.args.fp16 else ""
-        raise FloatingPointError(
-            f"not finite at step {step}: {figures}. The usual cause is a learning rate that is too high "
-            f"(here {self.lr_scheduler.get_last_lr()[0]:.4g}) or a warm-up too short (here {self.warmup_steps} steps)."
-            f"{half} {describe_last(self.output_dir)}"
+        return (
+            "The usual cause is a learning rate that is too high "
+            f"(here {self.lr_scheduler.get_last_lr()[0]:.4g}) or a warm-up that is too short "
+            f"(here {self.warmup_steps} steps).{half} {describe_last(self.output_dir)}"
         )
 
     def _num_images(self) -> int | None:
@@ -438,24 +415,13 @@ class MIMTrainer(Trainer, ABC):
             FloatingPointError: If loss or gradient are not finite; the step is not taken.
             SystemExit: After a signal.
         """
-        args, parts = self.args, required_parts(self, *([] if self.teacher is None else [TEACHER_FOLDER]))
-        checkpoint = None
-        if args.should_save:
-            facts = run_facts(args, self.train_dataset)
-            checkpoint = find_checkpoint(resume_from_checkpoint, self.output_dir, parts, facts)
-        if args.world_size > 1:
-            # Over a shared file system, another process may not see yet what the first one sees.
-            checkpoint = broadcast_object_list([checkpoint])[0]
-            if checkpoint is not None:
-                check_whole(checkpoint, parts)
-        if checkpoint is not None:
-            check_fits(checkpoint, self.model, None if self.is_fsdp_enabled else self.create_optimizer())
-        self.resumed_from = checkpoint
+        args, parts = self.args, () if self.teacher is None else (TEACHER_FOLDER,)
+        self.resumed_from = checkpoint_to_resume(self, resume_from_checkpoint, parts)
         # With a limit of one, Trainer would leave only the best checkpoint, not the one to continue from.
         self._save_total_limit, args.save_total_limit = args.save_total_limit, None
         try:
             with self.stop_signals:
-                result = super().train(checkpoint, trial, ignore_keys_for_eval)
+                result = super().train(self.resumed_from, trial, ignore_keys_for_eval)
         finally:
             args.save_total_limit = self._save_total_limit
         if self.stop_signals.received is not None and self.stop_signals.stopping:

@@ -1,35 +1,51 @@
-"""Noticing a loss or gradient that is not finite, without making the device wait."""
+"""Detection of a loss or gradient that is not finite, without making the device wait."""
 
 import math
+from collections.abc import Callable
 
 import torch
 
 
 class FiniteCheck:
-    """Looks at a few scalars of every step: at once on the CPU, one step later on a GPU, when they have arrived."""
+    """
+    Checks a few scalars of every step: at once on the CPU, one step later on a GPU, when they have arrived.
 
-    def __init__(self):
+    Args:
+        advice (`Callable`): Returns what the message of the error ends with.
+    """
+
+    def __init__(self, advice: Callable[[], str]):
+        self._advice = advice
+        self._values: dict[str, torch.Tensor] = {}
         self._pending: tuple[int, list[str], torch.Tensor, torch.cuda.Event | None] | None = None
 
-    def note(self, step: int, values: dict[str, torch.Tensor]) -> tuple[int, dict[str, float]] | None:
-        """Take the scalars `values` of `step`; gives a step and its scalars if they are known not to be all finite."""
-        stacked = torch.stack([value.detach().float().reshape(()) for value in values.values()])
-        failure = self.flush()
+    def add(self, name: str, value: torch.Tensor):
+        """Add a scalar to the value `name` of the current step."""
+        self._values[name] = self._values[name] + value if name in self._values else value
+
+    def end_step(self, step: int):
+        """Check the values of `step`. Raise `FloatingPointError` if they or earlier ones turn out not to be finite."""
+        stacked = torch.stack([value.detach().float().reshape(()) for value in self._values.values()])
+        names, self._values = list(self._values), {}
+        self.flush()
         arrived = None
         if stacked.is_cuda:
             stacked = stacked.to("cpu", non_blocking=True)
             arrived = torch.cuda.Event()
             arrived.record()
-        self._pending = (step, list(values), stacked, arrived)
-        return failure if failure or arrived else self.flush()
+        self._pending = (step, names, stacked, arrived)
+        if arrived is None:
+            self.flush()
 
-    def flush(self) -> tuple[int, dict[str, float]] | None:
-        """The same for what was noted last, waiting for it if need be."""
+    def flush(self):
+        """Wait for the values of the last step. Raise `FloatingPointError` if they are not finite."""
         if self._pending is None:
-            return None
+            return
         step, names, stacked, arrived = self._pending
         self._pending = None
         if arrived is not None:
             arrived.synchronize()
         values = stacked.tolist()
-        return None if all(map(math.isfinite, values)) else (step, dict(zip(names, values, strict=True)))
+        if not all(map(math.isfinite, values)):
+            figures = ", ".join(f"{name} {value:.4g}" for name, value in zip(names, values, strict=True))
+            raise FloatingPointError(f"not finite at step {step}: {figures}. {self._advice()}")
