@@ -107,6 +107,6 @@ def test_card_of_a_full_model_with_its_code():
 def test_card_of_a_full_model_says_what_its_training_needs():
     card = pretraining_card(Beitv2Config())
     assert "8,192 codes" in card and "--tokenizer_name_or_path TOKENIZER" in card
-    card = pretraining_card(Beitv2Config(head_layers=0, regression_loss="negcosine", vocab_size=512))
+    card = pretraining_card(Beitv2Config(head_layers=0, regression_loss="negcosine", target_dim=512))
     assert "--model_type dbot_symmetric" in card and "--teacher_model_name_or_path TEACHER" in card
     assert "features of 512 numbers" in card

@@ -1,12 +1,14 @@
 """Beitv2Config: derived fields, the round trip through JSON, and the errors."""
 
 import json
+import shutil
 
 import pytest
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 from transformers import AutoConfig, BeitConfig
 
 from hf_mim import Beitv2Config
+from tests.testing.paths import GOLDEN
 
 
 def test_defaults_are_the_pretraining_of_vit_base():
@@ -20,7 +22,8 @@ def test_defaults_are_the_pretraining_of_vit_base():
 
 
 def test_fields_have_the_names_of_transformers():
-    own = {"early_layers", "head_layers", "shared_lm_head", "regression_loss", "qkv_bias", "apply_layernorm"}
+    own = {"early_layers", "head_layers", "shared_lm_head", "regression_loss", "target_dim", "qkv_bias"}
+    own.add("apply_layernorm")
     assert set(Beitv2Config().to_dict()) - set(BeitConfig().to_dict()) == own
 
 
@@ -30,6 +33,19 @@ def test_derived_fields():
     config = Beitv2Config(image_size=[32, 48], patch_size=8, num_hidden_layers=2)
     assert config.grid_size == (4, 6)
     assert config.stage_names == ["stem", "stage1", "stage2"]
+    assert Beitv2Config().target_dim is None and Beitv2Config().prediction_dim == 8192
+    config = Beitv2Config(hidden_size=48, num_attention_heads=4, regression_loss="l2")
+    assert config.target_dim == config.prediction_dim == 48
+
+
+def test_width_of_the_features_in_files_of_version_0_1(tmp_path):
+    """They have no target_dim: with regression_loss, vocab_size was the width of the features."""
+    shutil.copy(GOLDEN / "beitv2" / "config_regression_0.1.json", tmp_path / "config.json")
+    for config in (Beitv2Config.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
+        assert isinstance(config, Beitv2Config)
+        assert (config.regression_loss, config.target_dim, config.prediction_dim) == ("negcosine", 24, 24)
+    config.save_pretrained(tmp_path / "new")
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["target_dim"] == 24
 
 
 def test_stages_by_name_and_by_index():
@@ -65,6 +81,7 @@ CHANGED = dict(
     head_layers=0,
     shared_lm_head=False,
     regression_loss="negcosine",
+    target_dim=96,
     apply_layernorm=False,
     reshape_hidden_states=False,
     out_features=["stage1", "stage3"],
@@ -101,6 +118,7 @@ def test_round_trip_with_every_field_changed(tmp_path):
         ({"attention_probs_dropout_prob": 2}, r"attention_probs_dropout_prob must lie in \[0, 1\)"),
         ({"layer_scale_init_value": -1e-5}, "layer_scale_init_value must be 0"),
         ({"vocab_size": 1}, "vocab_size must be at least 2"),
+        ({"target_dim": 0}, "target_dim must be at least 1"),
         ({"head_layers": -1}, "head_layers must be 0"),
         ({"early_layers": 0}, "early_layers must be at least 1"),
         ({"regression_loss": "huber"}, "regression_loss must be negcosine, l2, l1, smooth_l1 or none, got 'huber'"),

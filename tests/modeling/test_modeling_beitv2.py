@@ -41,6 +41,7 @@ def tiny_config(**overrides) -> Beitv2Config:
         initializer_range=0.2,
         layer_scale_init_value=0.1,
         vocab_size=20,
+        target_dim=18,
         early_layers=2,
     )
     return Beitv2Config(**settings | overrides)
@@ -436,7 +437,7 @@ class TestFeatureRegression:
     def model_and_inputs(**overrides):
         checks = TestBeitv2ForPreTraining()
         model = checks.make_model(**overrides).train()
-        features = torch.randn(3, 9, 20, generator=torch.Generator().manual_seed(5))
+        features = torch.randn(3, 9, 18, generator=torch.Generator().manual_seed(5))
         return model, checks.inputs(model.config) | {"labels": features}
 
     @pytest.mark.parametrize("kind", ["negcosine", "l2", "l1", "smooth_l1"])
@@ -464,10 +465,10 @@ class TestFeatureRegression:
 
     def test_features_need_the_width_of_the_head(self):
         model, inputs = self.model_and_inputs(regression_loss="l2")
-        with pytest.raises(ValueError, match=r"labels have shape \(3, 9\), the images give \(3, 9, 20\)"):
+        with pytest.raises(ValueError, match=r"labels have shape \(3, 9\), expected \(3, 9, 18\)"):
             model(**inputs | {"labels": inputs["labels"][..., 0]})
         model, inputs = self.model_and_inputs()
-        with pytest.raises(ValueError, match=r"labels have shape \(3, 9, 20\), the images give \(3, 9\)"):
+        with pytest.raises(ValueError, match=r"labels have shape \(3, 9, 18\), expected \(3, 9\)"):
             model(**inputs)
 
 

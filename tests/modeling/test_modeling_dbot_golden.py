@@ -259,7 +259,7 @@ class TestSymmetricVariant:
 
     @staticmethod
     def config(case, **overrides) -> Beitv2Config:
-        settings = dict(num_attention_heads=4, image_size=32, patch_size=8, head_layers=0, vocab_size=40)
+        settings = dict(num_attention_heads=4, image_size=32, patch_size=8, head_layers=0, target_dim=40)
         return Beitv2Config(**settings | BRANCH[case] | overrides)
 
     def build(self, golden, case, loss: str) -> Beitv2ForPreTraining:

@@ -35,7 +35,7 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 def make_trainer(folder: Path, teacher, config: dict | None = None, **options) -> DBotSymmetricTrainer:
     """For images of 3x32x32 pixels in 2 x 2 patches; `config` and `options` override the defaults."""
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
-    sizes |= {"vocab_size": 12, "head_layers": 0, "regression_loss": "negcosine"}
+    sizes |= {"target_dim": 12, "head_layers": 0, "regression_loss": "negcosine"}
     data = {name: options.pop(name) for name in ("train_dataset", "data_collator") if name in options}
     args = DBotSymmetricTrainingArguments(output_dir=str(folder), use_cpu=True, disable_tqdm=True, **options)
     torch.manual_seed(0)
@@ -99,7 +99,7 @@ class GivenFeatures(torch.nn.Module):
 @pytest.mark.parametrize("loss", ["negcosine", "l2", "l1", "smooth_l1"])
 def test_the_loss_is_the_originals(dbot_golden, tmp_path, loss):
     golden = dbot_golden("beit_branch_relpos")
-    config = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "patch_size": 8, "vocab_size": 40}
+    config = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "patch_size": 8, "target_dim": 40}
     inputs = {"pixel_values": golden["images"], "target_pixel_values": golden["images"]}
     inputs["bool_masked_pos"] = golden["bool_masked_pos"].bool()
     trainer = make_trainer(
@@ -135,8 +135,8 @@ def test_what_decays_and_how_fast_it_learns(tmp_path):
 
 def test_a_teacher_that_does_not_fit(tmp_path):
     with pytest.raises(ValueError, match=r"features of 12 numbers on a grid of \(2, 2\), the model predicts 13"):
-        make_trainer(tmp_path, tiny_teacher(), {"vocab_size": 13})
-    with pytest.raises(ValueError, match=r"predicts 12 \(vocab_size\) on \(4, 4\)"):
+        make_trainer(tmp_path, tiny_teacher(), {"target_dim": 13})
+    with pytest.raises(ValueError, match=r"predicts 12 \(target_dim\) on \(4, 4\)"):
         make_trainer(tmp_path, tiny_teacher(), {"patch_size": 8})
     with pytest.raises(ValueError, match="the model predicts codes: set regression_loss"):
         make_trainer(tmp_path, tiny_teacher(), {"regression_loss": None})
@@ -161,7 +161,7 @@ def test_an_encoder_that_transformers_loads(encoder, pictures):
     assert not info["missing_keys"]
     model = Beitv2ForPreTraining.from_pretrained(output / "pretraining").eval()
     config = model.config
-    assert (config.vocab_size, config.head_layers, config.regression_loss) == (24, 0, "negcosine")
+    assert (config.target_dim, config.head_layers, config.regression_loss) == (24, 0, "negcosine")
     assert (config.drop_path_rate, config.layer_scale_init_value) == (0.3, 0.1)
     pixel_values = torch.randn(2, 3, 16, 16)
     expected = model.beitv2(pixel_values).last_hidden_state

@@ -343,7 +343,7 @@ def _full_model(config: PreTrainedConfig) -> tuple[str, str, str]:
     if config.model_type == "dbot":
         return "dbot", f"encoder and the decoder that predicts features of {config.target_dim:,} numbers", ""
     if config.regression_loss is not None:
-        parts = f"encoder with mask token and the head that predicts features of {config.vocab_size:,} numbers"
+        parts = f"encoder with mask token and the head that predicts features of {config.target_dim:,} numbers"
         return "dbot_symmetric", parts, " \\\n    --teacher_model_name_or_path TEACHER"
     parts = "encoder with mask token and the head, or heads, that predict one of "
     return "beitv2", f"{parts}{config.vocab_size:,} codes", " \\\n    --tokenizer_name_or_path TOKENIZER"

@@ -1,10 +1,11 @@
 """
-Pre-training of BEiT v2 ([Peng et al., 2022](https://arxiv.org/abs/2208.06366)): masked patches are told by the codes
-that a visual tokenizer gives them, once from the encoder's output and once through the CLS token (patch aggregation).
-Or they are told by a teacher's features, as in the symmetric variant of dBOT ([Liu et al., 2022](
-https://arxiv.org/abs/2209.03917), branch `beit`).
+Pre-training of BEiT v2 ([Peng et al., 2022](https://arxiv.org/abs/2208.06366)): the model predicts the codes that a
+visual tokenizer assigns to the masked patches, once from the encoder's output and once through the CLS token (patch
+aggregation). Alternatively it predicts a teacher's features, as the symmetric variant of dBOT does ([Liu et al.,
+2022](https://arxiv.org/abs/2209.03917), branch `beit`).
 
-Shapes: B images, N patches, D channels, K codes, M masked patches.
+Shapes: B images, N patches, D channels, M masked patches, K codes (with `config.regression_loss`, K channels of a
+feature).
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_beitv2 import Beitv2Config
 from .layers import init_like_torch, wanted_tokens
-from .modeling_beitv2 import Beitv2Layer, Beitv2Model, Beitv2PreTrainedModel
+from .modeling_beitv2 import Beitv2Layer, Beitv2Model, Beitv2ModelOutput, Beitv2PreTrainedModel
 
 
 @dataclass
@@ -26,34 +27,35 @@ class Beitv2ForPreTrainingOutput(ModelOutput):
     Output of [`Beitv2ForPreTraining`]. Masked patches stand in the row-major order of `bool_masked_pos`.
 
     Args:
-        loss (`[]`, when labels are given): `loss_mim + loss_mim_cls`, or `loss_mim` alone without a head branch.
-        loss_mim (`[]`, when labels are given): Mean cross-entropy of `logits`, or `config.regression_loss`.
-        loss_mim_cls (`[]`, when labels are given and there is a head branch): The same of `logits_cls`.
-        accuracy_mim, accuracy_mim_cls (`[]`, likewise): Share of masked patches whose likeliest code is the label;
-            not with features.
-        logits (`[M, K]`): Codes (or features) of the masked patches, from the encoder's output.
-        logits_cls (`[M, K]`, when there is a head branch): The same from the head branch.
-        hidden_states, attentions: Of the encoder, one per layer, when asked for.
+        loss (`[]`, with labels): `loss_mim + loss_mim_cls`, or `loss_mim` alone without a head branch.
+        loss_mim (`[]`, with labels): Mean cross-entropy of `logits`, or their `config.regression_loss`.
+        loss_mim_cls (`[]`, with labels and a head branch): The same for `logits_cls`.
+        accuracy_mim (`[]`, with codes as labels): Fraction of masked patches whose most likely code is the label.
+        accuracy_mim_cls (`[]`, with codes as labels and a head branch): The same for `logits_cls`.
+        logits (`[M, K]`): Logits of the codes (or features) of the masked patches, from the encoder's output.
+        logits_cls (`[M, K]`, with a head branch): The same from the head branch.
+        hidden_states (`tuple`, *optional*): Hidden states of the encoder, one per layer.
+        attentions (`tuple`, *optional*): Attention weights of the encoder, one per layer.
     """
 
-    loss: torch.FloatTensor | None = None
-    loss_mim: torch.FloatTensor | None = None
-    loss_mim_cls: torch.FloatTensor | None = None
-    accuracy_mim: torch.FloatTensor | None = None
-    accuracy_mim_cls: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    logits_cls: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    loss_mim: torch.Tensor | None = None
+    loss_mim_cls: torch.Tensor | None = None
+    accuracy_mim: torch.Tensor | None = None
+    accuracy_mim_cls: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    logits_cls: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class Beitv2ForPreTraining(Beitv2PreTrainedModel):
     """
-    Encoder, head branch and classifier of codes; computes the loss when it is given the tokenizer's codes.
+    Encoder, head branch and linear prediction of codes; given the codes, the forward pass returns the loss.
 
     Raises:
-        ValueError: If `config.early_layers` is not one of the encoder's blocks, or the configuration is one for
-            fine-tuning (`use_mean_pooling`).
+        ValueError: If `config.early_layers` is larger than `num_hidden_layers`, or `use_mean_pooling`, which is for
+            fine-tuning, is set.
     """
 
     pretraining_init = True
@@ -66,8 +68,8 @@ class Beitv2ForPreTraining(Beitv2PreTrainedModel):
         if config.use_mean_pooling:
             raise ValueError("use_mean_pooling is for fine-tuning: pre-training needs the final norm of every token")
         self.beitv2 = Beitv2Model(config, pretraining_init=True)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
-        # The blocks of the head branch go on where the early ones stop (`modeling_pretrain.py`).
+        self.lm_head = nn.Linear(config.hidden_size, config.prediction_dim)
+        # The blocks of the head branch are numbered from `early` on (`modeling_pretrain.py`).
         steps = max(depth, early + config.head_layers) - 1
         numbers = range(early + 1, early + config.head_layers + 1)
         self.head_layers = nn.ModuleList(
@@ -76,14 +78,14 @@ class Beitv2ForPreTraining(Beitv2PreTrainedModel):
         self.head_layernorm = self.head_lm_head = None
         if config.head_layers > 0 and not config.shared_lm_head:
             self.head_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-            self.head_lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+            self.head_lm_head = nn.Linear(config.hidden_size, config.prediction_dim)
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        # The encoder initialises its own blocks; the original leaves those of the head branch as PyTorch makes them,
-        # but for the smaller weights of the output layers.
+        # The encoder initializes its own blocks. In the head branch, the original keeps PyTorch's initialization, with
+        # smaller weights in the output layers.
         if isinstance(module, Beitv2Layer):
             attention, mlp, scale = module.attention, module.mlp, (2 * module.number) ** -0.5
             for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
@@ -102,28 +104,30 @@ class Beitv2ForPreTraining(Beitv2PreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> Beitv2ForPreTrainingOutput:
         r"""
+        Compute the predictions for the masked patches and, given labels, the losses.
+
         Args:
-            pixel_values (`[B, C, H, W]`): Normalised images.
-            bool_masked_pos (`bool [B, N]`, *optional*): Masked patches, which are the ones that are predicted; without
-                it there are none.
-            labels (`int64 [B, N]`, *optional*): Code of every patch, in [0, K); only the masked ones count. With
-                `config.regression_loss` `float [B, N, K]`, its feature.
-            mask_indices (`int64 [M]`, *optional*): Positions of the true entries in the flattened `bool_masked_pos`;
-                found here when not given, which makes a GPU wait for the host.
+            pixel_values (`[B, C, H, W]`): Normalized images.
+            bool_masked_pos (`bool [B, N]`, *optional*): Masked patches, which are the ones to predict. Without it, no
+                patch is masked.
+            labels (`int64 [B, N]`, *optional*): Code of each patch, in [0, K); only the masked patches are used. With
+                `config.regression_loss`, the features `float [B, N, K]`.
+            mask_indices (`int64 [M]`, *optional*): Positions of the true entries in the flattened `bool_masked_pos`.
+                Computed when not given, which synchronizes a GPU with the host.
 
         Raises:
-            ValueError: If there are labels but no mask, or the shape of mask or labels does not fit.
+            ValueError: If there are labels but no mask, or the shape of the mask or of the labels does not match.
         """
         batch_size, num_patches = pixel_values.shape[0], self._num_patches(pixel_values)
         if labels is not None:
             if bool_masked_pos is None:
                 raise ValueError("labels need bool_masked_pos: only masked patches are predicted")
             regression = self.config.regression_loss is not None
-            expected = (batch_size, num_patches, self.config.vocab_size)[: 3 if regression else 2]
+            expected = (batch_size, num_patches, self.config.prediction_dim)[: 3 if regression else 2]
             if labels.shape != expected:
                 raise ValueError(
-                    f"labels have shape {tuple(labels.shape)}, the images give {expected} "
-                    f"({'batch, patches, vocab_size' if regression else 'batch, patches'})"
+                    f"labels have shape {tuple(labels.shape)}, expected {expected} "
+                    f"({'batch, patches, target_dim' if regression else 'batch, patches'})"
                 )
         if mask_indices is None:
             if bool_masked_pos is None:
@@ -174,8 +178,10 @@ class Beitv2ForPreTraining(Beitv2PreTrainedModel):
         height, width = (side // self.config.patch_size for side in pixel_values.shape[-2:])
         return height * width
 
-    def _head_branch(self, pixel_values, masked: torch.Tensor, outputs, **kwargs) -> torch.Tensor:
-        """Logits `[M, K]` of the tokens at `masked`, from the early patches and the last CLS token."""
+    def _head_branch(
+        self, pixel_values: torch.Tensor, masked: torch.Tensor, outputs: Beitv2ModelOutput, **kwargs
+    ) -> torch.Tensor:
+        """Predict `[M, K]` for the tokens at `masked`, from the early patches and the last CLS token."""
         grid = tuple(side // self.config.patch_size for side in pixel_values.shape[-2:])
         hidden_states = outputs.aggregation_hidden_states
         for layer in self.head_layers[:-1]:
@@ -188,11 +194,11 @@ class Beitv2ForPreTraining(Beitv2PreTrainedModel):
 
 def code_loss(logits: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Mean cross-entropy of `logits` `[M, K]` and share of right guesses; both 0 where no patch is masked.
+    Return the mean cross-entropy and the accuracy, both 0 if no patch is masked.
 
     Args:
-        logits (`[M, K]`): One row per masked patch.
-        codes (`int64 [M]`): Its code.
+        logits (`[M, K]`): Logits of the masked patches.
+        codes (`int64 [M]`): Codes of the same patches.
     """
     count = max(codes.shape[0], 1)
     loss = nn.functional.cross_entropy(logits.float(), codes, reduction="sum") / count
@@ -201,13 +207,13 @@ def code_loss(logits: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, 
 
 def feature_loss(prediction: torch.Tensor, features: torch.Tensor, kind: str) -> torch.Tensor:
     """
-    Mean loss of `prediction` `[M, K]`, 0 where no patch is masked (`engine_for_pretraining.py`, dBOT's branch `beit`).
+    Return the mean regression loss, 0 if no patch is masked (`engine_for_pretraining.py`, dBOT's branch `beit`).
 
     Args:
-        prediction (`[M, K]`): One row per masked patch.
-        features (`[M, K]`): The teacher's features.
-        kind (`str`): `"negcosine"`: one minus the cosine of each row; `"l2"`, `"l1"` and `"smooth_l1"` (β 2): of each
-            number.
+        prediction (`[M, K]`): Predictions for the masked patches.
+        features (`[M, K]`): The teacher's features of the same patches.
+        kind (`str`): `"negcosine"`, one minus the cosine similarity of each row; or `"l2"`, `"l1"` or `"smooth_l1"`
+            (β = 2), computed for each element.
     """
     prediction, features = prediction.float(), features.float()
     if kind == "negcosine":

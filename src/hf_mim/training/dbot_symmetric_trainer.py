@@ -47,10 +47,10 @@ class DBotSymmetricTrainer(FrozenTargetTrainer):
         config = model.config
         if config.regression_loss is None:
             raise ValueError("the model predicts codes: set regression_loss, to 'negcosine' for example")
-        if (teacher.grid, teacher.hidden_size) != (config.grid_size, config.vocab_size):
+        if (teacher.grid, teacher.hidden_size) != (config.grid_size, config.target_dim):
             raise ValueError(
                 f"the teacher gives features of {teacher.hidden_size} numbers on a grid of {teacher.grid}, the model "
-                f"predicts {config.vocab_size} (vocab_size) on {config.grid_size}"
+                f"predicts {config.target_dim} (target_dim) on {config.grid_size}"
             )
         super().__init__(model=model, args=args, target=teacher, target_name=teacher.name, **kwargs)
 

@@ -71,7 +71,7 @@ class TestPublishedLayouts:
             assert config.use_mean_pooling == name.endswith("global_pool")
         elif kind == "beit_pretrain":
             assert config.regression_loss == "negcosine" and config.head_layers == 0
-            assert config.vocab_size == {"base": 512, "large": 768, "huge": 768}[size]
+            assert config.target_dim == {"base": 512, "large": 768, "huge": 768}[size]
         processor = converted.image_processor
         assert isinstance(processor, Beitv2ImageProcessorPil if kind.startswith("beit") else DBotImageProcessorPil)
         assert processor.size["shortest_edge"] == 256 and processor.crop_size["height"] == 224

@@ -182,8 +182,9 @@ def beitv2_sizes(
     if "head.weight" in weights:
         sizes["num_labels"] = needed(weights, "head.weight", 2, name).shape[0]
     if "lm_head.weight" in weights:
+        predicted = needed(weights, "lm_head.weight", 2, name).shape[0]
         sizes |= {
-            "vocab_size": needed(weights, "lm_head.weight", 2, name).shape[0],
+            "target_dim" if overrides.get("regression_loss") else "vocab_size": predicted,
             "head_layers": head_blocks,
             "shared_lm_head": "cls_pt_lm_head.weight" not in weights,
         }

@@ -104,10 +104,10 @@ class DBotSymmetricMethod(BeitMethod):
         width = self.teacher.hidden_size
         if not config.name_or_path:
             # The head is new.
-            config.vocab_size = width
-        elif config.vocab_size != width:
+            config.target_dim = width
+        elif config.target_dim != width:
             raise ValueError(
-                f"{source} predicts features of {config.vocab_size} numbers, those of the teacher {self.teacher.name} "
+                f"{source} predicts features of {config.target_dim} numbers, those of the teacher {self.teacher.name} "
                 f"have {width}: continue from the encoder of its run instead"
             )
         return config
