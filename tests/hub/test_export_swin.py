@@ -187,7 +187,7 @@ class TestTheOtherDirection:
     @pytest.mark.parametrize(
         ("fields", "message"),
         [
-            ({"layer_norm_eps": 1e-6}, "its norms have epsilons of 1e-06 and, in patch embedding and merging, 1e-05"),
+            ({"layer_norm_eps": 1e-6}, "its norms have an epsilon of 1e-06, but 1e-05 in patch embedding and merging"),
             ({"use_absolute_embeddings": True}, "it has absolute position embeddings"),
             ({"window_size": 8}, r"stage 2 has 4 x 4 patches at image_size 32, fewer than a window of 8 x 8"),
         ],
@@ -197,5 +197,5 @@ class TestTheOtherDirection:
             **dict(embed_dim=8, depths=[1, 1], num_heads=[1, 1], window_size=3, image_size=32) | fields
         )
         SwinModel(config).save_pretrained(tmp_path)
-        with pytest.raises(ValueError, match=f"cannot be had here: {message}"):
+        with pytest.raises(ValueError, match=f"cannot be reproduced here: {message}"):
             IBotSwinModel.from_pretrained(tmp_path)

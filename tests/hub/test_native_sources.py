@@ -120,7 +120,7 @@ def test_a_key_mapping_adds_to_the_names_of_plain_models(tmp_path):
 
 def test_a_configuration_of_another_type_is_refused(tmp_path):
     expected = native(ViTModel, tmp_path)
-    with pytest.raises(ValueError, match="IBotModel takes no ViTConfig: leave config out, or give what IBotConfig"):
+    with pytest.raises(ValueError, match="IBotModel does not accept a ViTConfig: omit config, or pass the result of IBotConfig"):
         IBotModel.from_pretrained(tmp_path, config=expected.config)
 
 
@@ -277,7 +277,7 @@ def test_poolers(tmp_path, caplog):
         assert not caplog.records
         native(ViTModel, tmp_path / "trained")
         IBotConfig.from_pretrained(tmp_path / "trained")
-    assert "(a linear layer and tanh) is left behind: pooler_output is the CLS token here" in caplog.text
+    assert "(a linear layer and tanh), if there is one, is dropped: pooler_output is the CLS token here" in caplog.text
 
 
 def test_configurations(tmp_path):
@@ -298,7 +298,7 @@ def test_configurations(tmp_path):
         (
             Beitv2Config,
             {"model_type": "beit", "use_relative_position_bias": True, "image_size": [32, 64]},
-            "position tables for images of \\[32, 64\\] pixels: transformers reads those of oblong images wrongly",
+            "position tables for images of \\[32, 64\\] pixels: transformers indexes the tables of non-square",
         ),
     ],
 )

@@ -48,5 +48,5 @@ def test_extremes():
 
 @pytest.mark.parametrize("counts", [torch.zeros(0), torch.ones(2, 3), torch.tensor([1, -1])])
 def test_what_is_not_a_row_of_counts_is_refused(counts):
-    with pytest.raises(ValueError, match="counts must be one number >= 0 for each code, got shape"):
+    with pytest.raises(ValueError, match="counts must be one non-negative number per code, got shape"):
         code_statistics(counts)

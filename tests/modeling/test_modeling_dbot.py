@@ -194,7 +194,7 @@ class TestDBotModel(DBotChecks):
             model(images, bool_masked_pos=torch.zeros(2, 3, 3, dtype=torch.bool))
         uneven = torch.zeros(2, 9, dtype=torch.bool)
         uneven[1, :2] = True
-        with pytest.raises(ValueError, match="equally many patches of every image, got 0 to 2"):
+        with pytest.raises(ValueError, match="the same number of patches in every image, got 0 to 2"):
             model(images, bool_masked_pos=uneven)
         with pytest.raises(ValueError, match="give one of them"):
             model(images, torch.zeros(2, 9), bool_masked_pos=uneven)

@@ -348,7 +348,7 @@ def test_drop_path_rate_grows_over_all_stages():
         ({"mlp_ratio": 0}, "mlp_ratio must be positive"),
         ({"image_size": [224, 192]}, r"image_size \(\[224, 192\]\) must be square"),
         ({"image_size": 222}, "must be a multiple of patch_size"),
-        ({"image_size": 16}, r"image_size \(16\) must be at least 32: 4 stages halve the map of patches 3 times"),
+        ({"image_size": 16}, r"image_size \(16\) must be at least 32: 4 stages halve the feature map 3 times"),
         ({"drop_path_rate": 1.0}, "drop_path_rate must lie in"),
         ({"out_dim": 1}, "out_dim must be at least 2"),
         ({"head_norm": "group"}, "head_norm must be one of"),

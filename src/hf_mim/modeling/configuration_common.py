@@ -1,4 +1,4 @@
-"""Checks that the configurations of all methods share, and the fields that they take from native configurations."""
+"""Checks shared by all configurations, and the translation of transformers' configurations to ours."""
 
 from transformers import PreTrainedConfig
 from transformers.utils import logging
@@ -17,8 +17,8 @@ COMMON_FIELDS = (
     "num_channels",
 )
 VIT_FIELDS = (*COMMON_FIELDS, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-# What our encoders and the native ones have in common: iBOT or dBOT and ViT or ViTMAE, BEiT v2 and BEiT,
-# iBOT with a Swin Transformer and Swin.
+# Fields that our configurations share with those of transformers: iBOT and dBOT with ViT and ViTMAE, BEiT v2 with
+# BEiT, and iBOT's Swin with Swin.
 SHARED_FIELDS = (*VIT_FIELDS, "qkv_bias")
 SHARED_BEIT_FIELDS = (
     *VIT_FIELDS,
@@ -49,34 +49,34 @@ LABEL_FIELDS = ("id2label", "label2id", "problem_type")
 
 
 def grid_of(config: PreTrainedConfig) -> tuple[int, int]:
-    """Rows and columns of patches in an image of `config.image_size`."""
+    """Return the rows and columns of patches in an image of `config.image_size`."""
     size = (config.image_size, config.image_size) if isinstance(config.image_size, int) else config.image_size
     return size[0] // config.patch_size, size[1] // config.patch_size
 
 
 def check_counts(config: PreTrainedConfig, *names: str):
-    """Raises a `ValueError` for the first of the named fields that is below 1."""
+    """Raise `ValueError` for the first of the named fields that is below 1."""
     for name in names:
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
 
 
 def check_rates(config: PreTrainedConfig, *names: str):
-    """Raises a `ValueError` for the first of the named fields that does not lie in [0, 1)."""
+    """Raise `ValueError` for the first of the named fields that does not lie in [0, 1)."""
     for name in names:
         if not 0 <= getattr(config, name) < 1:
             raise ValueError(f"{name} must lie in [0, 1), got {getattr(config, name)}")
 
 
 def check_heads(config: PreTrainedConfig, part: str = ""):
-    """Raises a `ValueError` if the attention heads of the encoder, or of another `part`, do not share its width."""
+    """Raise `ValueError` unless `hidden_size` is a multiple of `num_attention_heads`; `part` is a prefix of both."""
     width, heads = getattr(config, f"{part}hidden_size"), getattr(config, f"{part}num_attention_heads")
     if width % heads:
         raise ValueError(f"{part}hidden_size ({width}) must be a multiple of {part}num_attention_heads ({heads})")
 
 
 def check_image_size(config: PreTrainedConfig):
-    """Raises a `ValueError` unless `image_size` is one number or two, all of them multiples of `patch_size`."""
+    """Raise `ValueError` unless `image_size` is one or two numbers, each a multiple of `patch_size`."""
     size = [config.image_size] if isinstance(config.image_size, int) else list(config.image_size)
     if not isinstance(config.image_size, int) and len(size) != 2:
         raise ValueError(f"image_size must be one number or (height, width), got {size}")
@@ -85,18 +85,22 @@ def check_image_size(config: PreTrainedConfig):
 
 
 def fields_from_native(
-    fields: dict, config_class: type[PreTrainedConfig], native: dict[type, tuple[str, ...]]
+    fields: dict, config_class: type[PreTrainedConfig], native: dict[type[PreTrainedConfig], tuple[str, ...]]
 ) -> dict:
     """
-    What a configuration of ours takes from the `fields` of a `config.json`: all of them if it is its own.
+    Return the fields for one of our configurations, read from a `config.json` of ours or of transformers' own model.
 
     Args:
-        fields (`dict`): As they are stored.
-        config_class (`type`): Configuration that they are for.
-        native (`dict[type, tuple[str]]`): The native configurations that it knows, each with the fields to take over.
+        fields (`dict`): Content of the `config.json`.
+        config_class (`type`): Our configuration class.
+        native (`dict[type, tuple[str]]`): The configuration classes of transformers that can be translated, each with
+            the names of the fields to copy.
+
+    Returns:
+        `fields` itself if the file belongs to `config_class`, otherwise a new dictionary with the copied fields.
 
     Raises:
-        ValueError: If the model is of neither type, or cuts patches that are not square.
+        ValueError: If the file is of any other model type, or its patches are not square.
     """
     known = {native_class.model_type: native_class for native_class in native}
     model_type = fields.get("model_type", config_class.model_type)
@@ -115,7 +119,23 @@ def fields_from_native(
         taken["patch_size"] = source.patch_size[0]
     if "ViTModel" in (source.architectures or []) and source.pooler_act != "linear":
         logger.warning(
-            f"the pooler that this {model_type} may have (a linear layer and {source.pooler_act}) is left behind: "
+            f"the pooler of this {model_type} (a linear layer and {source.pooler_act}), if there is one, is dropped: "
             "pooler_output is the CLS token here"
         )
     return taken | {"model_type": config_class.model_type}
+
+
+__all__ = [
+    "LABEL_FIELDS",
+    "MAE_FIELDS",
+    "SHARED_BEIT_FIELDS",
+    "SHARED_FIELDS",
+    "SHARED_SWIN_FIELDS",
+    "VIT_FIELDS",
+    "check_counts",
+    "check_heads",
+    "check_image_size",
+    "check_rates",
+    "fields_from_native",
+    "grid_of",
+]

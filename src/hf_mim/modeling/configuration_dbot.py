@@ -26,58 +26,60 @@ class DBotConfig(BackboneConfigMixin, PreTrainedConfig):
     num_attention_heads=16)`, ViT-H/14 is `DBotConfig(hidden_size=1280, num_hidden_layers=32, num_attention_heads=16,
     patch_size=14, drop_path_rate=0.3)`.
 
-    > Parameters of the encoder (`models_mae.py`, `models_vit.py`)
-
     Args:
+        > Encoder (`models_mae.py`, `models_vit.py`)
+
         hidden_size (`int`, defaults to 768): Width of the tokens, a multiple of 4 and of `num_attention_heads`.
-        num_hidden_layers (`int`, defaults to 12): Number of blocks; 0 gives patch embeddings with their positions,
-            which is the first teacher of the published ViT-L and ViT-H.
+        num_hidden_layers (`int`, defaults to 12): Number of blocks; with 0 the output is the patch embeddings with
+            their positions, which is the first teacher of the published ViT-L and ViT-H.
         num_attention_heads (`int`, defaults to 12): Attention heads per block.
-        intermediate_size (`int`, *optional*): Width of the blocks' MLP; four times `hidden_size` when not given.
+        intermediate_size (`int`, *optional*): Width of the blocks' MLP; defaults to four times `hidden_size`.
         hidden_act (`str`, defaults to `"gelu"`): Activation of the MLP (the exact, erf form of GELU).
         hidden_dropout_prob (`float`, defaults to 0.0): Dropout after the embeddings and after each branch, in [0, 1).
         attention_probs_dropout_prob (`float`, defaults to 0.0): Dropout on the attention weights, in [0, 1).
-        initializer_range (`float`, defaults to 0.02): Standard deviation of a new CLS token and mask token.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of the initial CLS and mask tokens.
         layer_norm_eps (`float`, defaults to 1e-6): Epsilon of every LayerNorm.
-        image_size (`int` or `(height, width)`, defaults to 224): Size in pixels, and the one that a trainable position
-            table is made for. Other sizes work as well.
+        image_size (`int` or `(height, width)`, defaults to 224): Size in pixels for which a trainable position
+            table is created. Other sizes work as well.
         patch_size (`int`, defaults to 16): Side of a patch in pixels; must divide the image size.
         num_channels (`int`, defaults to 3): Channels of the images.
-        qkv_bias (`bool`, defaults to `True`): Bias of the query, key and value projections.
-        drop_path_rate (`float`, defaults to 0.2): Stochastic depth of the last block, in [0, 1); it grows linearly
-            from 0 at the first block. Only active in training mode.
-        layer_scale_init_value (`float`, defaults to 0.0): Initial value of a learned scale per channel on each
-            branch; 0 means that there is none, as in all released models.
-        trainable_position_embeddings (`bool`, defaults to `False`): The encoder's positions are a parameter that
-            starts with the sine-cosine table, as in fine-tuning; for other image sizes it is interpolated. Otherwise
-            they are fixed and computed for the grid at hand, whatever its size.
+        qkv_bias (`bool`, defaults to `True`): Add a bias to the query, key and value projections.
+        drop_path_rate (`float`, defaults to 0.2): Stochastic depth rate of the last block, in [0, 1); it grows
+            linearly from 0 at the first block. Only active in training mode.
+        layer_scale_init_value (`float`, defaults to 0.0): Initial value of the learned scale per channel of each
+            branch; 0 disables layer scale, as in all released models.
+        trainable_position_embeddings (`bool`, defaults to `False`): The encoder's positions are a parameter,
+            initialized with the sine-cosine table, as in fine-tuning; other image sizes interpolate it. Otherwise the
+            positions are fixed and computed for the grid of each batch.
         use_mean_pooling (`bool`, defaults to `False`): `pooler_output` is the LayerNorm of the mean patch token, as in
-            fine-tuning (`global_pool`), and the tokens themselves stay un-normalised; otherwise it is the normalised
-            CLS token.
+            fine-tuning (`global_pool`), and the tokens themselves are not normalized; otherwise it is the
+            normalized CLS token.
 
-    > Parameters of pre-training (`models_mae.py`)
+        > Pre-training (`models_mae.py`)
 
-        mask_ratio (`float`, defaults to 0.75): Share of the patches that the encoder does not see, in [0, 1).
-        decoder_hidden_size (`int`, defaults to 512): Width of the decoder, a multiple of 4 and of its heads.
+        mask_ratio (`float`, defaults to 0.75): Fraction of the patches that are removed before the encoder, in [0, 1).
+        decoder_hidden_size (`int`, defaults to 512): Width of the decoder, a multiple of 4 and of
+            `decoder_num_attention_heads`.
         decoder_num_hidden_layers (`int`, defaults to 8): Blocks of the decoder.
         decoder_num_attention_heads (`int`, defaults to 16): Attention heads per block of the decoder.
-        decoder_intermediate_size (`int`, *optional*): Width of the decoder's MLP; four times `decoder_hidden_size`
-            when not given.
-        decoder_drop_path_rate (`float`, *optional*): Stochastic depth of the decoder's last block, which grows from 0
-            again; `drop_path_rate` when not given.
-        target_dim (`int`, *optional*): Width of the features to predict, which is that of the teacher; `hidden_size`
-            when not given.
-        norm_targets (`bool`, defaults to `True`): Normalise every target token to mean 0 and variance 1, as all
+        decoder_intermediate_size (`int`, *optional*): Width of the decoder's MLP; defaults to four times
+            `decoder_hidden_size`.
+        decoder_drop_path_rate (`float`, *optional*): Stochastic depth rate of the decoder's last block, starting
+            again from 0 at its first; defaults to `drop_path_rate`.
+        target_dim (`int`, *optional*): Width of the features to predict, which is that of the teacher; defaults to
+            `hidden_size`.
+        norm_targets (`bool`, defaults to `True`): Normalize each target token to mean 0 and variance 1, as all
             published commands do (`norm_feature_loss`).
 
-    > Parameters of the backbone API
+        > Backbone API
 
         apply_layernorm (`bool`, defaults to `True`): Apply the final norm to the feature maps of `DBotBackbone`.
-        reshape_hidden_states (`bool`, defaults to `True`): Give feature maps as `[B, D, h, w]`, not `[B, 1+N, D]`.
-        out_features, out_indices (*optional*): Stages that `DBotBackbone` returns, out of `stem, stage1, …`.
+        reshape_hidden_states (`bool`, defaults to `True`): Return feature maps as `[B, D, h, w]`, not `[B, 1+N, D]`.
+        out_features (`list[str]`, *optional*): Stages that `DBotBackbone` returns, out of `stem, stage1, …`.
+        out_indices (`list[int]`, *optional*): The same stages as numbers, 0 being `stem`.
 
     Raises:
-        ValueError: If sizes do not fit together, or a value lies outside its range.
+        ValueError: If sizes do not fit together, or a value is outside its range.
     """
 
     model_type = "dbot"
@@ -129,7 +131,10 @@ class DBotConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
-        """What is stored there; of a plain ViT or ViTMAE, what it shares with dBOT, with positions as a table."""
+        """
+        Read the fields of a saved configuration; those of transformers' ViT and ViTMAE are translated, with trainable
+        position embeddings.
+        """
         fields, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         translated = fields_from_native(fields, cls, {ViTConfig: SHARED_FIELDS, ViTMAEConfig: MAE_FIELDS})
         if translated is not fields:
@@ -138,11 +143,11 @@ class DBotConfig(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        """Rows and columns of patches of an image of `image_size`."""
+        """Rows and columns of patches in an image of `image_size`."""
         return grid_of(self)
 
     def validate_architecture(self):
-        """Called by `@strict` after every construction; raises `ValueError` for sizes that do not fit together."""
+        """Raise `ValueError` for sizes that do not fit together; `@strict` calls this after every construction."""
         check_counts(
             self,
             "hidden_size",
@@ -162,7 +167,9 @@ class DBotConfig(BackboneConfigMixin, PreTrainedConfig):
             check_heads(self, part)
             width = getattr(self, f"{part}hidden_size")
             if width % 4:
-                raise ValueError(f"{part}hidden_size ({width}) must be a multiple of 4: sines and cosines of 2 axes")
+                raise ValueError(
+                    f"{part}hidden_size ({width}) must be a multiple of 4 for sines and cosines along two axes"
+                )
         check_image_size(self)
         rates = ["mask_ratio", "drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob"]
         if self.decoder_drop_path_rate is not None:

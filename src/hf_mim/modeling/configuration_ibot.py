@@ -18,9 +18,7 @@ from .configuration_common import (
 
 @strict
 class IBotHeadConfig(PreTrainedConfig):
-    """
-    Initialisation, projection head and loss of [`IBotConfig`], which describes the fields, and of [`IBotSwinConfig`].
-    """
+    """Fields of initialization, projection head and loss that [`IBotConfig`] and [`IBotSwinConfig`] share."""
 
     linear_init: str = "trunc_normal"
 
@@ -39,7 +37,7 @@ class IBotHeadConfig(PreTrainedConfig):
     patch_loss_weight: float | int = 1.0
 
     def check_head(self):
-        """Raises `ValueError` for a head that cannot be built, and for a loss without a positive temperature."""
+        """Raise `ValueError` for a head that cannot be built or a temperature that is not positive."""
         check_counts(self, "head_num_layers", "head_hidden_size")
         for name, allowed in (
             ("linear_init", ("trunc_normal", "xavier_uniform")),
@@ -60,62 +58,67 @@ class IBotHeadConfig(PreTrainedConfig):
 @strict
 class IBotConfig(BackboneConfigMixin, IBotHeadConfig):
     r"""
-    Sizes, initialisation, projection head and loss of an iBOT model ([Zhou et al., 2022](https://arxiv.org/abs/2111.07832)).
+    Sizes, initialization, projection head and loss of an iBOT model ([Zhou et al., 2022](https://arxiv.org/abs/2111.07832)).
 
     The defaults are ViT-B/16 with the shared 8192-way head of the released models. ViT-S/16 is
     `IBotConfig(hidden_size=384, num_attention_heads=6, norm_last_layer=False)`, ViT-L/16 is
     `IBotConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16)`.
 
-    > Parameters of the backbone (`models/vision_transformer.py`)
-
     Args:
+        > Encoder (`models/vision_transformer.py`)
+
         hidden_size (`int`, defaults to 768): Width of the tokens.
         num_hidden_layers (`int`, defaults to 12): Number of blocks.
         num_attention_heads (`int`, defaults to 12): Attention heads per block; must divide `hidden_size`.
-        intermediate_size (`int`, *optional*): Width of the blocks' MLP; four times `hidden_size` when not given.
+        intermediate_size (`int`, *optional*): Width of the blocks' MLP; defaults to four times `hidden_size`.
         hidden_act (`str`, defaults to `"gelu"`): Activation of the MLP (the exact, erf form of GELU).
         hidden_dropout_prob (`float`, defaults to 0.0): Dropout after the embeddings and after each branch, in [0, 1).
         attention_probs_dropout_prob (`float`, defaults to 0.0): Dropout on the attention weights, in [0, 1).
-        initializer_range (`float`, defaults to 0.02): Standard deviation of the truncated normal initialisation.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of the truncated normal initialization.
         layer_norm_eps (`float`, defaults to 1e-6): Epsilon of every LayerNorm.
-        image_size (`int` or `(height, width)`, defaults to 224): Size in pixels for which the position table is made.
-            Other sizes work as well; the table is then interpolated.
+        image_size (`int` or `(height, width)`, defaults to 224): Size in pixels for which the position table is
+            created. Other sizes work as well; the table is then interpolated.
         patch_size (`int`, defaults to 16): Side of a patch in pixels; must divide the image size.
         num_channels (`int`, defaults to 3): Channels of the images.
-        qkv_bias (`bool`, defaults to `True`): Bias of the query, key and value projections.
-        drop_path_rate (`float`, defaults to 0.1): Stochastic depth of the last block, in [0, 1); it grows linearly
-            from 0 at the first block. Only active in training mode, and never in the teacher.
-        layer_scale_init_value (`float`, defaults to 0.0): Initial value of a learned scale per channel on each
-            branch; 0 means that there is none, as in all released models.
+        qkv_bias (`bool`, defaults to `True`): Add a bias to the query, key and value projections.
+        drop_path_rate (`float`, defaults to 0.1): Stochastic depth rate of the last block, in [0, 1); it grows
+            linearly from 0 at the first block. Only active in training mode, and never in the teacher.
+        layer_scale_init_value (`float`, defaults to 0.0): Initial value of the learned scale per channel of each
+            branch; 0 disables layer scale, as in all released models.
         use_mean_pooling (`bool`, defaults to `False`): Replace token 0 of the output by the LayerNorm of the mean
-            patch token and leave the patch tokens un-normalised. For evaluation only.
-        linear_init (`str`, defaults to `"trunc_normal"`): `"trunc_normal"`, the original initialisation of the linear
-            layers, or `"xavier_uniform"`, with which short runs leave the start plateau of the loss sooner.
+            patch token and do not normalize the patch tokens. For evaluation only.
+        linear_init (`str`, defaults to `"trunc_normal"`): Initialization of the linear layers: `"trunc_normal"`, as in
+            the original, or `"xavier_uniform"`, with which the loss leaves its initial plateau sooner in short runs.
 
-    > Parameters of the projection head (`models/head.py`)
+        > Projection head (`models/head.py`)
 
         out_dim (`int`, defaults to 8192): Number K of prototypes for the CLS token.
-        patch_out_dim (`int`, defaults to 8192): Number P of prototypes for patches; ignored with `shared_head`.
-        shared_head (`bool`, defaults to `True`): CLS token and patches share the last layer.
+        patch_out_dim (`int`, defaults to 8192): Number P of prototypes for the patches; ignored with
+            `shared_head`.
+        shared_head (`bool`, defaults to `True`): The CLS token and the patches share the last layer.
         norm_last_layer (`bool`, defaults to `True`): Keep the prototypes' magnitudes at 1 instead of learning them.
-        head_norm (`str`, *optional*): Normalisation after the hidden layers: `"bn"`, `"syncbn"`, `"ln"` or none.
+        head_norm (`str`, *optional*): Normalization after the hidden layers: `"bn"`, `"syncbn"`, `"ln"` or none.
         head_act (`str`, defaults to `"gelu"`): Activation of the hidden layers: `"gelu"` or `"relu"`.
         head_num_layers (`int`, defaults to 3): Linear layers before the last layer.
         head_hidden_size (`int`, defaults to 2048): Width of the hidden layers.
-        head_bottleneck_size (`int`, defaults to 256): Width of the L2-normalised bottleneck; 0 leaves out the
-            bottleneck, its normalisation and the weight-normalised last layer.
+        head_bottleneck_size (`int`, defaults to 256): Width of the L2-normalized bottleneck; 0 removes the
+            bottleneck, its normalization and the weight-normalized last layer.
 
-    > Parameters of the loss (`main_ibot.py`, `iBOTLoss`)
+        > Loss (`main_ibot.py`, `iBOTLoss`)
 
         student_temperature (`float`, defaults to 0.1): Temperature of the student's softmax.
         cls_loss_weight (`float`, defaults to 1.0): Factor λ₁ of the CLS loss.
         patch_loss_weight (`float`, defaults to 1.0): Factor λ₂ of the patch loss.
 
-    > Parameters of the backbone API
+        > Backbone API
 
         apply_layernorm (`bool`, defaults to `True`): Apply the final norm to the feature maps of `IBotBackbone`.
-        reshape_hidden_states (`bool`, defaults to `True`): Give feature maps as `[B, D, h, w]`, not `[B, 1+N, D]`.
-        out_features, out_indices (*optional*): Stages that `IBotBackbone` returns, out of `stem, stage1, …`.
+        reshape_hidden_states (`bool`, defaults to `True`): Return feature maps as `[B, D, h, w]`, not `[B, 1+N, D]`.
+        out_features (`list[str]`, *optional*): Stages that `IBotBackbone` returns, out of `stem, stage1, …`.
+        out_indices (`list[int]`, *optional*): The same stages as numbers, 0 being `stem`.
+
+    Raises:
+        ValueError: If sizes do not fit together, or a value is outside its range.
     """
 
     model_type = "ibot"
@@ -153,22 +156,22 @@ class IBotConfig(BackboneConfigMixin, IBotHeadConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
-        """What is stored there; of a plain ViT, what it has in common with iBOT."""
+        """Read the fields of a saved configuration; those of transformers' ViT are translated."""
         fields, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         return fields_from_native(fields, cls, {ViTConfig: SHARED_FIELDS}), kwargs
 
     @property
     def token_stride(self) -> int:
-        """Side in pixels of the part of an image that a token of the output stands for."""
+        """Distance in pixels between neighboring tokens of the output: the side of a patch."""
         return self.patch_size
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        """Rows and columns of patches for which the position table is made."""
+        """Rows and columns of patches for which the position table is created."""
         return grid_of(self)
 
     def validate_architecture(self):
-        """Called by `@strict` after every construction; raises `ValueError` for sizes that do not fit together."""
+        """Raise `ValueError` for sizes that do not fit together; `@strict` calls this after every construction."""
         check_counts(
             self,
             "hidden_size",

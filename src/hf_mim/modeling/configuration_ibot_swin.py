@@ -17,57 +17,59 @@ from .configuration_common import (
 from .configuration_ibot import IBotHeadConfig
 
 
-# The epsilon of the norms of patch embedding and patch merging in transformers' Swin, whatever its configuration says.
+# transformers' Swin uses this epsilon in patch embedding and patch merging, whatever its configuration contains.
 NATIVE_EPS = 1e-5
 
 
 @strict
 class IBotSwinConfig(BackboneConfigMixin, IBotHeadConfig):
     r"""
-    Sizes, initialisation, projection head and loss of an iBOT model ([Zhou et al., 2022](https://arxiv.org/abs/2111.07832))
+    Sizes, initialization, projection head and loss of an iBOT model ([Zhou et al., 2022](https://arxiv.org/abs/2111.07832))
     with a Swin Transformer ([Liu et al., 2021](https://arxiv.org/abs/2103.14030)).
 
     The defaults are Swin-T with windows of 7 x 7 patches. The released Swin-T/14 is `IBotSwinConfig(window_size=14)`;
     Swin-S is `IBotSwinConfig(depths=[2, 2, 18, 2], drop_path_rate=0.2)`, Swin-B that with `embed_dim=128,
-    num_heads=[4, 8, 16, 32]`, Swin-L with `embed_dim=192, num_heads=[6, 12, 24, 48]`. Field names are those of
-    transformers' `SwinConfig`.
-
-    > Parameters of the backbone (`models/swin_transformer.py`)
+    num_heads=[4, 8, 16, 32]`, Swin-L with `embed_dim=192, num_heads=[6, 12, 24, 48]`. The fields are named as
+    in transformers' `SwinConfig`.
 
     Args:
-        embed_dim (`int`, defaults to 96): Width of the first stage; each later one is twice as wide.
-        depths (`list[int]`, defaults to `(2, 2, 6, 2)`): Blocks of every stage.
-        num_heads (`list[int]`, defaults to `(3, 6, 12, 24)`): Attention heads of every stage; must divide its width.
-        window_size (`int`, defaults to 7): Side of the attention windows in patches. A stage whose map is not larger
-            takes the map as its only window.
-        mlp_ratio (`float`, defaults to 4.0): Width of the blocks' MLP, in widths of the stage.
+        > Encoder (`models/swin_transformer.py`)
+
+        embed_dim (`int`, defaults to 96): Width of the first stage; it doubles with every stage.
+        depths (`list[int]`, defaults to `(2, 2, 6, 2)`): Number of blocks in each stage.
+        num_heads (`list[int]`, defaults to `(3, 6, 12, 24)`): Attention heads in each stage; must divide
+            its width.
+        window_size (`int`, defaults to 7): Side of the attention windows in patches. A stage whose feature map is
+            not larger uses the whole map as its only window.
+        mlp_ratio (`float`, defaults to 4.0): Width of the blocks' MLP relative to the width of the stage.
         hidden_act (`str`, defaults to `"gelu"`): Activation of the MLP (the exact, erf form of GELU).
         hidden_dropout_prob (`float`, defaults to 0.0): Dropout after the embeddings and after each branch, in [0, 1).
         attention_probs_dropout_prob (`float`, defaults to 0.0): Dropout on the attention weights, in [0, 1).
-        initializer_range (`float`, defaults to 0.02): Standard deviation of the truncated normal initialisation.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of the truncated normal initialization.
         layer_norm_eps (`float`, defaults to 1e-6): Epsilon of every LayerNorm.
-        image_size (`int`, defaults to 224): Side in pixels of the square images that the windows are made for. They
-            stay as they are for other sizes.
+        image_size (`int`, defaults to 224): Side in pixels of the square images from which the windows are computed.
+            Other sizes work as well and keep these windows.
         patch_size (`int`, defaults to 4): Side of a patch in pixels; must divide the image size.
         num_channels (`int`, defaults to 3): Channels of the images.
-        qkv_bias (`bool`, defaults to `True`): Bias of the query, key and value projections.
-        drop_path_rate (`float`, defaults to 0.1): Stochastic depth of the last block, in [0, 1); it grows linearly
-            from 0 at the first block. The original has 0.1 for Swin-T and 0.2 for the others. Only active in training
-            mode, and never in the teacher.
-        linear_init (`str`, defaults to `"trunc_normal"`): `"trunc_normal"`, the original initialisation of the linear
-            layers, or `"xavier_uniform"`, with which short runs leave the start plateau of the loss sooner.
+        qkv_bias (`bool`, defaults to `True`): Add a bias to the query, key and value projections.
+        drop_path_rate (`float`, defaults to 0.1): Stochastic depth rate of the last block, in [0, 1); it grows
+            linearly from 0 at the first block. The original uses 0.1 for Swin-T and 0.2 for the others. Only active in
+            training mode, and never in the teacher.
+        linear_init (`str`, defaults to `"trunc_normal"`): Initialization of the linear layers: `"trunc_normal"`, as in
+            the original, or `"xavier_uniform"`, with which the loss leaves its initial plateau sooner in short runs.
 
-    > Parameters of the projection head and of the loss: those of [`IBotConfig`], with the same defaults
+        > Projection head and loss, described in [`IBotConfig`] and with the same defaults
 
         out_dim, patch_out_dim, shared_head, norm_last_layer, head_norm, head_act, head_num_layers, head_hidden_size,
         head_bottleneck_size, student_temperature, cls_loss_weight, patch_loss_weight.
 
-    > Parameters of the backbone API
+        > Backbone API
 
-        out_features, out_indices (*optional*): Stages that `IBotSwinBackbone` returns, out of `stem, stage1, …`.
+        out_features (`list[str]`, *optional*): Stages that `IBotSwinBackbone` returns, out of `stem, stage1, …`.
+        out_indices (`list[int]`, *optional*): The same stages as numbers, 0 being `stem`.
 
     Raises:
-        ValueError: If sizes do not fit together, or a value lies outside its range.
+        ValueError: If sizes do not fit together, or a value is outside its range.
     """
 
     model_type = "ibot_swin"
@@ -101,49 +103,50 @@ class IBotSwinConfig(BackboneConfigMixin, IBotHeadConfig):
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
         """
-        What is stored there; of a plain Swin, what it has in common with iBOT's.
+        Read the fields of a saved configuration; those of transformers' Swin are translated.
 
         Raises:
-            ValueError: If a plain Swin computes what iBOT's cannot: it has an epsilon other than that of its patch
-                merging, absolute positions, or windows that are treated otherwise at its own image size.
+            ValueError: If the model is a Swin of transformers whose outputs iBOT's Swin cannot reproduce: one with
+                absolute positions, with `layer_norm_eps` other than 1e-5, or with windows that are handled differently
+                at its own image size.
         """
         stored, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         fields = fields_from_native(stored, cls, {SwinConfig: (*SHARED_SWIN_FIELDS, "drop_path_rate")})
         if fields is not stored:
             reason = cls(**fields).why_no_native_swin
             if stored.get("use_absolute_embeddings"):
-                reason = "it has absolute position embeddings, which iBOT's Swin does not"
+                reason = "it has absolute position embeddings, and iBOT's Swin has none"
             elif fields["layer_norm_eps"] != NATIVE_EPS:
                 reason = (
-                    f"its norms have epsilons of {fields['layer_norm_eps']:g} and, in patch embedding and merging, "
-                    f"{NATIVE_EPS:g}; iBOT's Swin has one"
+                    f"its norms have an epsilon of {fields['layer_norm_eps']:g}, but {NATIVE_EPS:g} in patch "
+                    "embedding and merging; iBOT's Swin has a single epsilon"
                 )
             if reason is not None:
-                raise ValueError(f"the numbers of {pretrained_model_name_or_path} cannot be had here: {reason}")
+                raise ValueError(f"the outputs of {pretrained_model_name_or_path} cannot be reproduced here: {reason}")
         return fields, kwargs
 
     @property
     def why_no_native_swin(self) -> str | None:
-        """The reason why transformers' Swin gives other numbers at `image_size`; None if they are the same."""
+        """Why transformers' Swin computes something else at `image_size`; None if it computes the same."""
         rows, size = self.grid_size[0], self.window_size
         for stage, (window, shift) in enumerate(self.stage_windows):
             side = math.ceil(rows / 2**stage)
             described = f"stage {stage + 1} has {side} x {side} patches at image_size {rows * self.patch_size}"
             if window < size:
                 return (
-                    f"{described}, fewer than a window of {size} x {size}: transformers' Swin gives all stages "
-                    f"relative position tables of the window's size, and cannot run a smaller stage"
+                    f"{described}, fewer than a window of {size} x {size}: transformers' Swin sizes the relative "
+                    "position tables of all stages by the window, and cannot run a smaller stage"
                 )
             if shift == 0 and side > size > 1:
                 return (
-                    f"{described}, an odd map halved and rounded up: transformers' Swin moves the windows of "
-                    f"{size} x {size} there, the original does not"
+                    f"{described}, an odd map halved and rounded up: transformers' Swin shifts the windows of "
+                    f"{size} x {size} there, and the original does not"
                 )
         return None
 
     @property
     def hidden_size(self) -> int:
-        """Width of the last stage, and so of the output."""
+        """Width of the last stage and of the output."""
         return self.embed_dim * 2 ** (len(self.depths) - 1)
 
     @property
@@ -153,7 +156,7 @@ class IBotSwinConfig(BackboneConfigMixin, IBotHeadConfig):
 
     @property
     def token_stride(self) -> int:
-        """Side in pixels of the part of an image that a token of the output stands for."""
+        """Distance in pixels between neighboring tokens of the output."""
         return self.patch_size * 2 ** (len(self.depths) - 1)
 
     @property
@@ -163,13 +166,13 @@ class IBotSwinConfig(BackboneConfigMixin, IBotHeadConfig):
 
     @property
     def stage_windows(self) -> list[tuple[int, int]]:
-        """Window size of every stage, and by how many patches every second block moves its windows."""
+        """Window size of each stage, and the number of patches by which every second block shifts its windows."""
         sides = [self.grid_size[0] // 2**stage for stage in range(len(self.depths))]
         whole = self.window_size, self.window_size // 2
         return [(side, 0) if side <= self.window_size else whole for side in sides]
 
     def validate_architecture(self):
-        """Called by `@strict` after every construction; raises `ValueError` for sizes that do not fit together."""
+        """Raise `ValueError` for sizes that do not fit together; `@strict` calls this after every construction."""
         check_counts(self, "embed_dim", "window_size", "patch_size", "num_channels")
         if len(self.depths) != len(self.num_heads) or not self.depths or min(*self.depths, *self.num_heads) < 1:
             raise ValueError(
@@ -191,10 +194,10 @@ class IBotSwinConfig(BackboneConfigMixin, IBotHeadConfig):
         if rows < 2 ** (len(self.depths) - 1):
             raise ValueError(
                 f"image_size ({self.image_size}) must be at least {self.token_stride}: {len(self.depths)} stages "
-                f"halve the map of patches {len(self.depths) - 1} times"
+                f"halve the feature map {len(self.depths) - 1} times"
             )
         check_rates(self, "drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob")
         self.check_head()
 
 
-__all__ = ["IBotSwinConfig"]
+__all__ = ["NATIVE_EPS", "IBotSwinConfig"]

@@ -12,43 +12,46 @@ class VQKDConfig(PreTrainedConfig):
     Sizes and codebook of a VQ-KD tokenizer ([Peng et al., 2022](https://arxiv.org/abs/2208.06366), section 3.1).
 
     The defaults are the tokenizer with which the released BEiT v2 models were trained
-    (`vqkd_encoder_base_decoder_3x768x12_clip`). Its two siblings have `decoder_num_hidden_layers=1`, that of the DINO
-    teacher also `target_dim=768`.
-
-    > Parameters of encoder and decoder (`modeling_vqkd.py`)
+    (`vqkd_encoder_base_decoder_3x768x12_clip`). The other two released tokenizers have `decoder_num_hidden_layers=1`;
+    the one trained with DINO as its teacher also has `target_dim=768`.
 
     Args:
-        hidden_size (`int`, defaults to 768): Width of the tokens, in encoder and decoder.
+        > Encoder and decoder (`modeling_vqkd.py`)
+
+        hidden_size (`int`, defaults to 768): Width of the tokens in the encoder and the decoder.
         num_hidden_layers (`int`, defaults to 12): Blocks of the encoder.
-        decoder_num_hidden_layers (`int`, defaults to 3): Blocks of the decoder. A deeper decoder fits the teacher
-            better and uses fewer codes.
+        decoder_num_hidden_layers (`int`, defaults to 3): Blocks of the decoder. A deeper decoder predicts the
+            teacher's features better, but fewer codes are used.
         num_attention_heads (`int`, defaults to 12): Attention heads per block; must divide `hidden_size`.
-        intermediate_size (`int`, *optional*): Width of the blocks' MLP; four times `hidden_size` when not given.
+        intermediate_size (`int`, *optional*): Width of the blocks' MLP; defaults to four times `hidden_size`.
         hidden_act (`str`, defaults to `"gelu"`): Activation of the MLP (the exact, erf form of GELU).
-        initializer_range (`float`, defaults to 0.02): Standard deviation of the truncated normal initialisation.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of the truncated normal initialization.
         layer_norm_eps (`float`, defaults to 1e-6): Epsilon of every LayerNorm.
         image_size (`int` or `(height, width)`, defaults to 224): Size in pixels for which the position tables are
-            made. Other sizes work as well; the tables are then interpolated.
+            created. Other sizes work as well; the tables are then interpolated.
         patch_size (`int`, defaults to 16): Side of a patch in pixels; must divide the image size.
         num_channels (`int`, defaults to 3): Channels of the images.
 
-    > Parameters of the codebook (`norm_ema_quantizer.py`)
+        > Codebook (`norm_ema_quantizer.py`)
 
         codebook_size (`int`, defaults to 8192): Number K of codes.
-        codebook_dim (`int`, defaults to 32): Length C of a code's vector.
-        codebook_decay (`float`, defaults to 0.99): Decay, in [0, 1], of the moving averages that are the codebook and
-            its usage.
-        commitment_weight (`float`, defaults to 1.0): Factor of the loss that draws the encoder's output to its code.
-        kmeans_init (`bool`, defaults to `True`): Make the first codebook by k-means over the first training batch,
-            which should hold at least `codebook_size` patches. Otherwise it is random.
-        revive_after_steps (`int`, defaults to 0): A code without a patch for so many optimiser steps becomes that of a
-            random patch of the batch; 0 leaves unused codes alone, as in the original code.
+        codebook_dim (`int`, defaults to 32): Number C of channels of a code.
+        codebook_decay (`float`, defaults to 0.99): Decay, in [0, 1], of the moving averages of the codebook and of its
+            usage.
+        commitment_weight (`float`, defaults to 1.0): Weight of the loss that pulls the encoder's output to its code.
+        kmeans_init (`bool`, defaults to `True`): Initialize the codebook by k-means over the first training batch,
+            which should contain at least `codebook_size` patches. Otherwise it is random.
+        revive_after_steps (`int`, defaults to 0): A code that no patch has used for this many optimizer steps is
+            replaced by the vector of a random patch in the batch; 0 never replaces codes, as in the original code.
 
-    > Parameters of the target
+        > Target
 
-        target_dim (`int`, defaults to 512): Channels of the teacher's feature.
-        teacher (`str`, *optional*): Name of the teacher, for the record.
-        teacher_license (`str`, *optional*): Its licence, for the record.
+        target_dim (`int`, defaults to 512): Width of the teacher's features.
+        teacher (`str`, *optional*): Name of the teacher, for documentation.
+        teacher_license (`str`, *optional*): License of the teacher, for documentation.
+
+    Raises:
+        ValueError: If sizes do not fit together, or a value is outside its range.
     """
 
     model_type = "vqkd"
@@ -83,11 +86,11 @@ class VQKDConfig(PreTrainedConfig):
 
     @property
     def grid_size(self) -> tuple[int, int]:
-        """Rows and columns of patches for which the position tables are made."""
+        """Rows and columns of patches for which the position tables are created."""
         return grid_of(self)
 
     def validate_architecture(self):
-        """Called by `@strict` after every construction; raises `ValueError` for sizes that do not fit together."""
+        """Raise `ValueError` for sizes that do not fit together; `@strict` calls this after every construction."""
         check_counts(
             self,
             "hidden_size",
@@ -103,7 +106,9 @@ class VQKDConfig(PreTrainedConfig):
         check_heads(self)
         check_image_size(self)
         if self.codebook_size < 2:
-            raise ValueError(f"codebook_size must be at least 2: one code says nothing, got {self.codebook_size}")
+            raise ValueError(
+                f"codebook_size must be at least 2: one code carries no information, got {self.codebook_size}"
+            )
         if not 0 <= self.codebook_decay <= 1:
             raise ValueError(f"codebook_decay must lie in [0, 1], got {self.codebook_decay}")
         for name in ("commitment_weight", "revive_after_steps"):

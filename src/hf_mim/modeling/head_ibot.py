@@ -1,4 +1,9 @@
-"""The projection head of iBOT (paper section 4.1; `models/head.py`)."""
+"""
+The projection head of iBOT (paper section 4.1; `models/head.py`).
+
+Shapes: T tokens, R sequences of a CLS token and N patches, M masked patches, C CLS tokens, D channels, K and P
+prototypes.
+"""
 
 import torch
 from torch import nn
@@ -9,10 +14,9 @@ from .configuration_ibot import IBotConfig
 
 class IBotWeightNormLinear(nn.Module):
     """
-    Bias-free linear layer with weight `magnitude · direction / ‖direction‖` per output row.
+    Linear layer without bias whose weight is `magnitude · direction / ‖direction‖` for each output row.
 
-    The magnitude is a buffer instead of a parameter when it is frozen: `from_pretrained` turns the gradient of every
-    parameter on again.
+    A frozen magnitude is a buffer, not a parameter, because `from_pretrained` makes every parameter trainable again.
     """
 
     def __init__(self, in_features: int, out_features: int, frozen_magnitude: bool):
@@ -25,6 +29,7 @@ class IBotWeightNormLinear(nn.Module):
             self.magnitude = nn.Parameter(torch.ones(out_features, 1))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`[..., in_features]` to `[..., out_features]`."""
         weight = self.direction * (self.magnitude / self.direction.norm(dim=1, keepdim=True))
         return nn.functional.linear(hidden_states, weight)
 
@@ -34,8 +39,8 @@ class IBotWeightNormLinear(nn.Module):
 
 class IBotHead(nn.Module):
     """
-    Projection head (`models/head.py`, `iBOTHead`): an MLP shared by CLS token and patches, L2 normalisation, and a
-    weight-normalised last layer each, or one for both with `config.shared_head`.
+    Projection head (`models/head.py`, `iBOTHead`): an MLP shared by the CLS token and the patches, L2 normalization,
+    and a weight-normalized last layer for each of the two, or one for both with `config.shared_head`.
     """
 
     def __init__(self, config: IBotConfig):
@@ -61,7 +66,7 @@ class IBotHead(nn.Module):
             self.patch_projection = nn.Linear(sizes[-2], config.patch_out_dim)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        """`[T, D]` to what the last layers take, `[T, bottleneck]` (without a bottleneck: `[T, hidden]`)."""
+        """`[T, D]` to the input of the last layers: `[T, bottleneck]`, or `[T, hidden]` without a bottleneck."""
         for layer in self.layers[:-1]:
             tokens = self.activation_fn(self.norm(layer(tokens)))
         if not self.bottleneck_size:
@@ -69,39 +74,43 @@ class IBotHead(nn.Module):
         return nn.functional.normalize(self.layers[-1](tokens), dim=-1, eps=1e-12)
 
     def project_cls(self, embedded: torch.Tensor) -> torch.Tensor:
-        """Logits `[T, K]` of embedded CLS tokens."""
+        """Return the logits `[T, K]` of embedded CLS tokens."""
         return (self.layers[-1] if self.last_layer is None else self.last_layer)(embedded)
 
     def project_patch(self, embedded: torch.Tensor) -> torch.Tensor:
-        """Logits `[T, P]` of embedded patches."""
+        """Return the logits `[T, P]` of embedded patches."""
         for projection in (self.patch_last_layer, self.patch_projection):
             if projection is not None:
                 return projection(embedded)
         return self.project_cls(embedded)
 
     def project(self, cls_embedded: torch.Tensor, patch_embedded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits `[T, K]` of embedded CLS tokens and `[M, P]` of embedded patches."""
+        """Return the logits `[T, K]` of embedded CLS tokens and `[M, P]` of embedded patches."""
         if self.patch_last_layer is None and self.patch_projection is None:
-            # Together, so that the layer they share normalises its weight once.
-            return self.project_cls(torch.cat((cls_embedded, patch_embedded))).tensor_split((len(cls_embedded),))
+            # In one call, so that the shared layer normalizes its weight once.
+            logits = self.project_cls(torch.cat((cls_embedded, patch_embedded)))
+            cls_logits, patch_logits = logits.tensor_split((len(cls_embedded),))
+            return cls_logits, patch_logits
         return self.project_cls(cls_embedded), self.project_patch(patch_embedded)
 
     def forward(
         self, tokens: list[torch.Tensor], token_indices: list[torch.Tensor], num_global_cls: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
+        Compute the logits of the given tokens of all views.
+
         Args:
-            tokens (list of `[T, D]`): Encoder output of the global and, if there are any, of the local views at
-                `token_indices`; with batch norm whole sequences `[R, 1+N, D]`.
-            token_indices (list of `int64 [T]`): Tokens whose logits are wanted, as positions in the flattened
-                sequences: CLS tokens and then patches of the global views, CLS tokens of the local ones.
-            num_global_cls (`int`): How many of the global tokens are CLS tokens.
+            tokens (list of `[T, D]`): Encoder output at `token_indices`, for the global views and then, if there are
+                any, the local views; with batch norm, whole sequences `[R, 1+N, D]`.
+            token_indices (list of `int64 [T]`): Positions of these tokens in the flattened sequences: CLS tokens and
+                then patches of the global views, CLS tokens of the local views.
+            num_global_cls (`int`): Number of CLS tokens among the global tokens.
 
         Returns:
-            Logits `[C, K]` of the CLS tokens of all views, global ones first, and `[M, P]` of the patches.
+            Logits `[C, K]` of the CLS tokens of all views, global views first, and `[M, P]` of the patches.
         """
         if self.has_batch_norm:
-            # Batch statistics are those of all tokens, also of the ones that are not predicted.
+            # The batch statistics include all tokens, also those that are not predicted.
             pairs = zip(tokens, token_indices, strict=True)
             embedded = torch.cat([self.embed(states.flatten(0, 1))[indices] for states, indices in pairs])
         else:
@@ -113,13 +122,22 @@ class IBotHead(nn.Module):
         self, hidden_states: torch.Tensor, token_indices: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        Logits `[R, K]` and `[M, P]` of the wanted tokens of `[R, 1+N, D]`, and the mean of the logits of all patches,
-        `[P]`.
+        Compute the logits of some tokens, and the mean logits of all patches.
+
+        Args:
+            hidden_states (`[R, 1+N, D]`): Encoder output.
+            token_indices (`int64 [R+M]`): All CLS tokens and then M patches, as positions in the flattened sequences.
+
+        Returns:
+            Logits `[R, K]` of the CLS tokens and `[M, P]` of the patches, and the mean logits `[P]`.
         """
         rows, length, _ = hidden_states.shape
         embedded = self.embed(hidden_states.flatten(0, 1))
-        # The last layer is linear: the mean logit of the patches is the logit of the mean patch.
+        # The last layer is linear, so the mean logit of the patches is the logit of their mean.
         with torch.autocast(embedded.device.type, enabled=False):
             patches = embedded.unflatten(0, (rows, length))[:, 1:]
             mean_logit = self.project_patch(patches.mean((0, 1), dtype=self.layers[0].weight.dtype)[None])[0]
         return *self.project(*embedded[token_indices].tensor_split((rows,))), mean_logit
+
+
+__all__ = ["IBotHead", "IBotWeightNormLinear"]

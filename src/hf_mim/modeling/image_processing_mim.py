@@ -1,4 +1,4 @@
-"""Image processors of all methods on torchvision: the same settings under three names."""
+"""Image processors based on torchvision: the same settings under the names of three methods."""
 
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
@@ -6,8 +6,8 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 class MIMImageProcessor(TorchvisionBackend):
     """
-    Resizes the shorter side to 256 pixels (bicubic), crops the center of 224 pixels, and normalizes with the mean and
-    standard deviation of ImageNet. Images of any mode become RGB first.
+    Converts images to RGB, resizes the shorter side to 256 pixels (bicubic), crops the central 224 x 224 pixels, and
+    normalizes with the mean and standard deviation of ImageNet.
     """
 
     resample = PILImageResampling.BICUBIC
@@ -24,15 +24,15 @@ class MIMImageProcessor(TorchvisionBackend):
 
 
 class IBotImageProcessor(MIMImageProcessor):
-    """[`MIMImageProcessor`] as iBOT evaluates with it (`evaluation/eval_knn.py`)."""
+    """[`MIMImageProcessor`] with the settings of iBOT's evaluation (`evaluation/eval_knn.py`)."""
 
 
 class Beitv2ImageProcessor(MIMImageProcessor):
-    """[`MIMImageProcessor`] as BEiT v2 is fine-tuned with it (`datasets.py`, crop ratio 0.875)."""
+    """[`MIMImageProcessor`] with the settings of BEiT v2's fine-tuning (`datasets.py`, crop ratio 0.875)."""
 
 
 class DBotImageProcessor(MIMImageProcessor):
-    """[`MIMImageProcessor`] as dBOT is fine-tuned with it (`util/datasets.py`, crop ratio 0.875)."""
+    """[`MIMImageProcessor`] with the settings of dBOT's fine-tuning (`util/datasets.py`, crop ratio 0.875)."""
 
 
 __all__ = ["Beitv2ImageProcessor", "DBotImageProcessor", "IBotImageProcessor"]

@@ -38,20 +38,21 @@ class Beitv2ModelOutput(BaseModelOutputWithPooling):
 
     Args:
         last_hidden_state (`[B, 1+N, D]`, or `[T, D]` with `token_indices`): CLS token and patches, after the
-            final norm (un-normalised with `config.use_mean_pooling`).
-        pooler_output (`[B, D]`, without `token_indices`): Normalised CLS token, or normed mean patch.
-        hidden_states, attentions: One per layer, when asked for.
-        aggregation_hidden_states (`[B, 1+N, D]`, when asked for): What the pre-training head branch starts from: the
-            CLS token of the last block and the patches after block `config.early_layers`, un-normalised.
+            final norm (not normalized with `config.use_mean_pooling`).
+        pooler_output (`[B, D]`, without `token_indices`): Normalized CLS token, or LayerNorm of the mean patch.
+        hidden_states (`tuple`, *optional*): Hidden states, one per layer.
+        attentions (`tuple`, *optional*): Attention weights, one per layer.
+        aggregation_hidden_states (`[B, 1+N, D]`, *optional*): Input of the pre-training head branch: the CLS token of
+            the last block and the patches of block `config.early_layers`, not normalized.
         position_bias (`[1, h, 1+N, 1+N]`, with `aggregation_hidden_states`): The shared relative position bias.
     """
 
-    aggregation_hidden_states: torch.FloatTensor | None = None
-    position_bias: torch.FloatTensor | None = None
+    aggregation_hidden_states: torch.Tensor | None = None
+    position_bias: torch.Tensor | None = None
 
 
 class Beitv2Embeddings(nn.Module):
-    """CLS token, patch embeddings with the mask token, and positions: `[B, C, H, W]` to `[B, 1+N, D]`."""
+    """CLS token and patch embeddings, some of which the mask token replaces, plus position embeddings."""
 
     def __init__(self, config: Beitv2Config, use_mask_token: bool):
         super().__init__()
@@ -67,10 +68,11 @@ class Beitv2Embeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None) -> torch.Tensor:
+        """`[B, C, H, W]`, and optionally a mask `[B, N]`, to `[B, 1+N, D]`."""
         embeddings = self.patch_embeddings(pixel_values)
         if bool_masked_pos is not None:
             if self.mask_token is None:
-                raise ValueError("bool_masked_pos needs a mask token, which this model does not have")
+                raise ValueError("bool_masked_pos needs a mask token, and this model has none")
             embeddings = replace_masked_patches(embeddings, bool_masked_pos, self.mask_token)
         cls_token = self.cls_token.expand(embeddings.shape[0], -1, -1).to(embeddings.dtype)
         embeddings = torch.cat((cls_token, embeddings), dim=1)
@@ -81,7 +83,7 @@ class Beitv2Embeddings(nn.Module):
 
     @torch.no_grad()
     def resize(self, grid: tuple[int, int]):
-        """Replaces the table, if there is one, as the original loader does: bicubic to the *size* of `grid`."""
+        """Interpolate the position table, if there is one, to the *size* of `grid`, as the original loader does."""
         if self.position_embeddings is not None and grid != self.grid_size:
             table = resize_position_table(self.position_embeddings, self.grid_size, grid)
             self.position_embeddings = nn.Parameter(table, self.position_embeddings.requires_grad)
@@ -90,9 +92,9 @@ class Beitv2Embeddings(nn.Module):
 
 class Beitv2Layer(TransformerLayer):
     """
-    Pre-norm block, with a table of relative positions of its own if `config.use_relative_position_bias`.
+    Pre-norm block, with its own table of relative positions if `config.use_relative_position_bias`.
 
-    `number` counts the blocks from 1: the deeper the block, the smaller its output layers at initialisation.
+    `number` counts the blocks from 1. The deeper the block, the smaller are the initial weights of its output layers.
     """
 
     def __init__(self, config: Beitv2Config, drop_path_rate: float, number: int):
@@ -108,7 +110,16 @@ class Beitv2Layer(TransformerLayer):
         grid: tuple[int, int] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
-        """As [`TransformerLayer`]; `position_bias` is that of all blocks, `grid` the rows and columns of patches."""
+        """
+        Args:
+            hidden_states (`[B, 1+N, D]`): Tokens.
+            position_bias (`[1, h, 1+N, 1+N]`, *optional*): The position bias that all blocks share.
+            token_indices (`int64 [T]`, *optional*): As for [`TransformerLayer`].
+            grid (`tuple[int, int]`, *optional*): Rows and columns of patches, needed for the block's own bias.
+
+        Returns:
+            `[B, 1+N, D]`, or `[T, 1, D]` with `token_indices`.
+        """
         if self.relative_position_bias is not None:
             own_bias = self.relative_position_bias(grid)
             position_bias = own_bias if position_bias is None else position_bias + own_bias
@@ -116,17 +127,17 @@ class Beitv2Layer(TransformerLayer):
 
 
 class Beitv2PreTrainedModel(VisionPreTrainedModel):
-    """Initialisation, loading and resizing shared by all BEiT v2 models."""
+    """Initialization, loading and resizing shared by all BEiT v2 models."""
 
     config: Beitv2Config
     base_model_prefix = "beitv2"
     _no_split_modules = ["Beitv2Layer"]
-    # Neither of them can add a bias with a gradient to the logits.
+    # Neither of them supports a bias with a gradient that is added to the attention logits.
     _supports_flash_attn = False
     _supports_flex_attn = False
     _can_record_outputs = {"hidden_states": Beitv2Layer, "attentions": SelfAttention}
-    # What an encoder or a classifier leaves behind of a pre-training checkpoint: the heads, the mask token, and with
-    # mean pooling the final norm, which fine-tuning replaces by a new one (`run_class_finetuning.py`).
+    # Encoders and classifiers do not use these parts of a pre-training checkpoint: the heads, the mask token and, with
+    # mean pooling, the final norm, which fine-tuning replaces by a new one (`run_class_finetuning.py`).
     _keys_to_ignore_on_load_unexpected = [
         r"^lm_head\.",
         r"^head_layers\.",
@@ -134,26 +145,22 @@ class Beitv2PreTrainedModel(VisionPreTrainedModel):
         r"^head_lm_head\.",
         r"^(beitv2\.)?embeddings\.mask_token$",
         r"^(beitv2\.)?layernorm\.",
-        # A buffer in older files of plain BEiTs.
+        # A buffer in older files of transformers' BEiT.
         r"relative_position_index$",
     ]
-    # The pre-training class cuts its normal distribution at one standard deviation and applies it to the patch
-    # projection too; the fine-tuning class cuts far out and leaves that layer as PyTorch makes it.
+    # The original's pre-training class truncates the normal distribution at one standard deviation and applies it to
+    # the patch projection too. Its fine-tuning class truncates at 2.0 and leaves that layer initialized by PyTorch.
     pretraining_init = False
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Initialisation of the original code (`modeling_pretrain.py` and `modeling_finetune.py`)."""
-        if isinstance(module, nn.Linear):
+        """Initialize as the original code does (`modeling_pretrain.py` and `modeling_finetune.py`)."""
+        if isinstance(module, nn.Conv2d) and not self.pretraining_init:
+            init_like_torch(module.weight, module.bias)
+        elif isinstance(module, (nn.Linear, nn.Conv2d)):
             self._init_normal(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv2d):
-            if self.pretraining_init:
-                self._init_normal(module.weight)
-                init.zeros_(module.bias)
-            else:
-                init_like_torch(module.weight, module.bias)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
@@ -166,9 +173,9 @@ class Beitv2PreTrainedModel(VisionPreTrainedModel):
         elif isinstance(module, Beitv2Layer):
             for linear in (module.attention.o_proj, module.mlp.fc2):
                 self._init_normal(linear.weight, scale=(2 * module.number) ** -0.5)
-            if module.lambda_1 is not None:
-                init.constant_(module.lambda_1, self.config.layer_scale_init_value)
-                init.constant_(module.lambda_2, self.config.layer_scale_init_value)
+            for scale in (module.lambda_1, module.lambda_2):
+                if scale is not None:
+                    init.constant_(scale, self.config.layer_scale_init_value)
 
     def _init_normal(self, tensor: torch.Tensor, scale: float = 1.0):
         std = self.config.initializer_range * scale
@@ -177,16 +184,16 @@ class Beitv2PreTrainedModel(VisionPreTrainedModel):
 
     def resize_position_tables(self, image_size: int | tuple[int, int]):
         """
-        Rebuilds all position tables for another image size, as the original loader does before fine-tuning: relative
-        ones by a spline over a geometric sequence of offsets, absolute ones bicubic to the size of the new grid.
+        Interpolate all position tables for another image size, as the original loader does before fine-tuning:
+        relative positions by a spline over a geometric sequence of offsets, absolute positions bicubically.
 
-        The parameters are new ones: an optimiser has to be made afterwards.
+        The tables are replaced by new parameters, so create the optimizer afterwards.
 
         Args:
-            image_size (`int` or `(height, width)`): Size in pixels; the configuration is updated to it.
+            image_size (`int` or `(height, width)`): New size in pixels, which is also set in the configuration.
 
         Raises:
-            ValueError: If the patch size does not divide it.
+            ValueError: If `image_size` is not a multiple of the patch size.
         """
         sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         patch_size = self.config.patch_size
@@ -199,22 +206,23 @@ class Beitv2PreTrainedModel(VisionPreTrainedModel):
 
     def unshare_relative_position_bias(self):
         """
-        Gives every block its own copy of the shared table of relative positions, as the original loader does before
-        fine-tuning; outputs stay the same, and the configuration is updated.
+        Give every block its own copy of the shared table of relative positions, as the original loader does before
+        fine-tuning. The outputs stay the same, and the configuration is updated.
 
         Raises:
-            ValueError: If the model has no shared table, or if it is the encoder in a pre-training model, whose head
-                branch takes part.
+            ValueError: If the model has no shared table, or if it is the encoder of a pre-training model whose head
+                branch uses the table too.
         """
         encoder = self.base_model
+        assert isinstance(encoder, Beitv2Model)
         if self is encoder and self.pretraining_init and self.config.head_layers > 0:
             raise ValueError(
-                "the head branch of pre-training uses the shared table too: call this on the whole model, or on an "
-                "encoder that is loaded by itself"
+                "the head branch of the pre-training model uses the shared table too: call this method on the whole "
+                "model, or on an encoder loaded separately"
             )
-        if encoder.shared_position_bias is None:
-            raise ValueError("the model has no shared table of relative positions (use_shared_relative_position_bias)")
         shared = encoder.shared_position_bias
+        if shared is None:
+            raise ValueError("the model has no shared table of relative positions (use_shared_relative_position_bias)")
         for layer in self.modules():
             if isinstance(layer, Beitv2Layer):
                 own = copy.deepcopy(shared)
@@ -227,13 +235,14 @@ class Beitv2PreTrainedModel(VisionPreTrainedModel):
 
 class Beitv2Model(Beitv2PreTrainedModel):
     """
-    The bare encoder. `last_hidden_state` `[B, 1+N, D]` holds the CLS token and then the patches in row-major order.
+    The encoder without a head. `last_hidden_state` `[B, 1+N, D]` contains the CLS token and then the patches in
+    row-major order.
 
     Args:
         config (`Beitv2Config`): Sizes.
-        use_mask_token (`bool`, defaults to `True`): Has a token for masked patches.
-        pretraining_init (`bool`, defaults to `False`): New weights are those of the original's pre-training class
-            instead of its fine-tuning class.
+        use_mask_token (`bool`, defaults to `True`): Create a mask token.
+        pretraining_init (`bool`, defaults to `False`): Initialize as the original's pre-training class does, not as
+            its fine-tuning class.
     """
 
     def __init__(self, config: Beitv2Config, use_mask_token: bool = True, pretraining_init: bool = False):
@@ -247,10 +256,9 @@ class Beitv2Model(Beitv2PreTrainedModel):
         self.layers = nn.ModuleList(
             [Beitv2Layer(config, config.drop_path_rate * i / steps, i + 1) for i in range(config.num_hidden_layers)]
         )
-        if config.use_mean_pooling:
-            self.layernorm, self.pooler = nn.Identity(), MeanPatchPooler(config)
-        else:
-            self.layernorm, self.pooler = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps), None
+        norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layernorm = nn.Identity() if config.use_mean_pooling else norm
+        self.pooler = MeanPatchPooler(config) if config.use_mean_pooling else None
         self.post_init()
 
     @merge_with_config_defaults
@@ -264,17 +272,19 @@ class Beitv2Model(Beitv2PreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> Beitv2ModelOutput:
         r"""
+        Encode images.
+
         Args:
-            pixel_values (`[B, C, H, W]`): Normalised images; H and W are any multiples of the patch size.
-            bool_masked_pos (`bool [B, N]`, *optional*): True where a patch is replaced by the mask token, after the
-                patch projection and before the position embeddings are added.
-            token_indices (`int64 [T]`, *optional*): Tokens that are wanted, as positions in the flattened `[B, 1+N]`
-                sequences. The last block's MLP and the final norm are spared for the others. With `patch_aggregation`,
-                the first B of them must be the CLS tokens.
-            patch_aggregation (`bool`, defaults to `False`): Also give what the pre-training head branch starts from.
+            pixel_values (`[B, C, H, W]`): Normalized images; H and W are any multiples of the patch size.
+            bool_masked_pos (`bool [B, N]`, *optional*): True where the mask token replaces a patch, after the patch
+                projection and before the position embeddings are added.
+            token_indices (`int64 [T]`, *optional*): The only tokens to return, as positions in the flattened
+                `[B, 1+N]` sequences. The last block's MLP and the final norm are not computed for the others. With
+                `patch_aggregation`, the first B of them must be the CLS tokens.
+            patch_aggregation (`bool`, defaults to `False`): Also return the input of the pre-training head branch.
 
         Raises:
-            ValueError: If the number of channels, the image size or the shape of the mask does not fit.
+            ValueError: If the number of channels, the image size or the shape of the mask does not fit the model.
         """
         config = self.config
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
@@ -282,8 +292,9 @@ class Beitv2Model(Beitv2PreTrainedModel):
         hidden_states = self.embeddings(pixel_values, bool_masked_pos)
         position_bias = None if self.shared_position_bias is None else self.shared_position_bias(grid)
 
-        # These take all tokens of the last block: the mean patch, a recorded last state, its patches as early ones.
-        takes_all = (
+        # All tokens of the last block are needed for the mean patch, for the recorded last hidden state, and when the
+        # head branch starts from the patches of this block.
+        needs_all = (
             token_indices is None
             or self.pooler is not None
             or kwargs.get("output_hidden_states", config.output_hidden_states)
@@ -291,18 +302,19 @@ class Beitv2Model(Beitv2PreTrainedModel):
         )
         early = None
         for i, layer in enumerate(self.layers, start=1):
-            chosen = None if takes_all or i < config.num_hidden_layers else token_indices
+            chosen = None if needs_all or i < config.num_hidden_layers else token_indices
             hidden_states = layer(hidden_states, position_bias, chosen, grid=grid, **kwargs)
             if patch_aggregation and i == config.early_layers:
                 early = hidden_states[:, 1:]
         aggregation = None
         if patch_aggregation:
-            cls_tokens = hidden_states[:, :1] if takes_all else hidden_states[: pixel_values.shape[0]]
+            cls_tokens = hidden_states[:, :1] if needs_all else hidden_states[: pixel_values.shape[0]]
+            assert early is not None, "early_layers must be at most num_hidden_layers"
             aggregation = torch.cat((cls_tokens, early), dim=1)
 
         if token_indices is not None:
             hidden_states = hidden_states.flatten(0, 1)
-            hidden_states = hidden_states[token_indices] if takes_all else hidden_states
+            hidden_states = hidden_states[token_indices] if needs_all else hidden_states
         hidden_states = self.layernorm(hidden_states)
         pooled = None
         if token_indices is None:
@@ -316,7 +328,7 @@ class Beitv2Model(Beitv2PreTrainedModel):
 
     def get_intermediate_layers(self, pixel_values: torch.Tensor, n: int = 1) -> tuple[torch.Tensor, ...]:
         """
-        Outputs `[B, 1+N, D]` of the last `n` blocks, un-normalised as in the original's method of the same name.
+        Return the outputs `[B, 1+N, D]` of the last `n` blocks, not normalized, as the original's method of this name.
 
         Raises:
             ValueError: If `n` is not between 1 and the number of layers.
@@ -327,7 +339,7 @@ class Beitv2Model(Beitv2PreTrainedModel):
 
 
 class Beitv2Backbone(VisionBackbone, Beitv2PreTrainedModel):
-    """The encoder as a backbone: feature maps `[B, D, h, w]` of the stages in `config.out_features`."""
+    """The encoder as a backbone; returns feature maps `[B, D, h, w]` of the stages in `config.out_features`."""
 
     def __init__(self, config: Beitv2Config):
         super().__init__(config)
@@ -338,11 +350,11 @@ class Beitv2Backbone(VisionBackbone, Beitv2PreTrainedModel):
 
 class Beitv2ForImageClassification(Beitv2PreTrainedModel):
     """
-    The fine-tuning model: encoder with a linear classifier on the normed mean patch (`config.use_mean_pooling`, the
-    published choice) or on the CLS token.
+    The fine-tuning model: encoder with a linear classifier on the normalized mean patch (`config.use_mean_pooling`, as
+    published) or on the CLS token.
 
-    Fine-tuning starts from a pre-training checkpoint like this; what is new then is the classifier and, with mean
-    pooling, the norm before it:
+    Fine-tuning starts from a pre-training checkpoint as follows. The classifier and, with mean pooling, the norm
+    before it are new:
 
     ```python
     model = Beitv2ForImageClassification.from_pretrained(folder, use_mean_pooling=True, num_labels=1000)
@@ -353,15 +365,15 @@ class Beitv2ForImageClassification(Beitv2PreTrainedModel):
 
     def __init__(self, config: Beitv2Config):
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = config.num_labels or 0
         self.beitv2 = Beitv2Model(config, use_mask_token=False)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels) if self.num_labels > 0 else nn.Identity()
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
-        if module is self and self.num_labels > 0:
+        if module is self and isinstance(self.classifier, nn.Linear):
             self._init_normal(self.classifier.weight, scale=0.001)
 
     @can_return_tuple
@@ -369,8 +381,10 @@ class Beitv2ForImageClassification(Beitv2PreTrainedModel):
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> ImageClassifierOutput:
         r"""
+        Compute the logits `[B, num_labels]` and, given labels, the loss.
+
         Args:
-            pixel_values (`[B, C, H, W]`): Normalised images; H and W are any multiples of the patch size.
+            pixel_values (`[B, C, H, W]`): Normalized images; H and W are any multiples of the patch size.
             labels (`int64 [B]`, or float `[B, num_labels]`, *optional*): Classes; regression or multi-label targets.
         """
         outputs = self.beitv2(pixel_values, **kwargs)
@@ -385,7 +399,9 @@ class Beitv2ForImageClassification(Beitv2PreTrainedModel):
 
 __all__ = [
     "Beitv2Backbone",
+    "Beitv2Embeddings",
     "Beitv2ForImageClassification",
+    "Beitv2Layer",
     "Beitv2Model",
     "Beitv2ModelOutput",
     "Beitv2PreTrainedModel",

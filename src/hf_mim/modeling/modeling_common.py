@@ -1,5 +1,7 @@
 """Base classes of all models and backbones."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.backbone_utils import BackboneMixin, filter_output_hidden_states
@@ -11,7 +13,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 
-# What files of plain encoders of transformers call their tensors; in memory, they have the names that they have here.
+# Tensor names in files of transformers' ViT, ViTMAE, BEiT and Swin, and the names of the same tensors in our models.
 NATIVE_NAMES = {
     r"encoder\.layer\.": "layers.",
     r"encoder\.relative_position_bias\.": "shared_position_bias.",
@@ -32,10 +34,10 @@ NATIVE_NAMES = {
 
 
 class VisionPreTrainedModel(PreTrainedModel):
-    """What the models of every method tell transformers about themselves, and how they are loaded."""
+    """Base class of all models: what transformers has to know about them, and how they are loaded."""
 
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False
     _supports_sdpa = True
@@ -46,61 +48,73 @@ class VisionPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
         """
-        As in transformers. For all but a tokenizer of VQ-KD, the folder or repository can also hold a plain encoder or
-        classifier of transformers, of a type that the configuration knows: ViT for iBOT, Swin for iBOT with a Swin
-        Transformer, BEiT for BEiT v2, ViT and ViTMAE for dBOT. At its own image size, the numbers are those of the
-        plain model; what it does not have (mask token, pre-training head) is new and reported as missing. A
-        `key_mapping` adds to the renaming of a plain model's tensors.
+        Load a model as transformers does, from a folder or repository of this package or of transformers.
+
+        All models but the VQ-KD tokenizer can also be loaded from an encoder or classifier of transformers: iBOT from
+        ViT, iBOT's Swin from Swin, BEiT v2 from BEiT, dBOT from ViT and ViTMAE. At the image size of that model, the
+        outputs are equal. Parts that it does not have (mask token, pre-training head) are initialized and reported as
+        missing. A `key_mapping` is added to the renaming of its tensors.
 
         Raises:
-            ValueError: If a configuration is given that is of another type than this model's.
+            ValueError: If the given `config` is of another model type.
         """
+        assert cls.config_class is not None
         config = kwargs.get("config")
         if isinstance(config, PreTrainedConfig) and config.model_type != cls.config_class.model_type:
             raise ValueError(
-                f"{cls.__name__} takes no {type(config).__name__}: leave config out, "
-                f"or give what {cls.config_class.__name__}.from_pretrained(...) reads there"
+                f"{cls.__name__} does not accept a {type(config).__name__}: omit config, "
+                f"or pass the result of {cls.config_class.__name__}.from_pretrained(...)"
             )
         names = {r"^(vit|beit|swin)\.": f"{cls.base_model_prefix}."} | NATIVE_NAMES
         kwargs["key_mapping"] = names | (kwargs.get("key_mapping") or {})
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        # Otherwise it would be saved under the names that it was loaded from, and no trainer could resume from that.
+        # Otherwise it would be saved under the names it was loaded from, and a trainer could not resume from that.
         model._weight_conversions = []
         return loaded
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False):
-        # For code outside transformers, modules without a parameter of their own would be passed over: blocks, heads
-        # and whole models, which set the tensors of their parts. Loaded tensors are safe from `initialization` anyway.
+        # For code outside transformers, modules without parameters of their own would be skipped: blocks, heads and
+        # whole models, which initialize the tensors of their parts. Loaded tensors are not overwritten in any case.
         super()._initialize_weights(module, is_custom_code=False)
 
 
 class VisionBackbone(BackboneMixin):
     """
-    The encoder, `base_model`, as a backbone: feature maps `[B, D, h, w]` of the stages in `config.out_features`. Comes
-    before the pre-trained class of a method among the bases.
+    The encoder, `base_model`, as a backbone. Mixin that comes before the method's pre-trained class among the bases.
     """
+
+    # From the pre-trained class of the method.
+    config: Any
+    base_model: Any
 
     @can_return_tuple
     @filter_output_hidden_states
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
         r"""
+        Compute the feature maps of the stages in `config.out_features`.
+
         Args:
-            pixel_values (`[B, C, H, W]`): Normalised images; H and W are any multiples of the patch size.
+            pixel_values (`[B, C, H, W]`): Normalized images; H and W are any multiples of the patch size.
+
+        Returns:
+            Feature maps `[B, D, h, w]`, or `[B, 1+N, D]` without `config.reshape_hidden_states`.
         """
         kwargs["output_hidden_states"] = True
         outputs = self.base_model(pixel_values, **kwargs)
         grid = [side // self.config.patch_size for side in pixel_values.shape[-2:]]
-        feature_maps = ()
+        feature_maps = []
         for stage, state in zip(self.stage_names, outputs.hidden_states, strict=True):
             if stage in self.out_features:
                 if self.config.apply_layernorm:
                     state = self.base_model.layernorm(state)
                 if self.config.reshape_hidden_states:
                     state = state[:, 1:].transpose(1, 2).unflatten(2, grid).contiguous()
-                feature_maps += (state,)
+                feature_maps.append(state)
         return BackboneOutput(
-            feature_maps=feature_maps, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+            feature_maps=tuple(feature_maps),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
 
 

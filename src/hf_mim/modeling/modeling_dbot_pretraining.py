@@ -1,8 +1,8 @@
 """
-Pre-training of dBOT ([Liu et al., 2022](https://arxiv.org/abs/2209.03917)): from a quarter of the patches, a decoder
-predicts the features that a frozen teacher gives to the others and to the CLS token.
+Pre-training of dBOT ([Liu et al., 2022](https://arxiv.org/abs/2209.03917)): the encoder processes a quarter of the
+patches, and a decoder predicts a frozen teacher's features of the CLS token and of the other patches.
 
-Shapes: B images, N patches, k kept and M = N - k removed ones, D channels, d of the decoder, T of the target.
+Shapes: B images, N patches, of which k are kept and M = N - k are removed, D channels, T channels of the target.
 """
 
 import copy
@@ -26,30 +26,31 @@ class DBotForPreTrainingOutput(ModelOutput):
     Output of [`DBotForPreTraining`].
 
     Args:
-        loss (`[]`, when labels are given): Mean smooth-L1 loss of the B·(1+M) tokens that are predicted, or of the
-            B·M patches among them if the labels have no CLS token.
-        loss_cls (`[]`, when labels with a CLS token are given): Mean of the CLS tokens alone.
-        loss_patch (`[]`, when labels are given): Mean of the removed patches alone; 0 if there are none.
+        loss (`[]`, with labels): Mean smooth-L1 loss of the B·(1+M) predicted tokens, or of the B·M patches among them
+            if the labels have no CLS token.
+        loss_cls (`[]`, with labels that have a CLS token): Mean loss of the CLS tokens.
+        loss_patch (`[]`, with labels): Mean loss of the removed patches; 0 if there are none.
         prediction (`[B, 1+M, T]`): Features of the CLS token and of the removed patches, in row-major order.
-        cls_tokens (`[B, D]`): The encoder's, after the final norm.
+        cls_tokens (`[B, D]`): CLS tokens of the encoder, after the final norm.
         mask (`bool [B, N]`): True where a patch was removed.
-        ids_restore (`int64 [B, N]`): Place of every patch in the order of the noise.
-        hidden_states, attentions: Of the encoder, one per layer, when asked for.
+        ids_restore (`int64 [B, N]`): Rank of each patch in the order of the noise.
+        hidden_states (`tuple`, *optional*): Hidden states of the encoder, one per layer.
+        attentions (`tuple`, *optional*): Attention weights of the encoder, one per layer.
     """
 
-    loss: torch.FloatTensor | None = None
-    loss_cls: torch.FloatTensor | None = None
-    loss_patch: torch.FloatTensor | None = None
-    prediction: torch.FloatTensor | None = None
-    cls_tokens: torch.FloatTensor | None = None
-    mask: torch.BoolTensor | None = None
-    ids_restore: torch.LongTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    loss_cls: torch.Tensor | None = None
+    loss_patch: torch.Tensor | None = None
+    prediction: torch.Tensor | None = None
+    cls_tokens: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    ids_restore: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 def _decoder_config(config: DBotConfig) -> DBotConfig:
-    """The configuration by which the decoder's blocks find their sizes."""
+    """Return a copy of the configuration with the sizes of the decoder in the fields that its blocks read."""
     decoder_config = copy.deepcopy(config)
     decoder_config.hidden_size = config.decoder_hidden_size
     decoder_config.num_hidden_layers = config.decoder_num_hidden_layers
@@ -61,10 +62,11 @@ def _decoder_config(config: DBotConfig) -> DBotConfig:
 
 
 class DBotDecoder(DBotPreTrainedModel):
-    """Blocks that see the encoder's tokens and a mask token for every removed patch, and predict features."""
+    """Transformer that predicts features from the encoder's tokens and a mask token for each removed patch."""
 
     def __init__(self, config: DBotConfig):
         super().__init__(_decoder_config(config))
+        assert config.target_dim is not None
         width, depth = self.config.hidden_size, self.config.num_hidden_layers
         self.embed = nn.Linear(config.hidden_size, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -89,12 +91,14 @@ class DBotDecoder(DBotPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """
+        Predict features.
+
         Args:
             hidden_states (`[B, 1+k, D]`): Output of the encoder.
-            ids_restore (`int64 [B, N]`): Place of every patch: a kept one if below k.
+            ids_restore (`int64 [B, N]`): Rank of each patch in the order of the noise; ranks below k are kept.
             grid (`tuple[int, int]`): Rows and columns of patches.
-            token_indices (`int64 [R]`, *optional*): Tokens to predict, as positions in the flattened `[B, 1+N]`
-                sequences. The last block's MLP, the norm and the prediction are spared for the others.
+            token_indices (`int64 [R]`, *optional*): The only tokens to predict, as positions in the flattened
+                `[B, 1+N]` sequences. The last block's MLP, the norm and the prediction are only computed for these.
 
         Returns:
             `[B, 1+N, T]` with the patches in row-major order, or `[R, 1, T]` with `token_indices`.
@@ -113,17 +117,17 @@ class DBotDecoder(DBotPreTrainedModel):
 
 
 def normalize_targets(targets: torch.Tensor) -> torch.Tensor:
-    """Every token of `[..., T]` with mean 0 and (unbiased) variance 1 over its channels (`norm_feature_loss`)."""
+    """Normalize each token of `[..., T]` to mean 0 and (unbiased) variance 1 (`norm_feature_loss`)."""
     variance, mean = torch.var_mean(targets, dim=-1, keepdim=True)
     return (targets - mean) / (variance + 1e-6).sqrt()
 
 
 class DBotForPreTraining(DBotPreTrainedModel):
     """
-    Encoder and decoder; computes the loss when it is given the teacher's features.
+    Encoder and decoder; given the teacher's features, the forward pass returns the loss.
 
     Raises:
-        ValueError: If the configuration is one for fine-tuning (`use_mean_pooling`).
+        ValueError: If `config.use_mean_pooling`, which is for fine-tuning, is set.
     """
 
     def __init__(self, config: DBotConfig):
@@ -144,16 +148,18 @@ class DBotForPreTraining(DBotPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> DBotForPreTrainingOutput:
         r"""
+        Predict the features of the CLS token and of the removed patches and, given labels, compute the losses.
+
         Args:
-            pixel_values (`[B, C, H, W]`): Normalised images; H and W are any multiples of the patch size.
-            noise (`[B, N]`, *optional*): A number per patch; those with the lowest ones are kept, a share of
-                1 - `config.mask_ratio`. Drawn uniformly from [0, 1) when there is no mask either.
-            labels (`[B, 1+N, T]`, *optional*): The teacher's features of the CLS token and of all patches, row-major,
-                before their normalisation (`config.norm_targets`); `[B, N, T]` from a teacher without a CLS token.
-            bool_masked_pos (`bool [B, N]`, *optional*): Patches to remove, in place of `noise`; see [`DBotModel`].
+            pixel_values (`[B, C, H, W]`): Normalized images; H and W are any multiples of the patch size.
+            noise (`[B, N]`, *optional*): One number per patch; the fraction 1 - `config.mask_ratio` with the lowest
+                numbers is kept. Drawn uniformly from [0, 1) if there is no mask either.
+            labels (`[B, 1+N, T]`, *optional*): The teacher's features of the CLS token and of all patches in row-major
+                order, before normalization (`config.norm_targets`); `[B, N, T]` if the teacher has no CLS token.
+            bool_masked_pos (`bool [B, N]`, *optional*): Patches to remove, instead of `noise`; see [`DBotModel`].
 
         Raises:
-            ValueError: If the shape of images, noise, mask or labels does not fit.
+            ValueError: If the shape of images, noise, mask or labels does not fit the model.
         """
         batch_size = pixel_values.shape[0]
         grid = (pixel_values.shape[2] // self.config.patch_size, pixel_values.shape[3] // self.config.patch_size)
@@ -161,8 +167,8 @@ class DBotForPreTraining(DBotPreTrainedModel):
         shapes = [(batch_size, tokens, self.config.target_dim) for tokens in (1 + num_patches, num_patches)]
         if labels is not None and labels.shape not in shapes:
             raise ValueError(
-                f"labels have shape {tuple(labels.shape)}, the images and target_dim give {shapes[0]} (batch, CLS "
-                f"token and patches, width), or without CLS tokens {shapes[1]}"
+                f"labels have shape {tuple(labels.shape)}, expected {shapes[0]} (batch, CLS token and patches, "
+                f"target_dim) or, without CLS tokens, {shapes[1]}"
             )
         if noise is None and bool_masked_pos is None:
             noise = torch.rand(batch_size, num_patches, device=pixel_values.device)
@@ -203,19 +209,19 @@ class DBotForPreTraining(DBotPreTrainedModel):
     @torch.no_grad()
     def reinitialize(self):
         """
-        Draws all weights anew in place, as the original does where a stage begins (`main_pretrain.py`): all but the
-        bias of the patch projection, which is carried over. The numbers come from the default generator.
+        Initialize all weights again, in place, as the original does at the beginning of a stage (`main_pretrain.py`).
+        Only the bias of the patch projection is kept. Random numbers come from the default generator.
         """
         kept = self.dbot.embeddings.patch_embeddings.projection.bias
         for parameter in self.parameters():
-            # The mark by which `initialization` knows what to leave alone.
-            parameter._is_hf_initialized = parameter is kept
-        # Blocks draw parts of what is in them once more, so that the inner modules come first.
+            # `initialization` does not change parameters with this mark.
+            parameter._is_hf_initialized = parameter is kept  # type: ignore[attr-defined]  # set by transformers too
+        # Blocks initialize some tensors of their submodules again, so the submodules come first.
         for module in reversed(list(self.modules())):
             owner = self.decoder if module is self.decoder else self
             owner._init_weights(module)
         for parameter in self.parameters():
-            del parameter._is_hf_initialized
+            del parameter._is_hf_initialized  # type: ignore[attr-defined]  # set above
 
 
-__all__ = ["DBotDecoder", "DBotForPreTraining", "DBotForPreTrainingOutput"]
+__all__ = ["DBotDecoder", "DBotForPreTraining", "DBotForPreTrainingOutput", "normalize_targets"]

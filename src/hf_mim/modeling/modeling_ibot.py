@@ -27,7 +27,7 @@ from .modeling_common import VisionBackbone, VisionPreTrainedModel
 
 
 class IBotEmbeddings(nn.Module):
-    """CLS token, patch embeddings with the mask token, and position embeddings: `[B, C, H, W]` to `[B, 1+N, D]`."""
+    """CLS token and patch embeddings, some of which the mask token replaces, plus position embeddings."""
 
     def __init__(self, config: IBotConfig):
         super().__init__()
@@ -41,11 +41,12 @@ class IBotEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def interpolate_position_embeddings(self, height: int, width: int) -> torch.Tensor:
-        """Position table `[1, 1+N, D]` for images of `height` x `width` pixels."""
+        """Return the position embeddings `[1, 1+N, D]` for images of `height` x `width` pixels."""
         grid = (height // self.patch_size, width // self.patch_size)
         return interpolate_position_table(self.position_embeddings, self.grid_size, grid)
 
     def forward(self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None) -> torch.Tensor:
+        """`[B, C, H, W]`, and optionally a mask `[B, N]`, to `[B, 1+N, D]`."""
         height, width = pixel_values.shape[-2:]
         embeddings = self.patch_embeddings(pixel_values)
         if bool_masked_pos is not None:
@@ -56,7 +57,7 @@ class IBotEmbeddings(nn.Module):
 
 
 class IBotPreTrainedModel(VisionPreTrainedModel):
-    """Initialisation and loading shared by all iBOT models."""
+    """Initialization and loading shared by all iBOT models."""
 
     config: IBotConfig
     base_model_prefix = "ibot"
@@ -64,13 +65,13 @@ class IBotPreTrainedModel(VisionPreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _can_record_outputs = {"hidden_states": TransformerLayer, "attentions": SelfAttention}
-    # An encoder or classifier that is loaded from a pre-training checkpoint leaves the projection head behind; and
-    # every model the pooler of a plain ViT.
+    # Encoders and classifiers do not use the projection head of a pre-training checkpoint; no model uses the pooler of
+    # transformers' ViT.
     _keys_to_ignore_on_load_unexpected = [r"^head\.", r"^(ibot\.)?pooler\.dense\."]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Initialisation of the original code, or Xavier linears with `config.linear_init`."""
+        """Initialize as the original code does; `config.linear_init` can select Xavier's rule for linear layers."""
         if isinstance(module, nn.Linear):
             if self.config.linear_init == "xavier_uniform":
                 init.xavier_uniform_(module.weight)
@@ -79,12 +80,14 @@ class IBotPreTrainedModel(VisionPreTrainedModel):
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d):
-            # The original code leaves these, the patch projection and the head's last layers as PyTorch makes them.
+            # The original keeps PyTorch's initialization of the patch projection and of the head's last layers.
             init_like_torch(module.weight, module.bias)
         elif isinstance(module, (nn.LayerNorm, nn.BatchNorm1d, nn.SyncBatchNorm)):
             init.ones_(module.weight)
             init.zeros_(module.bias)
             if not isinstance(module, nn.LayerNorm):
+                assert module.running_mean is not None and module.running_var is not None
+                assert module.num_batches_tracked is not None
                 init.zeros_(module.running_mean)
                 init.ones_(module.running_var)
                 init.zeros_(module.num_batches_tracked)
@@ -92,9 +95,10 @@ class IBotPreTrainedModel(VisionPreTrainedModel):
             init.trunc_normal_(module.cls_token, std=self.config.initializer_range)
             init.trunc_normal_(module.position_embeddings, std=self.config.initializer_range)
             init.zeros_(module.mask_token)
-        elif isinstance(module, TransformerLayer) and module.lambda_1 is not None:
-            init.constant_(module.lambda_1, self.config.layer_scale_init_value)
-            init.constant_(module.lambda_2, self.config.layer_scale_init_value)
+        elif isinstance(module, TransformerLayer):
+            for scale in (module.lambda_1, module.lambda_2):
+                if scale is not None:
+                    init.constant_(scale, self.config.layer_scale_init_value)
         elif isinstance(module, IBotWeightNormLinear):
             init_like_torch(module.direction, None)
             init.ones_(module.magnitude)
@@ -104,9 +108,9 @@ class IBotPreTrainedModel(VisionPreTrainedModel):
 
 class IBotModel(IBotPreTrainedModel):
     """
-    The bare encoder. `last_hidden_state` `[B, 1+N, D]` holds the CLS token and then the patches in row-major order,
-    after the final norm; `pooler_output` `[B, D]` is the CLS token. With `token_indices`, `last_hidden_state` `[T, D]`
-    holds these tokens alone and `pooler_output` is `None`.
+    The encoder without a head. `last_hidden_state` `[B, 1+N, D]` contains the CLS token and then the patches in
+    row-major order, after the final norm; `pooler_output` `[B, D]` is the CLS token. With `token_indices`,
+    `last_hidden_state` `[T, D]` contains only these tokens and `pooler_output` is `None`.
     """
 
     def __init__(self, config: IBotConfig):
@@ -131,23 +135,25 @@ class IBotModel(IBotPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         r"""
+        Encode images.
+
         Args:
-            pixel_values (`[B, C, H, W]`): Normalised images; H and W are any multiples of the patch size.
-            bool_masked_pos (`bool [B, N]`, *optional*): True where a patch is replaced by the mask token, after the
-                patch projection and before the position embeddings are added.
-            token_indices (`int64 [T]`, *optional*): Tokens that are wanted, as positions in the flattened `[B, 1+N]`
-                sequences. The last block's MLP and the final norm are spared for the others.
+            pixel_values (`[B, C, H, W]`): Normalized images; H and W are any multiples of the patch size.
+            bool_masked_pos (`bool [B, N]`, *optional*): True where the mask token replaces a patch, after the patch
+                projection and before the position embeddings are added.
+            token_indices (`int64 [T]`, *optional*): The only tokens to return, as positions in the flattened
+                `[B, 1+N]` sequences. The last block's MLP and the final norm are not computed for the others.
 
         Raises:
-            ValueError: If the number of channels, the image size or the shape of the mask does not fit.
+            ValueError: If the number of channels, the image size or the shape of the mask does not fit the model.
         """
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
         hidden_states = self.embeddings(pixel_values, bool_masked_pos)
         for layer in self.layers[:-1]:
             hidden_states = layer(hidden_states, **kwargs)
-        # The mean patch and a recorded last state take all tokens of the last block.
-        takes_all = self.fc_norm is not None or kwargs.get("output_hidden_states", self.config.output_hidden_states)
-        hidden_states = self.layers[-1](hidden_states, None, None if takes_all else token_indices, **kwargs)
+        # The mean patch and the recorded last hidden state need all tokens of the last block.
+        needs_all = self.fc_norm is not None or kwargs.get("output_hidden_states", self.config.output_hidden_states)
+        hidden_states = self.layers[-1](hidden_states, None, None if needs_all else token_indices, **kwargs)
         hidden_states = self.layernorm(hidden_states)
         if self.fc_norm is not None:
             pooled = self.fc_norm(hidden_states[:, 1:].mean(dim=1, keepdim=True))
@@ -155,10 +161,15 @@ class IBotModel(IBotPreTrainedModel):
         if token_indices is None:
             return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
         tokens = hidden_states.flatten(0, 1)
-        return BaseModelOutputWithPooling(last_hidden_state=tokens[token_indices] if takes_all else tokens)
+        return BaseModelOutputWithPooling(last_hidden_state=tokens[token_indices] if needs_all else tokens)
 
     def get_intermediate_layers(self, pixel_values: torch.Tensor, n: int = 1) -> tuple[torch.Tensor, ...]:
-        """Outputs `[B, 1+N, D]` of the last `n` blocks, oldest first, each after the final norm."""
+        """
+        Return the outputs `[B, 1+N, D]` of the last `n` blocks in their order, each after the final norm.
+
+        Raises:
+            ValueError: If `n` is not between 1 and the number of layers.
+        """
         if not 1 <= n <= len(self.layers):
             raise ValueError(f"n must lie in 1..{len(self.layers)} (the number of layers), got {n}")
         hidden_states = self(pixel_values, output_hidden_states=True).hidden_states
@@ -166,7 +177,7 @@ class IBotModel(IBotPreTrainedModel):
 
 
 class IBotBackbone(VisionBackbone, IBotPreTrainedModel):
-    """The encoder as a backbone: feature maps `[B, D, h, w]` of the stages in `config.out_features`."""
+    """The encoder as a backbone; returns feature maps `[B, D, h, w]` of the stages in `config.out_features`."""
 
     def __init__(self, config: IBotConfig):
         super().__init__(config)
@@ -176,15 +187,15 @@ class IBotBackbone(VisionBackbone, IBotPreTrainedModel):
 
 
 class IBotForImageClassification(IBotPreTrainedModel):
-    """Encoder with a linear classifier on token 0 (the CLS token, or the mean patch with `use_mean_pooling`)."""
+    """Encoder with a linear classifier on token 0: the CLS token, or the mean patch with `use_mean_pooling`."""
 
     encoder_class: type[IBotPreTrainedModel] = IBotModel
 
     def __init__(self, config: IBotConfig):
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = config.num_labels or 0
         self.ibot = self.encoder_class(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.classifier = nn.Linear(config.hidden_size, self.num_labels) if self.num_labels > 0 else nn.Identity()
         self.post_init()
 
     @can_return_tuple
@@ -192,8 +203,10 @@ class IBotForImageClassification(IBotPreTrainedModel):
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> ImageClassifierOutput:
         r"""
+        Compute the logits `[B, num_labels]` and, given labels, the loss.
+
         Args:
-            pixel_values (`[B, C, H, W]`): Normalised images; H and W are any multiples of the patch size.
+            pixel_values (`[B, C, H, W]`): Normalized images; H and W are any multiples of the patch size.
             labels (`int64 [B]`, or float `[B, num_labels]`, *optional*): Classes; regression or multi-label targets.
         """
         outputs = self.ibot(pixel_values, **kwargs)
@@ -208,6 +221,7 @@ class IBotForImageClassification(IBotPreTrainedModel):
 
 __all__ = [
     "IBotBackbone",
+    "IBotEmbeddings",
     "IBotForImageClassification",
     "IBotModel",
     "IBotPreTrainedModel",

@@ -2,8 +2,8 @@
 iBOT with a Swin Transformer backbone ([Zhou et al., 2022](https://arxiv.org/abs/2111.07832);
 [Liu et al., 2021](https://arxiv.org/abs/2103.14030); `models/swin_transformer.py`).
 
-Parameter names are those of transformers' own Swin. What is computed is not always the same: here the windows are
-those of `config.image_size`, whatever the size of the images, while transformers fits them to each image.
+Parameters are named as in transformers' Swin. The outputs can differ: as in the original, the windows are those of
+`config.image_size`, whatever the size of the images, while transformers adapts them to each image.
 
 Shapes: B images, S patches per side of a stage's map, C channels of the stage, W windows of w x w patches, h attention
 heads; N patches and D channels of the output.
@@ -43,7 +43,7 @@ from .window_attention_ibot_swin import (
 
 
 class IBotSwinEmbeddings(nn.Module):
-    """Normalised patch embeddings with the mask token: `[B, C, H, W]` to `[B, S·S, C]`."""
+    """Normalized patch embeddings, some of which the mask token replaces."""
 
     def __init__(self, config: IBotSwinConfig):
         super().__init__()
@@ -53,6 +53,7 @@ class IBotSwinEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None = None) -> torch.Tensor:
+        """`[B, C, H, W]`, and optionally a mask `[B, M]`, to `[B, S·S, C]`."""
         height, width = pixel_values.shape[-2:]
         if height != width:
             raise ValueError(f"image size {height}x{width} is not square: Swin takes square images only")
@@ -65,16 +66,16 @@ class IBotSwinEmbeddings(nn.Module):
 
 def repeat_mask(bool_masked_pos: torch.Tensor, side: int) -> torch.Tensor:
     """
-    The mask of `side` x `side` patches, `[B, side·side]`, from a square one `[B, M]` of as many or larger cells.
+    Upsample a square mask `[B, M]` to `side` x `side` patches, `[B, side·side]`, by repeating each entry.
 
     Raises:
-        ValueError: If the patches cannot be divided among the cells.
+        ValueError: If the side of the mask does not divide `side`.
     """
     cells = math.isqrt(bool_masked_pos.shape[-1])
     if bool_masked_pos.ndim != 2 or cells == 0 or cells**2 != bool_masked_pos.shape[1] or side % cells:
         raise ValueError(
-            f"bool_masked_pos has shape {tuple(bool_masked_pos.shape)}, the images give {side}x{side} patches: "
-            f"it must be [batch, n·n] with an n that divides {side}"
+            f"bool_masked_pos has shape {tuple(bool_masked_pos.shape)}, but the images have {side}x{side} patches: "
+            f"it must be [batch, n·n], where n divides {side}"
         )
     factor = side // cells
     mask = bool_masked_pos.unflatten(1, (cells, cells))
@@ -83,11 +84,11 @@ def repeat_mask(bool_masked_pos: torch.Tensor, side: int) -> torch.Tensor:
 
 class IBotSwinLayer(GradientCheckpointingLayer):
     """
-    Pre-norm block: `x += droppath(attention(norm(x)))` within windows, which every second block moves cyclically, then
-    the same with the MLP.
+    Pre-norm block: `x += drop_path(attention(norm(x)))` within windows, which every second block shifts cyclically,
+    then the same with the MLP.
 
-    A map that is no multiple of the window is padded by zeros after the norm; these take part in the attention, as
-    keys and values that are the projections' bias.
+    If the side of the feature map is not a multiple of the window, zeros are added after the norm. They take part in
+    the attention; their keys and values are the biases of the projections.
     """
 
     def __init__(
@@ -103,11 +104,12 @@ class IBotSwinLayer(GradientCheckpointingLayer):
         self.drop_path = DropPathResidual(drop_path_rate)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
-        """`[B, S·S, C]` to the same."""
+        """`[B, S·S, C]` to `[B, S·S, C]`."""
         hidden_states = self.drop_path(hidden_states, self.attention_branch, **kwargs)
         return self.drop_path(hidden_states, self.mlp_branch)
 
     def attention_branch(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        """`[B, S·S, C]` to `[B, S·S, C]`."""
         side = math.isqrt(hidden_states.shape[1])
         missing = -side % self.window
         patches = self.layernorm_before(hidden_states).unflatten(1, (side, side))
@@ -124,11 +126,12 @@ class IBotSwinLayer(GradientCheckpointingLayer):
         return self.dropout(patches[:, :side, :side].flatten(1, 2))
 
     def mlp_branch(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`[B, S·S, C]` to `[B, S·S, C]`."""
         return self.dropout(self.mlp(self.layernorm_after(hidden_states)))
 
 
 class IBotSwinPatchMerging(nn.Module):
-    """Halves the map, zeros added to an odd one, and doubles the width: `[B, S·S, C]` to `[B, ⌈S/2⌉², 2C]`."""
+    """Halves the sides of the feature map, after adding zeros to odd sides, and doubles its width."""
 
     def __init__(self, config: IBotSwinConfig, width: int):
         super().__init__()
@@ -136,17 +139,18 @@ class IBotSwinPatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * width, 2 * width, bias=False)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`[B, S·S, C]` to `[B, ⌈S/2⌉², 2C]`."""
         side = math.isqrt(hidden_states.shape[1])
         patches = hidden_states.unflatten(1, (side, side))
         if side % 2:
             patches = nn.functional.pad(patches, (0, 0, 0, 1, 0, 1))
-        # The four patches of a cell go down its first column and then down its second.
+        # The four patches of a cell are concatenated column by column.
         cells = torch.cat([patches[:, row::2, column::2] for column in range(2) for row in range(2)], dim=-1)
         return self.reduction(self.norm(cells.flatten(1, 2)))
 
 
 class IBotSwinStage(nn.Module):
-    """Blocks at one resolution, and, but for the last stage, the merging of patches after them."""
+    """The blocks at one resolution, followed by patch merging except in the last stage."""
 
     def __init__(self, config: IBotSwinConfig, stage: int, drop_path_rates: list[float]):
         super().__init__()
@@ -161,13 +165,14 @@ class IBotSwinStage(nn.Module):
         self.downsample = None if is_last else IBotSwinPatchMerging(config, width)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        """`[B, S·S, C]` to `[B, ⌈S/2⌉², 2C]`, or to `[B, S·S, C]` in the last stage."""
         for block in self.blocks:
             hidden_states = block(hidden_states, **kwargs)
         return hidden_states if self.downsample is None else self.downsample(hidden_states)
 
 
 class IBotSwinEncoder(nn.Module):
-    """All stages: `[B, S·S, C]` to `[B, N, D]`."""
+    """All stages."""
 
     def __init__(self, config: IBotSwinConfig):
         super().__init__()
@@ -182,26 +187,27 @@ class IBotSwinEncoder(nn.Module):
         )
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> torch.Tensor:
+        """`[B, S·S, C]` to `[B, N, D]`."""
         for stage in self.layers:
             hidden_states = stage(hidden_states, **kwargs)
         return hidden_states
 
 
 class IBotSwinPreTrainedModel(IBotPreTrainedModel):
-    """Initialisation and loading shared by all iBOT models with a Swin Transformer."""
+    """Initialization and loading shared by all iBOT models with a Swin Transformer."""
 
-    config: IBotSwinConfig
+    config: IBotSwinConfig  # type: ignore[assignment]  # shares IBotPreTrainedModel's code, not its configuration
     _no_split_modules = ["IBotSwinLayer"]
-    # They take no table that is added to the attention logits.
+    # Neither of them supports a bias that is added to the attention logits.
     _supports_flash_attn = False
     _supports_flex_attn = False
-    # In older files of plain Swins, the rows of the tables are buffers.
+    # The indices into the position tables are buffers in older files of transformers' Swin.
     _keys_to_ignore_on_load_unexpected = [r"^head\.", r"relative_position_index$"]
     _can_record_outputs = {"hidden_states": IBotSwinLayer, "attentions": IBotSwinAttention}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Initialisation of the original code, or Xavier linears with `config.linear_init`."""
+        """Initialize as the original code does; `config.linear_init` can select Xavier's rule for linear layers."""
         if isinstance(module, IBotSwinEmbeddings):
             init.zeros_(module.mask_token)
         elif isinstance(module, IBotSwinRelativePositionBias):
@@ -212,12 +218,12 @@ class IBotSwinPreTrainedModel(IBotPreTrainedModel):
 
 class IBotSwinModel(IBotSwinPreTrainedModel):
     """
-    The bare encoder. `last_hidden_state` `[B, 1+N, D]` holds the patches of the last stage in row-major order after
-    the final norm, and before them, in the place of a CLS token, their mean, which is also the `pooler_output`
-    `[B, D]`. Each of the N patches is `config.token_stride` pixels wide.
+    The encoder without a head. `last_hidden_state` `[B, 1+N, D]` starts with the mean patch in place of a CLS token,
+    followed by the patches of the last stage in row-major order, after the final norm. The mean patch is also the
+    `pooler_output` `[B, D]`. Each of the N patches is `config.token_stride` pixels wide.
 
-    `hidden_states` are those before the first block and after every block, `[B, S·S, C]` with the sizes of their
-    stage; `attentions` are the weights within the windows, `[B·W, h, w·w, w·w]`, one per block.
+    `hidden_states` contains the input of the first block and the output of every block, `[B, S·S, C]` with S and C of
+    its stage; `attentions` contains the weights within the windows, `[B·W, h, w·w, w·w]`, one per block.
     """
 
     def __init__(self, config: IBotSwinConfig):
@@ -237,16 +243,18 @@ class IBotSwinModel(IBotSwinPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         r"""
+        Encode images.
+
         Args:
-            pixel_values (`[B, C, H, W]`): Normalised images; H = W is any multiple of the patch size.
-            bool_masked_pos (`bool [B, M]`, *optional*): True where patches are replaced by the mask token, after their
-                norm. M is a square number of cells, such as N, among which the patches of the first stage can be
-                divided.
-            token_indices (`int64 [T]`, *optional*): Tokens that are wanted, as positions in the flattened `[B, 1+N]`
-                sequences: `last_hidden_state` is `[T, D]` then, and there is no `pooler_output`.
+            pixel_values (`[B, C, H, W]`): Normalized images; H = W is any multiple of the patch size.
+            bool_masked_pos (`bool [B, M]`, *optional*): True where the mask token replaces patches, after their norm.
+                The mask is square, and its side √M must divide that of the first stage's feature map; M = N, for
+                example.
+            token_indices (`int64 [T]`, *optional*): The only tokens to return, as positions in the flattened
+                `[B, 1+N]` sequences; `last_hidden_state` is then `[T, D]`, and `pooler_output` is `None`.
 
         Raises:
-            ValueError: If the images are not square, or their channels, size or mask do not fit.
+            ValueError: If the images are not square, or their channels, size or mask do not fit the model.
         """
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
         hidden_states = self.encoder(self.embeddings(pixel_values, bool_masked_pos), **kwargs)
@@ -257,8 +265,11 @@ class IBotSwinModel(IBotSwinPreTrainedModel):
 
     def get_intermediate_layers(self, pixel_values: torch.Tensor, n: int = 1) -> tuple[torch.Tensor, ...]:
         """
-        Outputs `[B, 1+S·S, C]` of the last `n` blocks of all stages, oldest first, each with its mean in front; only
-        those of the last stage pass the final norm.
+        Return the outputs `[B, 1+S·S, C]` of the last `n` blocks of all stages in their order, each preceded by its
+        mean. The final norm is applied to the outputs of the last stage only.
+
+        Raises:
+            ValueError: If `n` is not between 1 and the number of blocks in all stages.
         """
         if not 1 <= n <= self.config.num_hidden_layers:
             raise ValueError(
@@ -273,14 +284,14 @@ class IBotSwinModel(IBotSwinPreTrainedModel):
 
 
 def with_mean(tokens: torch.Tensor) -> torch.Tensor:
-    """`[B, N, D]` to `[B, 1+N, D]`, the mean token in front."""
+    """Prepend the mean token: `[B, N, D]` to `[B, 1+N, D]`."""
     return torch.cat((tokens.mean(dim=1, keepdim=True), tokens), dim=1)
 
 
 class IBotSwinBackbone(BackboneMixin, IBotSwinPreTrainedModel):
     """
-    The encoder as a backbone: feature maps `[B, C, S, S]` of the stages in `config.out_features`, before their patches
-    are merged; that of the last stage after the final norm.
+    The encoder as a backbone; returns feature maps `[B, C, S, S]` of the stages in `config.out_features`, before their
+    patches are merged. The final norm is applied to that of the last stage.
     """
 
     def __init__(self, config: IBotSwinConfig):
@@ -293,13 +304,20 @@ class IBotSwinBackbone(BackboneMixin, IBotSwinPreTrainedModel):
     @filter_output_hidden_states
     def forward(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> BackboneOutput:
         r"""
+        Compute the feature maps of the stages in `config.out_features`.
+
         Args:
-            pixel_values (`[B, C, H, W]`): Normalised images; H = W is any multiple of the patch size.
+            pixel_values (`[B, C, H, W]`): Normalized images; H = W is any multiple of the patch size.
+
+        Returns:
+            Feature maps `[B, C, S, S]`.
         """
         kwargs["output_hidden_states"] = True
         outputs = self.ibot(pixel_values, **kwargs)
         return BackboneOutput(
-            feature_maps=tuple(self._feature_maps(outputs.hidden_states)),
+            feature_maps=tuple(  # type: ignore[arg-type]  # transformers annotates a tuple of one map
+                self._feature_maps(outputs.hidden_states)
+            ),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -322,9 +340,9 @@ class IBotSwinForImageClassification(IBotSwinPreTrainedModel, IBotForImageClassi
 
 class IBotSwinForPreTraining(IBotSwinPreTrainedModel, IBotForPreTraining):
     """
-    [`IBotForPreTraining`] with a Swin Transformer: the same arguments, output and loss. The mean patch takes the place
-    of the CLS token, and N counts the tokens of the last stage, so `bool_masked_pos` is `[B, 2, 49]` for views of 224
-    pixels; the sides of global views are multiples of `config.token_stride`.
+    [`IBotForPreTraining`] with a Swin Transformer: the same arguments, output and loss. The mean patch replaces the
+    CLS token, and N is the number of patches in the last stage, so `bool_masked_pos` is `[B, 2, 49]` for views of 224
+    pixels. The sides of global views must be multiples of `config.token_stride`.
     """
 
     encoder_class = IBotSwinModel
@@ -332,8 +350,10 @@ class IBotSwinForPreTraining(IBotSwinPreTrainedModel, IBotForPreTraining):
 
 __all__ = [
     "IBotSwinBackbone",
+    "IBotSwinEmbeddings",
     "IBotSwinForImageClassification",
     "IBotSwinForPreTraining",
     "IBotSwinModel",
     "IBotSwinPreTrainedModel",
+    "repeat_mask",
 ]

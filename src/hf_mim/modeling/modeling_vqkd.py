@@ -1,7 +1,7 @@
 """
 The VQ-KD tokenizer of BEiT v2 ([Peng et al., 2022](https://arxiv.org/abs/2208.06366), section 3.1).
 
-Shapes: B images, N patches in a grid of h x w, D channels, K codes, C channels of a code, T channels of the target.
+Shapes: B images, N patches in a grid of h x w, D channels, K codes, C channels of a code, T channels of a target.
 """
 
 from dataclasses import dataclass
@@ -26,25 +26,27 @@ class VQKDOutput(ModelOutput):
     Output of [`VQKDModel`].
 
     Args:
-        loss (`[]`, when labels are given): `loss_feature + loss_quantizer`.
-        loss_feature (`[]`, when labels are given): Mean of 1 minus the cosine of a patch's feature and its label.
-        loss_quantizer (`[]`): Commitment loss: how far the encoder's output is from its codes.
-        codes (`int64 [B, N]`): The patches' codes.
-        features (`[B, N, T]`): What the decoder makes of the codes.
-        hidden_states, attentions: Of the encoder, one per layer, when asked for.
+        loss (`[]`, with labels): `loss_feature + loss_quantizer`.
+        loss_feature (`[]`, with labels): One minus the mean cosine similarity between features and labels.
+        loss_quantizer (`[]`): Commitment loss, the distance between the encoder's output and its codes.
+        codes (`int64 [B, N]`): Codes of the patches.
+        features (`[B, N, T]`): Features that the decoder predicts from the codes.
+        hidden_states (`tuple`, *optional*): Hidden states of the encoder, one per layer.
+        attentions (`tuple`, *optional*): Attention weights of the encoder, one per layer.
     """
 
-    loss: torch.FloatTensor | None = None
-    loss_feature: torch.FloatTensor | None = None
-    loss_quantizer: torch.FloatTensor | None = None
-    codes: torch.LongTensor | None = None
-    features: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    loss_feature: torch.Tensor | None = None
+    loss_quantizer: torch.Tensor | None = None
+    codes: torch.Tensor | None = None
+    features: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 def _transformer_config(config: VQKDConfig, **sizes) -> Beitv2Config:
-    """Encoder and decoder: absolute positions, none that are relative, no layer scale, the output normalised."""
+    """Return the configuration of encoder and decoder: absolute positions only, no layer scale, a final norm."""
+    sizes["attn_implementation"] = config._attn_implementation
     return Beitv2Config(
         hidden_size=config.hidden_size,
         num_attention_heads=config.num_attention_heads,
@@ -55,26 +57,25 @@ def _transformer_config(config: VQKDConfig, **sizes) -> Beitv2Config:
         use_absolute_position_embeddings=True,
         use_shared_relative_position_bias=False,
         layer_scale_init_value=0.0,
-        attn_implementation=config._attn_implementation,
         **sizes,
     )
 
 
 class VQKDModel(VisionPreTrainedModel):
     """
-    Encoder, codebook and decoder. The encoder sees an image whose values lie in -1..1 and gives every patch a code;
-    the decoder predicts a teacher's features of all patches from the codes alone (`modeling_vqkd.py`).
+    Encoder, codebook and decoder. The encoder assigns a code to each patch of an image with values in -1..1. The
+    decoder predicts a teacher's features of all patches from the codes alone (`modeling_vqkd.py`).
 
-    In training mode a forward pass collects what `update_codebook` needs, once per step of the optimiser; nothing
-    changes in eval mode.
+    In training mode, a forward pass collects statistics for `update_codebook`, which must be called once per optimizer
+    step. In eval mode, nothing changes.
     """
 
     config: VQKDConfig
     base_model_prefix = "vqkd"
     _no_split_modules = ["Beitv2Layer"]
-    # The nearest code of 8,192 wants all digits, and in bfloat16 a moving average stands still.
+    # Finding the nearest of 8,192 codes needs full precision, and in bfloat16 a moving average stops changing.
     _keep_in_fp32_modules_strict = ["encode_task_layer", "quantizer"]
-    # A codebook may come without: its idle codes are counted from then on.
+    # Files without these counts are valid; counting then starts from 0.
     _keys_to_ignore_on_load_missing = [r"quantizer\.idle_steps"]
 
     def __init__(self, config: VQKDConfig):
@@ -113,11 +114,12 @@ class VQKDModel(VisionPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
+        """Return the module that embeds the images."""
         return self.encoder.get_input_embeddings()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """Initialisation of the original code; encoder and decoder initialise themselves."""
+        """Initialize as the original code does; encoder and decoder initialize themselves."""
         if isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
             init.zeros_(module.bias)
@@ -136,17 +138,19 @@ class VQKDModel(VisionPreTrainedModel):
         self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs: Unpack[TransformersKwargs]
     ) -> VQKDOutput:
         r"""
+        Predict the teacher's features through the codes and, given labels, compute the loss.
+
         Args:
             pixel_values (`[B, C, H, W]`): Images with values in -1..1; H and W are any multiples of the patch size.
             labels (`[B, N, T]`, *optional*): The teacher's features of the patches.
 
         Raises:
-            ValueError: If shapes do not fit, for pixels of integers, or if there is no codebook yet in eval mode.
+            ValueError: If shapes do not fit, the pixels are integers, or there is no codebook yet in eval mode.
         """
         _check_scaled(pixel_values)
-        for name in ("output_hidden_states", "output_attentions"):
-            # Encoder and decoder have configurations of their own.
-            kwargs.setdefault(name, getattr(self.config, name))
+        # Encoder and decoder have their own configurations.
+        kwargs.setdefault("output_hidden_states", self.config.output_hidden_states)
+        kwargs.setdefault("output_attentions", self.config.output_attentions)
         outputs = self.encoder(pixel_values, **kwargs)
         quantized, codes, loss_quantizer = self.quantizer(self._to_codebook(outputs.last_hidden_state))
         features = self._decode(quantized, self._grid_of(pixel_values))
@@ -154,7 +158,7 @@ class VQKDModel(VisionPreTrainedModel):
         if labels is not None:
             if labels.shape != features.shape:
                 raise ValueError(
-                    f"labels have shape {tuple(labels.shape)}, the features {tuple(features.shape)} (batch, patches, "
+                    f"labels have shape {tuple(labels.shape)}, expected {tuple(features.shape)} (batch, patches, "
                     "target_dim)"
                 )
             loss_feature = (1 - _cosine(features, labels)).mean()
@@ -172,31 +176,31 @@ class VQKDModel(VisionPreTrainedModel):
     @torch.no_grad()
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """
-        Codes `int64 [B, N]`, in row-major order, of images `[B, C, H, W]` with values in -1..1.
+        Return the codes `int64 [B, N]`, in row-major order, of images `[B, C, H, W]` with values in -1..1.
 
         Raises:
-            ValueError: If the size of the images does not fit, for pixels of integers, or if there is no codebook yet.
+            ValueError: If the image size does not fit, the pixels are integers, or there is no codebook yet.
         """
         _check_scaled(pixel_values)
         return self.quantizer.encode(self._to_codebook(self.encoder(pixel_values).last_hidden_state))
 
     def decode(self, codes: torch.Tensor, grid_size: tuple[int, int] | None = None) -> torch.Tensor:
         """
-        Features `[B, N, T]` that the decoder makes of codes.
+        Return the features `[B, N, T]` that the decoder predicts from codes.
 
         Args:
-            codes (`int64 [B, N]`): In the row-major order of the grid.
-            grid_size (`(h, w)`, *optional*): Rows and columns; those of `config.image_size` when not given.
+            codes (`int64 [B, N]`): Codes in row-major order.
+            grid_size (`(h, w)`, *optional*): Rows and columns; defaults to those of `config.image_size`.
 
         Raises:
-            ValueError: If the codes do not fill the grid, for a code that there is not (on the CPU; other devices do
-                not wait for this check), or if there is no codebook yet.
+            ValueError: If the number of codes does not match the grid, a code is out of range (checked on the CPU
+                only, because other devices would have to synchronize), or there is no codebook yet.
         """
         grid_size = self.config.grid_size if grid_size is None else grid_size
         if codes.ndim != 2 or codes.shape[1] != grid_size[0] * grid_size[1]:
             raise ValueError(
-                f"codes of shape {tuple(codes.shape)} do not fill a grid of {grid_size[0]}x{grid_size[1]}: give "
-                "[batch, patches], and their rows and columns as grid_size"
+                f"codes of shape {tuple(codes.shape)} do not fill a grid of {grid_size[0]}x{grid_size[1]}: expected "
+                "[batch, patches], with their rows and columns as grid_size"
             )
         self.quantizer.check_initialized()
         num_codes = self.config.codebook_size
@@ -208,8 +212,11 @@ class VQKDModel(VisionPreTrainedModel):
 
     def update_codebook(self) -> torch.Tensor:
         """
-        Moves the codebook by what the forward passes in training mode since the last call have collected, in all
-        processes, which must all call this; gives how often each code was used, `int64 [K]`. See [`VQKDQuantizer`].
+        Update the codebook with the statistics of all forward passes in training mode since the last call. With
+        several processes, all must call this method. See [`VQKDQuantizer`].
+
+        Returns:
+            How often each code was used, in all processes together: `int64 [K]`.
         """
         return self.quantizer.update_codebook()
 
@@ -218,12 +225,12 @@ class VQKDModel(VisionPreTrainedModel):
         return height // self.config.patch_size, width // self.config.patch_size
 
     def _to_codebook(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Tokens `[B, 1+N, D]` to patches `[B, N, C]`, in the precision of the weights, under autocast as well."""
+        """Project tokens `[B, 1+N, D]` to `[B, N, C]`, in the precision of the weights even under autocast."""
         with torch.autocast(tokens.device.type, enabled=False):
-            return self.encode_task_layer(tokens[:, 1:].to(self.encode_task_layer[0].weight.dtype))
+            return self.encode_task_layer(tokens[:, 1:].to(next(self.encode_task_layer.parameters()).dtype))
 
     def _decode(self, quantized: torch.Tensor, grid_size: tuple[int, int]) -> torch.Tensor:
-        """Vectors `[B, N, C]` to features `[B, N, T]`."""
+        """Decode vectors `[B, N, C]` to features `[B, N, T]`."""
         tokens = self.decoder(quantized.transpose(1, 2).unflatten(2, grid_size)).last_hidden_state
         return self.decode_task_layer(tokens[:, 1:])
 
@@ -231,13 +238,13 @@ class VQKDModel(VisionPreTrainedModel):
 def _check_scaled(pixel_values: torch.Tensor):
     if not pixel_values.is_floating_point():
         raise ValueError(
-            f"pixel_values are {str(pixel_values.dtype).removeprefix('torch.')}, not numbers in -1..1: let the image "
-            "processor normalise the images"
+            f"pixel_values have dtype {str(pixel_values.dtype).removeprefix('torch.')}, expected floating-point "
+            "values in -1..1: normalize the images with the image processor"
         )
 
 
 def _cosine(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Cosines `[B, N]` along the channels, in float32 at least; as in the original, no epsilon guards the division."""
+    """Return cosine similarities `[B, N]`, computed in at least float32 and, as in the original, without epsilon."""
     dtype = torch.promote_types(one.dtype, torch.float32)
     one, other = one.to(dtype), other.to(dtype)
     return (one * other).sum(-1) / (one.norm(dim=-1) * other.norm(dim=-1))

@@ -15,16 +15,18 @@ from .configuration_vqkd import VQKDConfig
 logger = logging.get_logger(__name__)
 
 KMEANS_ITERATIONS = 10
-# Scores to hold at once: on a CPU as many as its caches hold, on a GPU few enough to bound the memory.
+# Number of scores to compute at once: on a CPU what fits into its caches, on a GPU a bound on the memory.
 SCORES_ON_CPU, SCORES_ON_GPU = 2**21, 2**27
 
 
 def most_similar(samples: torch.Tensor, vectors: torch.Tensor, offsets: torch.Tensor | None = None) -> torch.Tensor:
     """
-    Index `int64 [M]` of the vector with the largest `sample · vector + offset`, the lowest one on ties.
+    Return the index `int64 [M]` of the vector with the largest `sample · vector + offset`, the lowest index on ties.
 
     Args:
-        samples (`[M, C]`), vectors (`[K, C]`), offsets (`[K]`, *optional*): Their `[M, K]` scores are made in pieces.
+        samples (`[M, C]`): Samples; their scores `[M, K]` are computed in pieces.
+        vectors (`[K, C]`): Vectors to choose from.
+        offsets (`[K]`, *optional*): Added to the scores of each vector.
     """
     step = max(1, (SCORES_ON_CPU if samples.device.type == "cpu" else SCORES_ON_GPU) // len(vectors))
     by_channel = vectors.t()
@@ -36,7 +38,7 @@ def most_similar(samples: torch.Tensor, vectors: torch.Tensor, offsets: torch.Te
 
 
 def counts_and_sums(samples: torch.Tensor, codes: torch.Tensor, num_codes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per code, how many of the samples `[M, C]` it has, `int64 [K]`, and their sum, `[K, C]`; `codes` is `[M]`."""
+    """Count and sum the samples `[M, C]` of each code, given their `codes` `[M]`: `int64 [K]` and `[K, C]`."""
     counts = torch.zeros(num_codes, dtype=torch.int64, device=codes.device)
     counts.index_add_(0, codes, torch.ones_like(codes))
     sums = samples.new_zeros(num_codes, samples.shape[1]).index_add_(0, codes, samples)
@@ -44,21 +46,21 @@ def counts_and_sums(samples: torch.Tensor, codes: torch.Tensor, num_codes: int) 
 
 
 def mean_directions(counts: torch.Tensor, sums: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
-    """Normalised means `[K, C]` of the samples of each code; a code without any has its row of `otherwise`."""
+    """Return the normalized mean `[K, C]` of each code's samples, or its row of `otherwise` if it has none."""
     means = nn.functional.normalize(sums / counts.clamp(min=1).unsqueeze(1), dim=1)
     return torch.where(counts.unsqueeze(1) > 0, means, otherwise)
 
 
 def spherical_kmeans(samples: torch.Tensor, means: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Ten Lloyd iterations with the cosine as similarity (`norm_ema_quantizer.py`, `kmeans`).
+    Run ten Lloyd iterations with cosine similarity (`norm_ema_quantizer.py`, `kmeans`).
 
     Args:
         samples (`[M, C]`): Unit vectors.
-        means (`[K, C]`): Means to start from. One without samples stays as it is.
+        means (`[K, C]`): Initial means. A mean without samples does not change.
 
     Returns:
-        The means `[K, C]`, and how many samples each had in the last iteration, `int64 [K]`.
+        The means `[K, C]`, and the number of samples of each in the last iteration, `int64 [K]`.
     """
     for _ in range(KMEANS_ITERATIONS):
         counts, sums = counts_and_sums(samples, most_similar(samples, means), len(means))
@@ -71,19 +73,19 @@ def _several_processes() -> bool:
 
 
 def _of_all_processes(rows: torch.Tensor) -> torch.Tensor:
-    """The rows of all processes, in their order; each may have another number of them."""
+    """Gather the rows of all processes, in the order of the processes; their numbers of rows may differ."""
     if not _several_processes():
         return rows
     world_size = dist.get_world_size()
     length = torch.tensor([len(rows)], device=rows.device)
     lengths = [torch.empty_like(length) for _ in range(world_size)]
     dist.all_gather(lengths, length)
-    lengths = torch.cat(lengths).tolist()
-    padded = rows.new_zeros(max(lengths), *rows.shape[1:])
+    sizes = torch.cat(lengths).tolist()
+    padded = rows.new_zeros((max(sizes), *rows.shape[1:]))
     padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in range(world_size)]
     dist.all_gather(parts, padded)
-    return torch.cat([part[:n] for part, n in zip(parts, lengths, strict=True)])
+    return torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)])
 
 
 def _is_first_process() -> bool:
@@ -92,21 +94,26 @@ def _is_first_process() -> bool:
 
 class VQKDQuantizer(nn.Module):
     """
-    Replaces vectors by the nearest of K unit vectors, the codebook.
+    Replaces each vector by the nearest of K unit vectors, the codebook.
 
-    In training mode every forward pass collects which vectors fell to which code; `update_codebook` then moves the
-    codebook, once per step of the optimiser. The codebook is the same in all processes: it starts with k-means over
-    the vectors of all of them, and moves by their common sums. In eval mode nothing ever changes.
+    In training mode, every forward pass collects the number and the sum of each code's vectors. `update_codebook`,
+    called once per optimizer step, then updates the codebook. The codebook is the same in all processes: its initial
+    k-means and its updates use the vectors of all processes. In eval mode, nothing changes.
 
-    All arithmetic is in the precision of the codebook (float32), under autocast as well. On a GPU, the order in which
-    PyTorch adds up a code's vectors is only fixed after `torch.use_deterministic_algorithms(True)`.
+    All arithmetic is in the precision of the codebook (float32), even under autocast. On a GPU, the order in which
+    PyTorch sums a code's vectors is only deterministic after `torch.use_deterministic_algorithms(True)`.
 
     Buffers:
         codebook (`[K, C]`): Unit vectors.
         usage (`[K]`): Moving average of the number of vectors per code and step.
-        initialized (`bool []`): Whether there is a codebook.
-        idle_steps (`int64 [K]`): Steps since the code was last used, or revived.
+        initialized (`bool []`): True if there is a codebook.
+        idle_steps (`int64 [K]`): Optimizer steps since the code was last used or revived.
     """
+
+    codebook: torch.Tensor
+    usage: torch.Tensor
+    initialized: torch.Tensor
+    idle_steps: torch.Tensor
 
     def __init__(self, config: VQKDConfig):
         super().__init__()
@@ -117,7 +124,7 @@ class VQKDQuantizer(nn.Module):
         self.register_buffer("codebook", torch.zeros(num_codes, config.codebook_dim))
         self.register_buffer("usage", torch.zeros(num_codes))
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
-        # Counted without `revive_after_steps` too: it can then be set when training goes on.
+        # Also counted without `revive_after_steps`, which can then be set when training continues.
         self.register_buffer("idle_steps", torch.zeros(num_codes, dtype=torch.int64))
         self._forget()
 
@@ -126,24 +133,26 @@ class VQKDQuantizer(nn.Module):
         self._forget()
 
     def _forget(self):
-        # Once there is a codebook it stays: the host need not ask the device again.
+        # A codebook never disappears, so once it is known to exist, the host need not synchronize to check again.
         self._known_initialized = False
-        # Of the steps since the last update: counts [K], sums [K, C] and, where codes are revived, the vectors.
+        # Since the last update: counts [K], sums [K, C] and, if codes are revived, the vectors themselves.
         self._counts: torch.Tensor | None = None
         self._sums: torch.Tensor | None = None
         self._samples: torch.Tensor | None = None
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
+        Quantize features.
+
         Args:
-            features (`[..., C]`): Vectors of any length; they are normalised first.
+            features (`[..., C]`): Vectors of any length, which are normalized first.
 
         Returns:
-            The codes' vectors `[..., C]`, with the gradient of the normalised features (straight-through); the codes,
-            `int64 [...]`; and the commitment loss, the mean squared difference of normalised features and codes.
+            The vectors of the codes `[..., C]`, with the gradient of the normalized features (straight-through); the
+            codes, `int64 [...]`; and the commitment loss, the mean squared difference from the normalized features.
 
         Raises:
-            ValueError: In eval mode, when there is no codebook yet; a compiled program does not look.
+            ValueError: In eval mode, if there is no codebook yet (not checked in compiled programs).
         """
         with torch.autocast(features.device.type, enabled=False):
             normalized = nn.functional.normalize(features.to(self.codebook.dtype), dim=-1)
@@ -161,26 +170,27 @@ class VQKDQuantizer(nn.Module):
     @torch.no_grad()
     def encode(self, features: torch.Tensor) -> torch.Tensor:
         """
-        Codes `int64 [...]` of features `[..., C]`; changes nothing, in any mode.
+        Return the codes `int64 [...]` of features `[..., C]`, without collecting statistics in any mode.
 
         Raises:
-            ValueError: When there is no codebook yet; a compiled program does not look.
+            ValueError: If there is no codebook yet (not checked in compiled programs).
         """
         with torch.autocast(features.device.type, enabled=False):
             samples = nn.functional.normalize(features.to(self.codebook.dtype), dim=-1).flatten(0, -2)
             return self._nearest(samples).view(features.shape[:-1])
 
     def _nearest(self, samples: torch.Tensor) -> torch.Tensor:
-        """Codes `[M]` with the smallest squared distance, of which |sample|² and a factor of -2 are left out."""
+        """Return the codes `[M]` with the smallest squared distance, without computing its constant |sample|²."""
         self.check_initialized()
         return most_similar(samples, self.codebook, -0.5 * self.codebook.square().sum(1))
 
     def check_initialized(self):
-        """Raises a ValueError when there is no codebook yet."""
-        # Programs made by torch.compile and torch.export cannot branch on what a tensor holds.
+        """Raise `ValueError` if there is no codebook yet."""
+        # torch.compile and torch.export cannot branch on the value of a tensor.
         if not torch.compiler.is_compiling() and not self._is_initialized():
             raise ValueError(
-                "the tokenizer has no codebook yet: load a trained one, or run a training step, whose k-means makes it"
+                "the tokenizer has no codebook yet: load a trained one, or run a training step, which initializes it "
+                "by k-means"
             )
 
     def _is_initialized(self) -> bool:
@@ -189,16 +199,17 @@ class VQKDQuantizer(nn.Module):
 
     def _init_codebook(self, samples: torch.Tensor):
         """
-        K-means over the vectors `[M, C]` of all processes, on the first of them, from as many of these vectors: chosen
-        without replacement, or with replacement where there are too few. Equal means leave all but the first unused.
+        Initialize the codebook by k-means over the vectors `[M, C]` of all processes, computed by the first process.
+        The initial means are a random choice of these vectors; if there are fewer than codes, some are chosen
+        repeatedly, and of equal means only the first one will be used.
         """
         samples, num_codes = _of_all_processes(samples), len(self.codebook)
         if _is_first_process():
             if len(samples) < num_codes:
                 logger.warning(
-                    f"the first training batch has {len(samples)} patches for a codebook of {num_codes}: codes that "
-                    "start as copies of others stay unused. Use larger batches for the first step, a smaller "
-                    "codebook_size, or revive_after_steps"
+                    f"the first training batch has {len(samples)} patches for a codebook of {num_codes}: codes "
+                    "initialized as copies of others will never be used. Use larger batches for the first step, a "
+                    "smaller codebook_size, or revive_after_steps"
                 )
                 chosen = torch.randint(0, len(samples), (num_codes,))
             else:
@@ -213,22 +224,22 @@ class VQKDQuantizer(nn.Module):
         self._counts = counts if self._counts is None else self._counts + counts
         self._sums = sums if self._sums is None else self._sums + sums
         if self.revive_after_steps:
-            # One tensor, not a list, which compiled programs would be made anew for at every length.
+            # A single tensor: a list would be recompiled for each length.
             self._samples = samples if self._samples is None else torch.cat((self._samples, samples))
 
     @torch.no_grad()
     def update_codebook(self) -> torch.Tensor:
         """
-        Moves each code that was used since the last update towards the mean of its vectors, however many there were,
-        and the usage of all codes. With several processes, all must call this.
+        Move each code that was used since the last update toward the mean of its vectors, whatever their number, and
+        update the usage of all codes. With several processes, all must call this method.
 
         Returns:
-            How many vectors each code had, in all processes together: `int64 [K]`.
+            Number of vectors of each code, in all processes together: `int64 [K]`.
 
         Raises:
-            ValueError: When there was no forward pass in training mode since the last update.
+            ValueError: If there was no forward pass in training mode since the last update.
         """
-        if self._counts is None:
+        if self._counts is None or self._sums is None:
             raise ValueError("update_codebook needs a forward pass in training mode since its last call")
         counts, sums, samples = self._counts, self._sums, self._samples
         self._counts, self._sums, self._samples = None, None, None
@@ -241,16 +252,17 @@ class VQKDQuantizer(nn.Module):
         self.codebook.copy_(torch.where(counts.unsqueeze(1) > 0, moved, self.codebook))
         self.idle_steps.add_(1).masked_fill_(counts > 0, 0)
         if self.revive_after_steps:
+            assert samples is not None
             self._revive(samples)
         return counts
 
     def _revive(self, samples: torch.Tensor):
-        """Gives codes that were idle for too long the vectors of random samples, each sample to one code at most."""
+        """Replace codes that were idle for too long by the vectors of random samples, without repetition."""
         idle = (self.idle_steps >= self.revive_after_steps).nonzero().squeeze(1)
         if not len(idle):
             return
         samples = _of_all_processes(samples)
-        # The first process chooses: its random numbers are part of a checkpoint, as those of all processes are.
+        # Drawn by the first process only; like those of all processes, its random state is part of a checkpoint.
         if _is_first_process():
             chosen = torch.randperm(len(samples))[: len(idle)].to(samples.device)
             self.codebook[idle[: len(chosen)]] = samples[chosen]
@@ -260,25 +272,26 @@ class VQKDQuantizer(nn.Module):
 
 
 def code_statistics(counts: torch.Tensor) -> dict[str, float]:
-    """Statistics of the use of K codes.
+    """
+    Return statistics of how K codes are used.
 
     Args:
-        counts: `[K]`, how often each code was chosen; on any device.
+        counts (`[K]`): How often each code was chosen; on any device.
 
     Returns:
-        - `codebook_usage`: share of the codes that were chosen at all, 0 to 1.
-        - `perplexity`: exp of the entropy of the choices, 1 (always the same code) to K (all equally often): so many
-          codes chosen equally often are as hard to guess. 0 if nothing was chosen.
-        - `dead_codes`: number of codes that were never chosen.
-        - `majority_code`: share of the most frequent code among the choices, 0 to 1: what a guesser gets right who
-          always says this code.
+        `codebook_usage`: fraction of the codes that were chosen at least once.
+        `perplexity`: exp of the entropy of the choices, from 1 (always the same code) to K (all equally often); 0 if
+        nothing was chosen.
+        `dead_codes`: number of codes that were never chosen.
+        `majority_code`: fraction of the choices that are the most frequent code, which is the accuracy of always
+        predicting this code.
 
     Raises:
-        ValueError: if `counts` is not one row of at least one number, or one of them is negative.
+        ValueError: If `counts` is not a non-empty vector of non-negative numbers.
     """
     if counts.ndim != 1 or len(counts) == 0 or bool((counts < 0).any()):
-        raise ValueError(f"counts must be one number >= 0 for each code, got shape {[*counts.shape]}")
-    # On the CPU, where there is float64 in any case.
+        raise ValueError(f"counts must be one non-negative number per code, got shape {[*counts.shape]}")
+    # On the CPU, because not every device has float64.
     counts = counts.cpu().double()
     dead = int((counts == 0).sum())
     shares = counts / counts.sum().clamp(min=1)
@@ -290,4 +303,12 @@ def code_statistics(counts: torch.Tensor) -> dict[str, float]:
     }
 
 
-__all__ = ["VQKDQuantizer", "code_statistics"]
+__all__ = [
+    "KMEANS_ITERATIONS",
+    "VQKDQuantizer",
+    "code_statistics",
+    "counts_and_sums",
+    "mean_directions",
+    "most_similar",
+    "spherical_kmeans",
+]

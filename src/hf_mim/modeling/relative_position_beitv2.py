@@ -1,5 +1,5 @@
 """
-Relative position bias of BEiT v2 (`modeling_finetune.py`) and its resizing (`run_class_finetuning.py`).
+Relative position bias of BEiT v2 (`modeling_finetune.py`) and its interpolation (`run_class_finetuning.py`).
 
 Shapes: a window of H x W patches, N = H·W, h attention heads.
 """
@@ -16,16 +16,16 @@ from .configuration_beitv2 import Beitv2Config
 from .layers import relative_position_bias
 
 
-# Devices that have no double precision: Apple's GPUs.
+# Devices without double precision: Apple's GPUs.
 WITHOUT_DOUBLE = ("mps",)
 
 
 class Beitv2RelativePositionBias(nn.Module):
     """
-    A learned number per head and per offset between two patches, added to the attention logits.
+    A learned bias for each head and each offset between two patches, added to the attention logits.
 
-    The table `[(2H-1)(2W-1) + 3, h]` holds the offsets (query row - key row, query column - key column) in row-major
-    order from (1-H, 1-W) on, then CLS token to patch, patch to CLS token, and CLS token to itself.
+    The table `[(2H-1)(2W-1) + 3, h]` lists the offsets (query row - key row, query column - key column) in row-major
+    order, starting at (1-H, 1-W); then CLS token to patch, patch to CLS token, and CLS token to itself.
     """
 
     def __init__(self, config: Beitv2Config):
@@ -37,7 +37,7 @@ class Beitv2RelativePositionBias(nn.Module):
         )
 
     def forward(self, grid: tuple[int, int]) -> torch.Tensor:
-        """Bias `[1, h, 1+N, 1+N]` for a `grid` of H x W patches, query first, CLS token before the patches."""
+        """Return the bias `[1, h, 1+N, 1+N]`, query before key, for a `grid` of H x W patches after the CLS token."""
         table = self.resized_table(grid)
         patches = relative_position_bias(table[:-3], grid)
         num_patches = grid[0] * grid[1]
@@ -48,43 +48,44 @@ class Beitv2RelativePositionBias(nn.Module):
 
     def resized_table(self, grid: tuple[int, int]) -> torch.Tensor:
         """
-        The table for another `grid`: a cubic spline per axis through the known offsets, which lie on a geometric
-        sequence, so that near offsets keep their meaning; the three entries of the CLS token are kept.
+        Return the table for another `grid`, interpolated by a cubic spline along each axis. The known offsets lie on a
+        geometric sequence, which is denser near 0, so that the entries of small offsets hardly change. The three
+        entries of the CLS token are kept.
 
-        The original loader does this for square windows; here each axis has its own sequence.
+        The original loader does this for square windows; here, each axis has its own sequence.
         """
         table = self.relative_position_bias_table
         if grid == self.grid_size:
             return table
         known, sides = [2 * side - 1 for side in self.grid_size], [2 * side - 1 for side in grid]
-        # In double precision, where there is one, a table costs nothing, and rounds only once.
+        # Where it exists, double precision costs nothing here and rounds only once.
         device = table.device.type
         dtype = torch.float32 if device in WITHOUT_DOUBLE else torch.float64
         rows, columns = (spline_matrix(*pair).to(dtype).to(table.device) for pair in zip(known, sides, strict=True))
-        # Autocast leaves double precision alone.
+        # Autocast does not change double precision.
         with torch.autocast(device, enabled=False) if dtype == torch.float32 else contextlib.nullcontext():
             offsets = torch.einsum("ai,bj,ijh->abh", rows, columns, table[:-3].to(dtype).unflatten(0, known))
         return torch.cat((offsets.flatten(0, 1).to(table.dtype), table[-3:]))
 
     @torch.no_grad()
     def resize(self, grid: tuple[int, int]):
-        """Replaces the table by the one for `grid`."""
+        """Replace the table by the one for `grid`."""
         requires_grad = self.relative_position_bias_table.requires_grad
         self.relative_position_bias_table = nn.Parameter(self.resized_table(grid).clone(), requires_grad)
         self.grid_size = grid
 
 
-# An operator of its own, so that programs made by torch.compile and torch.export call it instead of looking inside.
+# A custom operator, so that torch.compile and torch.export call it instead of tracing it.
 @torch.library.custom_op("hf_mim::spline_matrix", mutates_args=())
 def spline_matrix(known: int, wanted: int) -> torch.Tensor:
     """
-    The matrix `[wanted, known]` in double precision that takes a table of offsets along one axis to another length.
+    Return the matrix `float64 [wanted, known]` that interpolates a table of offsets along one axis.
 
     Args:
-        known (`int`): Number of offsets that there are, odd; the middle one is 0.
-        wanted (`int`): Number of offsets to have, odd.
+        known (`int`): Number of offsets in the table, odd; the middle one is 0.
+        wanted (`int`): Number of offsets to interpolate, odd.
     """
-    # The tensor is new at every call: one that was made in inference mode would be of no use for training.
+    # A new tensor for each call: one created in inference mode could not be used in training later.
     return torch.tensor(_spline_matrix(known, wanted), dtype=torch.float64)
 
 
@@ -107,7 +108,7 @@ def _spline_matrix(known: int, wanted: int) -> np.ndarray:
 
 
 def _geometric_ratio(terms: int, total: int) -> float:
-    """The ratio in [1.01, 1.5] for which 1 + q + q² + … of so many `terms` is nearest `total`, by bisection."""
+    """Find by bisection the ratio q in [1.01, 1.5] for which the sum of `terms` terms 1 + q + q² + … is `total`."""
     low, high = 1.01, 1.5
     while high - low > 1e-6:
         ratio = (low + high) / 2

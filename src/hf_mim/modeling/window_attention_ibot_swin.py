@@ -1,5 +1,5 @@
 """
-Attention within windows, of iBOT with a Swin Transformer ([Liu et al., 2021](https://arxiv.org/abs/2103.14030)).
+Window attention of the Swin Transformer that iBOT trains ([Liu et al., 2021](https://arxiv.org/abs/2103.14030)).
 
 Shapes: B images, S patches per side of a stage's map, C channels of the stage, W windows of w x w patches, h attention
 heads with d channels each.
@@ -19,7 +19,7 @@ from .layers import eager_attention_forward, relative_position_bias
 
 
 def to_windows(patches: torch.Tensor, window: int) -> torch.Tensor:
-    """`[B, S, S, C]` to `[B, W, w·w, C]`, windows and their patches in row-major order."""
+    """Split `[B, S, S, C]` into windows `[B, W, w·w, C]`; windows and their patches are in row-major order."""
     per_side = patches.shape[1] // window
     return (
         patches.unflatten(2, (per_side, window))
@@ -31,7 +31,7 @@ def to_windows(patches: torch.Tensor, window: int) -> torch.Tensor:
 
 
 def from_windows(windows: torch.Tensor, window: int) -> torch.Tensor:
-    """`[B, W, w·w, C]` to `[B, S, S, C]`: the inverse of `to_windows`."""
+    """Merge windows `[B, W, w·w, C]` into `[B, S, S, C]`, the inverse of [`to_windows`]."""
     per_side = math.isqrt(windows.shape[1])
     patches = windows.unflatten(2, (window, window)).unflatten(1, (per_side, per_side))
     return patches.transpose(2, 3).flatten(3, 4).flatten(1, 2)
@@ -39,8 +39,8 @@ def from_windows(windows: torch.Tensor, window: int) -> torch.Tensor:
 
 def shift_mask(side: int, window: int, shift: int, like: torch.Tensor) -> torch.Tensor:
     """
-    `[W, w·w, w·w]`, added to attention logits: -100 between patches that a cyclic shift has brought together from
-    opposite edges of a map of `side` x `side` patches, 0 elsewhere.
+    Return what is added to the attention logits of shifted windows, `[W, w·w, w·w]`: -100 between patches that the
+    cyclic shift has brought together from opposite edges of a map of `side` x `side` patches, 0 elsewhere.
     """
     position = torch.arange(side, device=like.device)
     region = (position >= side - window).long() + (position >= side - shift).long()
@@ -49,7 +49,7 @@ def shift_mask(side: int, window: int, shift: int, like: torch.Tensor) -> torch.
 
 
 class IBotSwinRelativePositionBias(nn.Module):
-    """A learned number per head and per offset between two patches of a window; `[h, w·w, w·w]`, query first."""
+    """A learned bias for each head and each offset between two patches of a window."""
 
     def __init__(self, window: int, num_heads: int):
         super().__init__()
@@ -57,6 +57,7 @@ class IBotSwinRelativePositionBias(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
 
     def forward(self) -> torch.Tensor:
+        """Return the bias `[h, w·w, w·w]`, query before key."""
         return relative_position_bias(self.relative_position_bias_table, (self.window, self.window))
 
 
@@ -69,7 +70,7 @@ class IBotSwinAttention(nn.Module):
         self.head_dim = width // num_heads
         self.scaling = self.head_dim**-0.5
         self.attention_dropout = config.attention_probs_dropout_prob
-        # Without this attribute the sdpa interface makes the attention causal.
+        # Without this attribute, the sdpa interface uses causal attention.
         self.is_causal = False
         self.q_proj = nn.Linear(width, width, bias=config.qkv_bias)
         self.k_proj = nn.Linear(width, width, bias=config.qkv_bias)
@@ -85,15 +86,15 @@ class IBotSwinAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Args:
-            windows (`[B, W, w·w, C]`): Patches of every window.
+            windows (`[B, W, w·w, C]`): Patches of each window.
             mask (`[W, w·w, w·w]`, *optional*): Added to the attention logits of every head.
 
         Returns:
-            `[B, W, w·w, C]`, and with eager attention the weights `[B·W, h, w·w, w·w]`.
+            `[B, W, w·w, C]` and, with eager attention, the weights `[B·W, h, w·w, w·w]`.
         """
         batch_size, num_windows, length, _ = windows.shape
         bias = self.relative_position_bias()
-        # Windows count as images, or, where each has a mask of its own, as heads: no mask is copied for every image.
+        # Windows are treated as images or, if each has its own mask, as heads, so that no mask is copied per image.
         rows = batch_size * num_windows
         if mask is not None:
             bias, rows = (bias + mask[:, None]).flatten(0, 1), batch_size
@@ -112,7 +113,7 @@ class IBotSwinAttention(nn.Module):
             query,
             key,
             value,
-            # Under autocast the projections have another type than the table.
+            # Under autocast, the projections have another dtype than the table.
             bias[None].to(query.dtype),
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,

@@ -93,7 +93,7 @@ SWIN = ("--model_type", "ibot_swin", "--config_overrides", "")
         (("--model_type", "mae"), "model_type must be one of ibot"),
         # iBOT with a Swin Transformer
         (SWIN + ("--image_size", "32", "16"), "image_size ([32, 16]) must be square: Swin takes square images only"),
-        (SWIN + ("--image_size", "16"), "image_size (16) must be at least 32: 4 stages halve the map of patches"),
+        (SWIN + ("--image_size", "16"), "image_size (16) must be at least 32: 4 stages halve the feature map"),
         (SWIN + ("--image_size", "36"), "global_crop_size [36, 36] must be a multiple of the masks' cells of 32"),
         (
             SWIN + ("--image_size", "64", "--global_crop_size", "48"),
@@ -168,8 +168,8 @@ def test_options_are_refused_before_data_and_weights_are_touched(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"use_absolute_embeddings": True}, "it has absolute position embeddings, which iBOT's Swin does not"),
-        ({"layer_norm_eps": 1e-6}, "its norms have epsilons of 1e-06 and, in patch embedding and merging, 1e-05"),
+        ({"use_absolute_embeddings": True}, "it has absolute position embeddings, and iBOT's Swin has none"),
+        ({"layer_norm_eps": 1e-6}, "its norms have an epsilon of 1e-06, but 1e-05 in patch embedding and merging"),
         ({"window_size": 5}, "stage 2 has 4 x 4 patches at image_size 32, fewer than a window of 5 x 5"),
     ],
 )
@@ -179,7 +179,7 @@ def test_plain_swins_that_compute_something_else_are_no_start(data, tmp_path, ca
     forbid_weights(monkeypatch)
     options = (*SWIN, "--model_name_or_path", tmp_path / "swin", "--train_dir", data / "pictures")
     line = refusal(capsys, *TINY, "--image_size", "32", *options, "--output_dir", tmp_path / "run")
-    assert f"the numbers of {tmp_path}/swin cannot be had here: " in line and message in line
+    assert f"the outputs of {tmp_path}/swin cannot be reproduced here: " in line and message in line
     assert not (tmp_path / "run").exists()
 
 
