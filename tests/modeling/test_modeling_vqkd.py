@@ -152,9 +152,7 @@ def test_codes_and_images_that_are_none():
         with pytest.raises(ValueError, match=rf"codes must lie in 0\.\.11, got {found}"):
             model.decode(codes)
     for call in (model, model.encode):
-        with pytest.raises(
-            ValueError, match=r"pixel_values have dtype uint8, expected .* values in -1\.\.1"
-        ):
+        with pytest.raises(ValueError, match=r"pixel_values have dtype uint8, expected .* values in -1\.\.1"):
             call(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
     with pytest.raises(ValueError, match="no codebook yet"):
         small_model(kmeans_init=True).decode(codes)

@@ -128,7 +128,7 @@ class Beitv2Config(BackboneConfigMixin, PreTrainedConfig):
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
         """
-        Read the fields of a saved configuration; those of transformers' BEiT are translated.
+        Read the fields of a saved configuration, or translate those of a `BeitConfig` of transformers.
 
         Raises:
             ValueError: If the model is a BEiT with position tables for non-square images, which transformers indexes
@@ -170,7 +170,7 @@ class Beitv2Config(BackboneConfigMixin, PreTrainedConfig):
 
     @property
     def has_native_beit(self) -> bool:
-        """Whether transformers' BEiT computes the same; it indexes the tables of non-square images incorrectly."""
+        """True if transformers' BEiT, which misindexes tables of non-square images, gives the same outputs."""
         has_tables = (
             self.use_absolute_position_embeddings
             or self.use_relative_position_bias

@@ -17,8 +17,8 @@ COMMON_FIELDS = (
     "num_channels",
 )
 VIT_FIELDS = (*COMMON_FIELDS, "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-# Fields that our configurations share with those of transformers: iBOT and dBOT with ViT and ViTMAE, BEiT v2 with
-# BEiT, and iBOT's Swin with Swin.
+# Fields that our configurations share with configurations of transformers: iBOT and dBOT with ViT and ViTMAE, BEiT v2
+# with BEiT, and iBOT's Swin with Swin.
 SHARED_FIELDS = (*VIT_FIELDS, "qkv_bias")
 SHARED_BEIT_FIELDS = (
     *VIT_FIELDS,

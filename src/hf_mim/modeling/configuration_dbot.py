@@ -132,8 +132,8 @@ class DBotConfig(BackboneConfigMixin, PreTrainedConfig):
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
         """
-        Read the fields of a saved configuration; those of transformers' ViT and ViTMAE are translated, with trainable
-        position embeddings.
+        Read the fields of a saved configuration, or translate those of a `ViTConfig` or `ViTMAEConfig` of
+        transformers, with trainable position embeddings.
         """
         fields, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         translated = fields_from_native(fields, cls, {ViTConfig: SHARED_FIELDS, ViTMAEConfig: MAE_FIELDS})

@@ -156,7 +156,7 @@ class IBotConfig(BackboneConfigMixin, IBotHeadConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
-        """Read the fields of a saved configuration; those of transformers' ViT are translated."""
+        """Read the fields of a saved configuration, or translate those of a `ViTConfig` of transformers."""
         fields, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         return fields_from_native(fields, cls, {ViTConfig: SHARED_FIELDS}), kwargs
 

@@ -103,10 +103,10 @@ class IBotSwinConfig(BackboneConfigMixin, IBotHeadConfig):
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
         """
-        Read the fields of a saved configuration; those of transformers' Swin are translated.
+        Read the fields of a saved configuration, or translate those of a `SwinConfig` of transformers.
 
         Raises:
-            ValueError: If the model is a Swin of transformers whose outputs iBOT's Swin cannot reproduce: one with
+            ValueError: If iBOT's Swin cannot reproduce the outputs of transformers' Swin, which is the case with
                 absolute positions, with `layer_norm_eps` other than 1e-5, or with windows that are handled differently
                 at its own image size.
         """

@@ -143,6 +143,8 @@ class SelfAttention(nn.Module):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
+        Attend over all tokens.
+
         Args:
             hidden_states (`[B, 1+N, D]`): Tokens.
             attention_mask (`[1, h, 1+N, 1+N]`, *optional*): Added to the attention logits.
@@ -212,6 +214,8 @@ class DropPathResidual(nn.Module):
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """
+        Add the output of a branch.
+
         Args:
             hidden_states (`[B, 1+N, D]`): Tokens of every sample.
             branch (`Callable`): Maps `[B, 1+N, D]` to `[B, 1+N, D]`; called with `kwargs`.
@@ -269,6 +273,8 @@ class TransformerLayer(GradientCheckpointingLayer):
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """
+        Apply attention and MLP.
+
         Args:
             hidden_states (`[B, 1+N, D]`): Tokens.
             attention_mask (`[1, h, 1+N, 1+N]`, *optional*): Added to the attention logits.

@@ -111,6 +111,8 @@ class Beitv2Layer(TransformerLayer):
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """
+        Apply attention and MLP.
+
         Args:
             hidden_states (`[B, 1+N, D]`): Tokens.
             position_bias (`[1, h, 1+N, 1+N]`, *optional*): The position bias that all blocks share.
@@ -399,7 +401,6 @@ class Beitv2ForImageClassification(Beitv2PreTrainedModel):
 
 __all__ = [
     "Beitv2Backbone",
-    "Beitv2Embeddings",
     "Beitv2ForImageClassification",
     "Beitv2Layer",
     "Beitv2Model",

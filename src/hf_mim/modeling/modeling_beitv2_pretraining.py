@@ -108,8 +108,8 @@ class Beitv2ForPreTraining(Beitv2PreTrainedModel):
 
         Args:
             pixel_values (`[B, C, H, W]`): Normalized images.
-            bool_masked_pos (`bool [B, N]`, *optional*): Masked patches, which are the ones to predict. Without it, no
-                patch is masked.
+            bool_masked_pos (`bool [B, N]`, *optional*): Masked patches, which are predicted. Without it, no patch is
+                masked.
             labels (`int64 [B, N]`, *optional*): Code of each patch, in [0, K); only the masked patches are used. With
                 `config.regression_loss`, the features `float [B, N, K]`.
             mask_indices (`int64 [M]`, *optional*): Positions of the true entries in the flattened `bool_masked_pos`.
@@ -227,4 +227,4 @@ def feature_loss(prediction: torch.Tensor, features: torch.Tensor, kind: str) ->
     return errors.sum() / max(errors.numel(), 1)
 
 
-__all__ = ["Beitv2ForPreTraining", "Beitv2ForPreTrainingOutput"]
+__all__ = ["Beitv2ForPreTraining", "Beitv2ForPreTrainingOutput", "code_loss"]

@@ -349,7 +349,6 @@ class DBotForImageClassification(DBotPreTrainedModel):
 
 __all__ = [
     "DBotBackbone",
-    "DBotEmbeddings",
     "DBotForImageClassification",
     "DBotModel",
     "DBotModelOutput",

@@ -221,7 +221,6 @@ class IBotForImageClassification(IBotPreTrainedModel):
 
 __all__ = [
     "IBotBackbone",
-    "IBotEmbeddings",
     "IBotForImageClassification",
     "IBotModel",
     "IBotPreTrainedModel",

@@ -189,7 +189,7 @@ class IBotForPreTraining(IBotPreTrainedModel):
     def _encode(
         self, views: torch.Tensor, wanted: torch.Tensor, all_tokens: bool = False, **kwargs
     ) -> BaseModelOutputWithPooling:
-        """Encode views `[B, V, C, H, W]`; returns only the tokens at `wanted`, unless the head has batch norm."""
+        """Encode views `[B, V, C, H, W]` to the tokens at `wanted`, or to all if asked or needed by batch norm."""
         token_indices = None if all_tokens or self.head.has_batch_norm else wanted
         return self.ibot(views.flatten(0, 1), token_indices=token_indices, **kwargs)
 

@@ -350,7 +350,6 @@ class IBotSwinForPreTraining(IBotSwinPreTrainedModel, IBotForPreTraining):
 
 __all__ = [
     "IBotSwinBackbone",
-    "IBotSwinEmbeddings",
     "IBotSwinForImageClassification",
     "IBotSwinForPreTraining",
     "IBotSwinModel",

@@ -262,7 +262,7 @@ class VQKDQuantizer(nn.Module):
         if not len(idle):
             return
         samples = _of_all_processes(samples)
-        # Drawn by the first process only; like those of all processes, its random state is part of a checkpoint.
+        # Drawn by the first process only. Checkpoints contain the random state of every process.
         if _is_first_process():
             chosen = torch.randperm(len(samples))[: len(idle)].to(samples.device)
             self.codebook[idle[: len(chosen)]] = samples[chosen]
@@ -304,7 +304,6 @@ def code_statistics(counts: torch.Tensor) -> dict[str, float]:
 
 
 __all__ = [
-    "KMEANS_ITERATIONS",
     "VQKDQuantizer",
     "code_statistics",
     "counts_and_sums",

@@ -85,6 +85,8 @@ class IBotSwinAttention(nn.Module):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
+        Attend within each window.
+
         Args:
             windows (`[B, W, w·w, C]`): Patches of each window.
             mask (`[W, w·w, w·w]`, *optional*): Added to the attention logits of every head.
