@@ -47,7 +47,7 @@ def test_fingerprint_sees_every_change(change):
 
 def test_reference_round_trip(tmp_path):
     assert find_reference(str(tmp_path)) is None
-    save_reference(str(tmp_path / "teacher"), "dino", "ab12")
+    save_reference(tmp_path / "teacher", "dino", "ab12")
     assert find_reference(str(tmp_path)) == {"name": "dino", "sha256": "ab12"}
 
 

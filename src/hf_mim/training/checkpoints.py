@@ -284,8 +284,9 @@ def check_fits(checkpoint: str, model: nn.Module, optimizer: torch.optim.Optimiz
         except SafetensorError as error:
             raise OSError(f"{checkpoint}/{WEIGHTS} is damaged: {error}.{LATEST}") from error
     missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    if missing or unexpected:
-        raise ValueError(f"{checkpoint} is of another model: missing {missing[:5]}, unexpected {unexpected[:5]}")
+    for verb, names in (("lacks", missing), ("has also", unexpected)):
+        if names:
+            raise ValueError(f"{checkpoint} is of another model: it {verb} {', '.join(names[:5])}")
     for name, shape in expected.items():
         if found[name] != shape:
             raise ValueError(
