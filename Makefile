@@ -24,12 +24,14 @@ test: $(VENV)/.installed-test ## run the tests, without the slow ones
 test-all: $(VENV)/.installed-test ## run all tests, the slow ones too
 	$(PYTEST) -m ""
 
-quality: $(VENV)/.installed-dev ## check lint and formatting
+quality: $(VENV)/.installed-dev ## check lint, formatting, types and spelling
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/codespell $$(git ls-files)
 
 clean: ## remove .venv, caches and build outputs; runs/ stays
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +
 
 # The stamps of a larger set of extras cover the smaller ones, so that no later target installs again.
