@@ -1,0 +1,97 @@
+"""What each method is called and where its parts are. Strings only: importing this file imports no method."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Method:
+    """
+    One method of pre-training.
+
+    Args:
+        name (`str`): Value of `--model_type`. Except for variants, also the `model_type` of the saved configurations
+            and the family of official checkpoints.
+        title (`str`): Name in the paper.
+        paper (`str`): URL of the paper.
+        recipe (`str`): Packaged recipe to name as an example.
+        run (`str`): Class of its `hf-mim pretrain` run, `module:class`.
+        converter (`str`, *optional*): Module that converts official checkpoints; None for a variant whose checkpoints
+            belong to another family.
+        native (`str`, *optional*): `model_type` of the transformers encoders that training can start from.
+    """
+
+    name: str
+    title: str
+    paper: str
+    recipe: str
+    run: str
+    converter: str | None = None
+    native: str | None = None
+
+
+IBOT_PAPER = "https://arxiv.org/abs/2111.07832"
+BEITV2_PAPER = "https://arxiv.org/abs/2208.06366"
+DBOT_PAPER = "https://arxiv.org/abs/2209.03917"
+METHODS = (
+    Method(
+        name="ibot",
+        title="iBOT",
+        paper=IBOT_PAPER,
+        recipe="ibot-vitb16",
+        run="hf_mim.training.pretrain.ibot:IBotRun",
+        converter="hf_mim.hub.convert.ibot",
+        native="vit",
+    ),
+    Method(
+        name="ibot_swin",
+        title="iBOT",
+        paper=IBOT_PAPER,
+        recipe="ibot-swint7",
+        run="hf_mim.training.pretrain.ibot:IBotSwinRun",
+        converter="hf_mim.hub.convert.ibot_swin",
+        native="swin",
+    ),
+    Method(
+        name="beitv2",
+        title="BEiT v2",
+        paper=BEITV2_PAPER,
+        recipe="beitv2-vitb16",
+        run="hf_mim.training.pretrain.beitv2:Beitv2Run",
+        converter="hf_mim.hub.convert.beitv2",
+        native="beit",
+    ),
+    Method(
+        name="vqkd",
+        title="BEiT v2",
+        paper=BEITV2_PAPER,
+        recipe="vqkd-clip-vitb16",
+        run="hf_mim.training.pretrain.vqkd:VQKDRun",
+        converter="hf_mim.hub.convert.vqkd",
+    ),
+    Method(
+        name="dbot",
+        title="dBOT",
+        paper=DBOT_PAPER,
+        recipe="dbot-vitb16",
+        run="hf_mim.training.pretrain.dbot:DBotRun",
+        converter="hf_mim.hub.convert.dbot",
+    ),
+    Method(
+        name="dbot_symmetric",
+        title="dBOT",
+        paper=DBOT_PAPER,
+        recipe="dbot-vitb16-clip",
+        run="hf_mim.training.pretrain.dbot:DBotSymmetricRun",
+    ),
+)
+METHOD_NAMES = tuple(method.name for method in METHODS)
+# Families of official checkpoints, which are the model types of the saved configurations.
+FAMILIES = tuple(method.name for method in METHODS if method.converter is not None)
+
+
+def find_method(name: str) -> Method:
+    """Return the row of a method. Raises `ValueError` for an unknown name."""
+    for method in METHODS:
+        if method.name == name:
+            return method
+    raise ValueError(f"model_type must be one of {', '.join(METHOD_NAMES)}, got {name!r}")
