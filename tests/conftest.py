@@ -1,5 +1,6 @@
 """Fixtures shared by the whole suite."""
 
+import gc
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,12 @@ from safetensors.torch import load_file
 
 from tests.testing.loopback import LoopbackHub
 from tests.testing.paths import GOLDEN, SHARED, SHARED_DATA
+
+
+def pytest_collection_finish():
+    """accelerate collects garbage after every run, and would look through all imported libraries each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from hf_mim.training.fsdp import whole_state_dict
-from tests.testing.tiny_dbot import labelled_images, make_trainer
 from tests.testing import fsdp_on_cpu
+from tests.testing.tiny_dbot import labelled_images, make_trainer
 
 
 class AfterTheSwitch(TrainerCallback):
