@@ -528,7 +528,7 @@ class TestFineTuningFromPreTraining:
         model = Beitv2ForPreTraining.from_pretrained(folder).eval()
         inputs = TestBeitv2ForPreTraining().training_inputs(model.config)
         expected = model(**inputs)
-        with pytest.raises(ValueError, match="call this on the whole model"):
+        with pytest.raises(ValueError, match="call this method on the whole model"):
             model.beitv2.unshare_relative_position_bias()
         assert_same(model(**inputs), expected)
         model.unshare_relative_position_bias()
