@@ -1,8 +1,9 @@
-"""Folders with the numbers and images that tests read."""
+"""Folders that tests read."""
 
 from pathlib import Path
 
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-SHARED = Path(__file__).parents[3] / "shared"
+REPOSITORY = Path(__file__).parents[2]
+GOLDEN = REPOSITORY / "tests" / "golden"
+SHARED = REPOSITORY.parent / "shared"
 SHARED_DATA = SHARED / "data"
