@@ -136,7 +136,7 @@ def test_photo_tiles(encoder: Path):
     pytest.importorskip("skimage")
     options = {"ks": [20], "batch_size": 256, "progress": False}
     result = evaluate_knn(encoder, "photo-tiles", max_train_samples=400, max_test_samples=100, **options)
-    # chance is 1/18; an untrained encoder already tells many of the photographs apart by their colours
+    # chance is 1/18; an untrained encoder already tells many of the photographs apart by their colors
     assert 20 < result["knn_20_top1"] < 100
 
 
@@ -146,7 +146,7 @@ def test_a_native_vit_needs_no_pooler_unless_asked(images: Path, tmp_path: Path)
     PROCESSOR.save_pretrained(tmp_path)
     expected = evaluate_knn(model, images, PROCESSOR, ks=[1], progress=False)
     assert evaluate_knn(tmp_path, images, ks=[1], progress=False)["knn_1_top1"] == expected["knn_1_top1"]
-    with pytest.raises(ValueError, match="lacks 2 weights of the encoder, such as pooler.dense.bias"):
+    with pytest.raises(ValueError, match="lacks 2 weights, such as pooler.dense.bias"):
         main([str(tmp_path), str(images), "--k", "1", "--pooling", "pooler"])
 
 
@@ -156,12 +156,12 @@ def test_a_checkpoint_without_all_weights_is_refused(encoder: Path, images: Path
     weights = load_file(tmp_path / "model.safetensors")
     del weights["layers.1.mlp.fc1.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="lacks 1 weights of the encoder, such as layers.1.mlp.fc1.weight"):
+    with pytest.raises(ValueError, match="lacks 1 weights, such as layers.1.mlp.fc1.weight"):
         main([str(tmp_path), str(images)])
 
 
 def test_folders_without_model_or_image_processor(encoder: Path, images: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match=f"{tmp_path}: no image processor can be loaded"):
+    with pytest.raises(ValueError, match=f"{tmp_path}: no model can be loaded"):
         main([str(tmp_path), str(images)])
     PROCESSOR.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"{tmp_path}: no model can be loaded"):

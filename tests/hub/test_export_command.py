@@ -221,7 +221,7 @@ def test_mistakes(tmp_path, capsys, monkeypatch):
         ),
         ((tmp_path / "pooled", out), "use_mean_pooling=True has no counterpart for an iBOT encoder"),
         ((tmp_path / "model", out, "--architecture", "vit_mae"), "only dBOT's encoder can become a ViTMAE, got IBotM"),
-        ((torn, out), "torn lacks 1 tensors, such as layers.1.mlp.fc1.bias"),
+        ((torn, out), "torn: the checkpoint lacks 1 weights, such as layers.1.mlp.fc1.bias"),
     ):
         assert export(*arguments) == 2
         error = capsys.readouterr().err.splitlines()[-1]

@@ -1,5 +1,7 @@
-"""`hf-mim analyze codes TOKENIZER IMAGES...`: which patches share a code of a visual tokenizer, and how often each is
-used."""
+"""
+`hf-mim analyze codes TOKENIZER IMAGES...`: draw patches that share a code of a visual tokenizer, and count how often
+each code is used.
+"""
 
 import argparse
 import json
@@ -8,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor
+from transformers import BaseImageProcessor
 
 from ..data.sources import random_subset
 from ..modeling.modeling_vqkd import VQKDModel
 from ..modeling.quantizer_vqkd import code_statistics
-from ..utils.console import first_line
 from ..utils.files import replaced_file
+from ..utils.loading import find_source, load_config, load_model_and_processor
 from .codes import encode_images, plot_codes, plot_usage
 from .inputs import load_images
 
@@ -34,27 +36,32 @@ def analyze_codes(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> dict:
-    """Pictures and figures of how a VQ-KD tokenizer describes images.
+    """
+    Draw and count the codes that a VQ-KD tokenizer gives to the patches of images.
 
     Args:
-        tokenizer: folder or Hub id of a `VQKDModel` with its image processor.
-        images: files, folders, or names of data sets ("photo-tiles", the id of a Hub data set), in any mixture, as
-            `hf_mim.data.sources.load_image_dataset` reads them.
-        output_dir: folder for three files, each written whole or not at all. `codes.png`: a row of patches for each
-            of some codes. `usage.png`: how often each code is used. `codes.json`: what is returned.
-        split: of folders and data sets that have splits.
-        dataset_config_name, image_column_name: for data sets that need them.
-        max_images: use a random subset of this size, always the same one; None uses all.
-        num_codes: number of codes in `codes.png`; three quarters are the most used, the others rare.
-        patches_per_code: number of patches in a row.
-        device: by default the GPU if there is one.
+        tokenizer (`str` or `Path`): Folder or Hub id of a [`VQKDModel`] with its image processor.
+        images (`Sequence[str | Path]`): Files, folders and names of datasets ("photo-tiles", ids of Hub datasets) in
+            any combination, as [`~hf_mim.data.sources.load_image_dataset`] reads them.
+        output_dir (`str` or `Path`): Folder for three files, each written atomically. `codes.png`: a row of patches
+            for each of some codes. `usage.png`: how often each code is used. `codes.json`: the returned dictionary.
+        split (`str`, defaults to `"train"`): Split of folders and datasets that have splits.
+        dataset_config_name, image_column_name (`str`, *optional*): For datasets that need them.
+        max_images (`int`, *optional*, defaults to 1000): Use a random subset of this size, always the same one. None
+            uses all images.
+        num_codes (`int`, defaults to 32): Number of codes in `codes.png`. Three quarters are the most used ones, the
+            others are rare.
+        patches_per_code (`int`, defaults to 12): Number of patches in a row.
+        batch_size (`int`, defaults to 64): Images per forward pass.
+        device (`str` or `torch.device`, *optional*): Defaults to the GPU if there is one.
+        progress (`bool`, defaults to `True`): Show a progress bar.
 
     Returns:
-        `codebook_size`, `images`, `patches`, all of `code_statistics`, `tokenizer`, `sources`, and `counts`: for each
-        code the number of patches that have it.
+        `dict`: `codebook_size`, `images`, `patches`, all of [`code_statistics`], `tokenizer`, `sources`, and
+        `counts`, the number of patches of each code.
 
     Raises:
-        ValueError: for what is no tokenizer, a tokenizer without a codebook, an unreadable image, or no images.
+        ValueError: If the model is not a tokenizer or has no codebook, an image is unreadable, or there are no images.
     """
     if max_images is not None and max_images < 1:
         raise ValueError(f"max_images must be at least 1, not {max_images}")
@@ -85,7 +92,7 @@ def analyze_codes(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run `analyze_codes` with the arguments of a command line and print the figures."""
+    """Run [`analyze_codes`] with command-line arguments and print a summary."""
     arguments = vars(_parser().parse_args(argv))
     result = analyze_codes(arguments.pop("tokenizer"), arguments.pop("images"), **arguments)
     used = result["codebook_size"] - result["dead_codes"]
@@ -95,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"the most frequent code has {100 * result['majority_code']:.1f} %"
     )
     if result["patches"] < 10 * result["codebook_size"]:
-        print("so few patches leave codes unused that more images would use (--max_images)")
+        print("with so few patches, some codes are unused only for lack of images (--max_images)")
     print(f"codes.png, usage.png and codes.json are in {arguments['output_dir']}")
 
 
@@ -104,31 +111,26 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("tokenizer", metavar="TOKENIZER", help="folder or Hub id of a VQ-KD tokenizer")
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders, Hub ids, or photo-tiles")
     parser.add_argument("--output_dir", required=True, help="folder for codes.png, usage.png and codes.json")
-    parser.add_argument("--split", default="train", help="of folders and data sets with splits (default: %(default)s)")
-    parser.add_argument("--dataset_config_name", help="configuration of a Hub data set")
-    parser.add_argument("--image_column_name", help="column of the images, where it has to be told")
+    parser.add_argument("--split", default="train", help="split of folders and datasets (default: %(default)s)")
+    parser.add_argument("--dataset_config_name", help="configuration of a Hub dataset")
+    parser.add_argument("--image_column_name", help="column of the images, where it cannot be guessed")
     parser.add_argument(
         "--max_images", type=int, default=1000, help="use a random subset of this size (default: %(default)s)"
     )
-    parser.add_argument("--num_codes", type=int, default=32, help="codes to draw (default: %(default)s)")
-    parser.add_argument("--patches_per_code", type=int, default=12, help="patches of each (default: %(default)s)")
+    parser.add_argument("--num_codes", type=int, default=32, help="number of codes to draw (default: %(default)s)")
+    parser.add_argument(
+        "--patches_per_code", type=int, default=12, help="patches to draw of each code (default: %(default)s)"
+    )
     parser.add_argument("--batch_size", type=int, default=64, help="images per forward pass (default: %(default)s)")
     parser.add_argument("--device", help="cpu, cuda, mps, ... (default: cuda if there is one)")
     return parser
 
 
 def _load_tokenizer(source: str | Path) -> tuple[VQKDModel, BaseImageProcessor]:
-    if str(source).startswith(("/", ".", "~")) and not Path(source).is_dir():
-        raise ValueError(f"{source}: there is no such folder; TOKENIZER is a folder or a model id of the Hub")
-    try:
-        model_type = AutoConfig.from_pretrained(source).model_type
-        if model_type != "vqkd":
-            raise ValueError(f"a model of type {model_type} has no codes; give a VQ-KD tokenizer")
-        model, report = VQKDModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-        image_processor = AutoImageProcessor.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{source}: no tokenizer can be loaded ({first_line(error)})") from error
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise ValueError(f"{source}: the checkpoint lacks {len(missing)} weights, such as {missing[0]}")
+    source = find_source(source, "TOKENIZER")
+    model_type = load_config(source).model_type
+    if model_type != "vqkd":
+        raise ValueError(f"{source}: a model of type {model_type} has no codes; give a VQ-KD tokenizer")
+    model, image_processor = load_model_and_processor(source, VQKDModel, unused=(), dtype=torch.float32)
+    assert isinstance(model, VQKDModel)
     return model, image_processor

@@ -7,40 +7,39 @@ from matplotlib.figure import Figure
 from PIL import Image
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from ..utils.vision import forward_options
 from .curves import save_figure
-from .encoders import eager_evaluation, forward_options
-from .inputs import undo_normalisation
+from .encoders import eager_evaluation, patch_grid, patch_size
+from .inputs import undo_normalization
 
 
 @torch.no_grad()
 def cls_attention(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Attention of the CLS token to the patches in the last layer (Caron et al. 2021, figure 1).
+    """
+    Compute the attention of the CLS token to the patches in the last layer (Caron et al. 2021, figure 1).
 
     The model runs in evaluation mode and with the eager implementation, the only one that returns attention; mode and
-    implementation are put back afterwards.
+    implementation are restored afterwards.
 
     Args:
-        model: a ViT-like encoder of transformers, its output `[B, T, D]` being CLS, any other tokens, then patches.
-        pixel_values: normalised images `[B, C, H, W]`, H and W divisible by the patch size.
+        model (`PreTrainedModel`): A ViT-like encoder whose output `[B, T, D]` is CLS, any other special tokens, then
+            the patches.
+        pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): Normalized images, H and W divisible by the patch size.
 
     Returns:
-        float32 `[B, heads, h, w]` on the model's device, h and w in patches; values in [0, 1], whose sum per map is
-        what the CLS token does not give to itself (and to other special tokens).
+        `torch.Tensor` of shape `(B, heads, h, w)`: float32 on the model's device, h and w in patches. The values lie
+        in [0, 1]; a map sums to 1 minus the attention to the CLS token itself and to other special tokens.
 
     Raises:
-        ValueError: if the model has no CLS token or no global attention, or the image size does not fit.
+        ValueError: If the model has no CLS token or no global attention, or the image size does not fit.
     """
-    patch_size = getattr(model.config, "patch_size", None)
-    if not isinstance(patch_size, int):
-        raise ValueError(
-            f"{type(model).__name__} has no (single) patch size in its configuration; attention maps need a ViT"
-        )
+    size, grid = patch_size(model), patch_grid(model, pixel_values)
     height, width = pixel_values.shape[-2:]
-    if height % patch_size or width % patch_size:
-        raise ValueError(f"image size {height}x{width} is not a multiple of the patch size {patch_size}")
-    grid = (height // patch_size, width // patch_size)
+    if height % size[0] or width % size[1]:
+        patch = f"{size[0]}" if size[0] == size[1] else f"{size[0]}x{size[1]}"
+        raise ValueError(f"image size {height}x{width} is not a multiple of the patch size {patch}")
+    options = forward_options(model, len(pixel_values), grid)
     with eager_evaluation(model):
-        options = forward_options(model, pixel_values)
         output = model(pixel_values.to(model.device, model.dtype), output_attentions=True, **options)
 
     attention = output.attentions[-1] if output.attentions else torch.empty(0)
@@ -61,27 +60,30 @@ def plot_attention(
     path: str | Path,
     max_heads: int = 6,
 ) -> Figure:
-    """Draw one row per image: the picture as the model sees it, then `cls_attention` of each head laid over it.
+    """
+    Draw one row per image: the image as the model sees it, then the attention of each head on top of it.
 
-    Each map has a colour scale of its own, from 0 to its highest value, which its title gives as a multiple of even
+    Each map has its own color scale, from 0 to its highest value. Its title gives that value as a multiple of uniform
     attention (1 / number of patches).
 
     Args:
-        images: pictures in the mode that the processor expects (RGB for most models).
-        path: picture to write (`.png`, `.pdf`, `.svg`); written whole or not at all.
-        max_heads: the first so many heads are drawn.
+        model (`PreTrainedModel`): As for [`cls_attention`].
+        images (`list[PIL.Image.Image]`): Images in the mode that the processor expects (RGB for most models).
+        image_processor (`BaseImageProcessor`): Image processor of the model.
+        path (`str` or `Path`): Picture to write (`.png`, `.pdf`, `.svg`), atomically.
+        max_heads (`int`, defaults to 6): Draw only the first heads, at most this many.
 
     Returns:
-        The figure.
+        `Figure`: The figure.
 
     Raises:
-        ValueError: for an empty list of images, max_heads < 1, or a model that `cls_attention` refuses.
+        ValueError: For an empty list of images, `max_heads` below 1, or a model that [`cls_attention`] refuses.
     """
     if not images or max_heads < 1:
         raise ValueError(f"attention needs at least one image and one head, not {len(images)} and {max_heads}")
     pixel_values = image_processor(images, return_tensors="pt")["pixel_values"]
     maps = cls_attention(model, pixel_values)[:, :max_heads].cpu().numpy()
-    pictures = undo_normalisation(pixel_values, image_processor)
+    pictures = undo_normalization(pixel_values, image_processor)
 
     rows, columns = len(images), 1 + maps.shape[1]
     figure = Figure(figsize=(1.9 * columns, 2.15 * rows), layout="constrained")

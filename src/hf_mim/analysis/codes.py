@@ -16,7 +16,7 @@ from transformers import BaseImageProcessor
 from ..modeling.modeling_vqkd import VQKDModel
 from ..modeling.quantizer_vqkd import code_statistics
 from .curves import save_figure
-from .inputs import process_images, undo_normalisation
+from .inputs import process_images, undo_normalization
 
 
 # Of the codes that are drawn so many are rare ones, the others the most used.
@@ -177,7 +177,7 @@ def _cut_out(
     patch, context = model.config.patch_size, model.config.patch_size // 2
     pictures = {}
     for row in rows.tolist():
-        picture = undo_normalisation(
+        picture = undo_normalization(
             process_images(dataset, [row], image_processor, model.config.num_channels), image_processor
         )[0]
         if picture.ndim == 2:

@@ -59,7 +59,7 @@ def process_images(
     return image_processor(images, return_tensors="pt")["pixel_values"]
 
 
-def undo_normalisation(pixel_values: torch.Tensor, image_processor: BaseImageProcessor) -> np.ndarray:
+def undo_normalization(pixel_values: torch.Tensor, image_processor: BaseImageProcessor) -> np.ndarray:
     """Pictures `[B, H, W, 3]` (`[B, H, W]` for one channel) in [0, 1] from the processor's output `[B, C, H, W]`."""
     if image_processor.do_normalize:
         channels = pixel_values.shape[1]

@@ -1,8 +1,8 @@
 """
-Two properties of the blocks of a ViT: how far they look and how many directions their patch features fill.
+Two properties of the blocks of a ViT: how far their heads look, and how many directions their patch features fill.
 
 Source: `analysis/analysis.py` of the dBOT code (Liu et al. 2022, "Exploring Target Representations for Masked
-Autoencoders"; SPEC section 9), which knows ViT-B/16 at 224 pixels only.
+Autoencoders"), which supports only ViT-B/16 at 224 pixels.
 """
 
 from collections.abc import Callable
@@ -11,18 +11,20 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .encoders import count_prefix, find_blocks, patch_grid, patch_size, run_with_hooks
+from ..utils.vision import count_prefix
+from .encoders import find_blocks, patch_grid, patch_size, run_with_hooks
 
 
 def distance_matrix(grid: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
-    """Distances in pixels between the centres of all patches, row after row.
+    """
+    Return the distances in pixels between the centers of all patches, in row-major order.
 
     Args:
-        grid: rows and columns of patches.
-        size: height and width of a patch in pixels.
+        grid (`tuple[int, int]`): Rows and columns of patches.
+        size (`tuple[int, int]`): Height and width of a patch in pixels.
 
     Returns:
-        float64 `[N, N]`, N = rows x columns.
+        `torch.Tensor` of shape `(N, N)`: float64, with N = rows x columns.
     """
     rows, columns = (torch.arange(count, dtype=torch.float64) * step for count, step in zip(grid, size, strict=True))
     places = torch.cartesian_prod(rows, columns)
@@ -30,25 +32,27 @@ def distance_matrix(grid: tuple[int, int], size: tuple[int, int]) -> torch.Tenso
 
 
 def attention_distances(model: PreTrainedModel, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Mean attention distance of every head: the mean over patches i of the sum over patches j of A[i, j] d(i, j).
+    """
+    Compute the mean attention distance of every head: the mean over patches i of the sum over patches j of
+    A[i, j] d(i, j).
 
-    A is the attention after the softmax and d the distance in pixels of the input image. As in the original, the rows
-    and columns of CLS and other special tokens are left out and the rows are not normalised again: what a patch gives
-    to special tokens counts as distance 0. The original's unit of 16 pixels per patch is the patch size here.
+    A is the attention after the softmax, and d the distance in pixels of the input image. As in the original, the
+    rows and columns of CLS and other special tokens are dropped and the rows are not renormalized: attention to
+    special tokens counts as distance 0. The original's unit of 16 pixels per patch is the patch size here.
 
-    The attention of a block is given up before the next one runs.
+    The attention of a block is freed before the next block runs.
 
     Args:
-        model: a plain ViT of transformers, with or without CLS, distillation or register tokens in front of the
-            patches, or the encoder of one of this package.
-        pixel_values: normalised images `[B, C, H, W]`.
+        model (`PreTrainedModel`): A plain ViT of transformers or an encoder of this package, with or without CLS,
+            distillation or register tokens in front of the patches.
+        pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): Normalized images.
 
     Returns:
-        float64 `[B, layers, heads]` on the CPU, in pixels. The mean over all images is the measure; the original
-        takes the mean over batches of the means over their images, which differs if the last batch is shorter.
+        `torch.Tensor` of shape `(B, layers, heads)`: float64 on the CPU, in pixels. The reported figure is the mean
+        over all images. The original averages the means of batches, which differs if the last batch is shorter.
 
     Raises:
-        ValueError: if the model is no plain ViT, gives no attention, or gives one that is not finite.
+        ValueError: If the model is not a plain ViT, returns no attention, or returns values that are not finite.
     """
     grid = patch_grid(model, pixel_values)
     distances = distance_matrix(grid, patch_size(model))
@@ -57,9 +61,9 @@ def attention_distances(model: PreTrainedModel, pixel_values: torch.Tensor) -> t
 
     def hook_of(number: int) -> Callable:
         def measure(module: nn.Module, arguments: tuple, output: torch.Tensor | tuple) -> None:
-            weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
-            # The attention itself returns first, then perhaps what is wrapped around it, up to the block.
-            if number in found or not _is_attention(weights, len(pixel_values)):
+            # The attention module returns first; modules around it may return the same weights again.
+            weights = None if number in found else _attention_weights(output, len(pixel_values))
+            if weights is None:
                 return
             prefix = count_prefix(model, weights.shape[-1], grid)
             patches = weights[:, :, prefix:, prefix:].float() * distances.to(weights.device, torch.float32)
@@ -78,10 +82,11 @@ def attention_distances(model: PreTrainedModel, pixel_values: torch.Tensor) -> t
 
 
 def even_attention_distance(model: PreTrainedModel, pixel_values: torch.Tensor) -> float:
-    """What `attention_distances` would be if all attention were the same for all tokens, in pixels.
+    """
+    Return the value of [`attention_distances`], in pixels, for uniform attention over all tokens.
 
     Raises:
-        ValueError: if the model is no plain ViT.
+        ValueError: If the model is not a plain ViT.
     """
     grid = patch_grid(model, pixel_values)
     tokens = []
@@ -95,21 +100,24 @@ def even_attention_distance(model: PreTrainedModel, pixel_values: torch.Tensor) 
 
 
 def singular_value_shares(model: PreTrainedModel, pixel_values: torch.Tensor, top_k: int = 5) -> torch.Tensor:
-    """Share of the largest singular values of an image's patch features in the sum of all, after every block.
+    """
+    Compute the share of the largest singular values of an image's patch features in the sum of all, for every block.
 
-    The matrix `[N, D]` of an image holds the outputs of the block itself for the patches, each scaled to length 1;
-    special tokens are left out, and no final norm is applied, also after the last block.
+    The matrix `[N, D]` of an image holds the outputs of the block for the patches, each scaled to length 1. Special
+    tokens are dropped, and the final norm is not applied, not even after the last block.
 
     Args:
-        model: as for `attention_distances`.
-        pixel_values: normalised images `[B, C, H, W]`.
-        top_k: K, the number of singular values.
+        model (`PreTrainedModel`): As for [`attention_distances`].
+        pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): Normalized images.
+        top_k (`int`, defaults to 5): K, the number of singular values.
 
     Returns:
-        float64 `[B, layers, K]` on the CPU: entry k is the sum of the k+1 largest values over that of all, in (0, 1].
+        `torch.Tensor` of shape `(B, layers, K)`: float64 on the CPU. Entry k is the sum of the k+1 largest values
+        divided by the sum of all, in (0, 1].
 
     Raises:
-        ValueError: if the model is no plain ViT, its features are not finite, or have fewer than `top_k` directions.
+        ValueError: If the model is not a plain ViT, or its features are not finite or have fewer than `top_k`
+            directions.
     """
     grid = patch_grid(model, pixel_values)
     shares = []
@@ -121,7 +129,7 @@ def singular_value_shares(model: PreTrainedModel, pixel_values: torch.Tensor, to
         if not 1 <= top_k <= limit:
             raise ValueError(f"top_k must lie in 1..{limit} (the smaller of patches and channels), not {top_k}")
         patches = nn.functional.normalize(_finite(model, patches).double(), dim=2)
-        # Far faster than the singular values of the matrix itself, and in float64 as exact as those in float32.
+        # Eigenvalues of the Gram matrix are much faster than an SVD, and in float64 as exact as an SVD in float32.
         if patches.shape[1] > patches.shape[2]:
             patches = patches.mT
         squares = torch.linalg.eigvalsh(patches @ patches.mT).flip(1)
@@ -133,21 +141,20 @@ def singular_value_shares(model: PreTrainedModel, pixel_values: torch.Tensor, to
 
 
 def _states(model: PreTrainedModel, output: torch.Tensor | tuple) -> torch.Tensor:
-    """Tokens `[B, T, D]` in the output of a block."""
+    """Return the tokens `[B, T, D]` in the output of a block."""
     states = output[0] if isinstance(output, tuple) else output
     if states.ndim != 3:
-        raise ValueError(f"the blocks of {type(model).__name__} give {[*states.shape]}: it is no plain ViT")
+        raise ValueError(f"the blocks of {type(model).__name__} return {[*states.shape]}: it is not a plain ViT")
     return states
 
 
-def _is_attention(weights: object, images: int) -> bool:
-    """Whether it is `[images, heads, T, T]`; attention within windows has more images."""
-    return (
-        isinstance(weights, torch.Tensor)
-        and weights.ndim == 4
-        and weights.shape[0] == images
-        and weights.shape[2] == weights.shape[3]
-    )
+def _attention_weights(output: object, num_images: int) -> torch.Tensor | None:
+    """Return the attention `[num_images, heads, T, T]` in a module's output; within windows, it has more images."""
+    weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+    if not isinstance(weights, torch.Tensor) or weights.ndim != 4:
+        return None
+    is_global = weights.shape[0] == num_images and weights.shape[2] == weights.shape[3]
+    return weights if is_global else None
 
 
 def _finite(model: PreTrainedModel, values: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,10 @@
-"""One feature vector per image, from any vision model of transformers or from the pixels themselves."""
+"""Extract one feature vector per image, from any vision model of transformers or from the pixels themselves."""
 
 import logging
 import math
 from collections.abc import Iterator
 from functools import partial
+from typing import Any, TypeAlias
 
 import datasets
 import torch
@@ -13,13 +14,14 @@ from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..data.images import UnreadableImageError, decode_image
 from ..data.workers import ignore_stop_signals
+from ..utils.vision import patch_grid
 
 
 logger = logging.getLogger(__name__)
 
 POOLINGS = ("auto", "cls", "mean", "pooler")
 
-ImageDataset = datasets.Dataset | datasets.IterableDataset
+ImageDataset: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
 
 @torch.no_grad()
@@ -34,31 +36,41 @@ def extract_features(
     progress: bool = True,
     skip_unreadable: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Encode every image of a dataset with the model in evaluation mode; each module's mode is put back afterwards.
+    """
+    Encode every image of a dataset with a model in evaluation mode.
 
-    Images are decoded and processed in the loading processes; nothing is drawn from PyTorch's global generator.
+    The mode of every module is restored afterwards. Images are decoded and processed in the data-loading processes.
+    Nothing is drawn from PyTorch's global generator.
 
     Args:
-        model: an encoder that takes `pixel_values` and returns `last_hidden_state` (what `AutoModel` loads).
-        dataset: with a column `image` (bytes, path, or picture) and, where labels are wanted, `label`.
-        image_processor: applied to the decoded images; all images of a batch must come out equally large.
-        pooling: how the model's output becomes one vector.
-            "cls": token 0 of `last_hidden_state` (of `IBotSwinModel` the mean patch, which takes its place).
-            "mean": mean of the patch tokens (those in front of them, such as CLS, left out) or of the feature map.
-            "pooler": `pooler_output`, flattened. Beware: AutoModel gives a ViT that has no pooler a random one.
-            "auto": "cls" if there are more tokens than patches, that is, if the model has a CLS token; otherwise
-            "pooler" if the model returns one (Swin, ConvNeXt, ResNet, SigLIP), else "mean".
-        device: the model is moved there and stays there; by default it runs where it is.
-        skip_unreadable: leave out unreadable images, with a warning that names them, instead of raising.
+        model (`PreTrainedModel`): An encoder that takes `pixel_values` and returns `last_hidden_state`, such as
+            `AutoModel` loads.
+        dataset (`Dataset` or `IterableDataset`): Has a column `image` (bytes, path or image) and, where labels are
+            wanted, `label`.
+        image_processor (`BaseImageProcessor`): Applied to the decoded images. All images of a batch must come out at
+            the same size.
+        batch_size (`int`, defaults to 64): Images per forward pass.
+        num_workers (`int`, defaults to 0): Data-loading processes.
+        pooling (`str`, defaults to `"auto"`): How the model's output becomes one vector.
+            `"cls"`: token 0 of `last_hidden_state` (for `IBotSwinModel` the mean patch, which takes its place).
+            `"mean"`: mean of the patch tokens, without those in front of them such as CLS, or of the feature map.
+            `"pooler"`: `pooler_output`, flattened. `AutoModel` gives a ViT without a pooler a random one.
+            `"auto"`: `"cls"` if there are more tokens than patches, that is, if the model has a CLS token; otherwise
+            `"pooler"` if the model returns one (Swin, ConvNeXt, ResNet, SigLIP), else `"mean"`.
+        device (`str` or `torch.device`, *optional*): The model is moved there and stays there; defaults to where it
+            is.
+        progress (`bool`, defaults to `True`): Show a progress bar.
+        skip_unreadable (`bool`, defaults to `False`): Skip unreadable images with a warning that names them, instead
+            of raising.
 
     Returns:
-        Features float32 `[n, D]` and labels int64 `[n]` (-1 where a label is missing), both on the CPU and in the
-        dataset's order (a stream read by several processes: in the order of arrival). Labels are None without a
-        column `label`.
+        `tuple[torch.Tensor, torch.Tensor | None]`: Features, float32 `[n, D]`, and labels, int64 `[n]` (-1 where a
+        label is missing), on the CPU and in the order of the dataset (a stream that several processes read: in order
+        of arrival). The labels are None without a column `label`.
 
     Raises:
-        ValueError: for an unknown pooling, one that the model's output does not allow, a model that is not an image
-            encoder, or a dataset without (readable) images; and, naming the file, for an unreadable image.
+        ValueError: For an unknown pooling, or one that the model's output does not allow; for a model that is not an
+            image encoder; for a dataset without (readable) images; and for an unreadable image, naming the file.
     """
     if pooling not in POOLINGS:
         raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, not {pooling!r}")
@@ -67,7 +79,7 @@ def extract_features(
             f"{type(model).__name__} takes {model.main_input_name}, not pixel_values; load its vision encoder alone"
         )
     if device is not None:
-        model.to(device)
+        model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the method's signature
     num_channels = getattr(model.config, "num_channels", 3)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -94,9 +106,10 @@ def raw_pixel_features(
     progress: bool = True,
     skip_unreadable: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The processed pixels themselves, flattened to `[n, C*H*W]`: the baseline that an encoder has to beat.
+    """
+    Return the processed pixels themselves, flattened to `[n, C*H*W]`: the baseline that an encoder has to beat.
 
-    Arguments and returns as for `extract_features`; `num_channels` is 1, 3 or 4.
+    Arguments and returns are those of [`extract_features`]; `num_channels` is 1, 3 or 4.
     """
     features, labels = [], []
     for batch in image_batches(
@@ -115,16 +128,16 @@ def image_batches(
     num_channels: int,
     progress: bool,
     skip_unreadable: bool,
-) -> Iterator[dict[str, torch.Tensor | None]]:
-    """Processed images `[B, C, H, W]` as "pixel_values" and int64 `[B]` or None as "labels"."""
-    loader = DataLoader(
+) -> Iterator[dict[str, Any]]:
+    """Yield batches: `pixel_values`, processed images `[B, C, H, W]`, and `labels`, int64 `[B]` or None."""
+    loader: DataLoader = DataLoader(
         dataset,
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=partial(
             _process, image_processor=image_processor, num_channels=num_channels, skip_unreadable=skip_unreadable
         ),
-        # the loader draws a seed for its workers; without a generator of its own, from the global one
+        # The loader draws a seed for its workers; without its own generator, it would draw from the global one.
         generator=torch.Generator(),
         worker_init_fn=ignore_stop_signals,
     )
@@ -146,7 +159,7 @@ def _process(
         except (UnreadableImageError, OSError) as error:
             if not skip_unreadable:
                 raise
-            logger.warning(f"{error}; it is left out")
+            logger.warning(f"{error}; it is skipped")
     if not images:
         return None
     labels = None
@@ -156,14 +169,15 @@ def _process(
 
 
 def _pool(model: PreTrainedModel, pixel_values: torch.Tensor, pooling: str) -> torch.Tensor:
-    """Features `[B, D]` of normalised images `[B, C, H, W]`."""
+    """Return features `[B, D]` of normalized images `[B, C, H, W]`."""
     output = model(pixel_values)
     hidden = output.get("last_hidden_state")
     if hidden is None:
         raise ValueError(f"{type(model).__name__} returns no last_hidden_state; load the encoder with AutoModel")
-    num_patches = _num_patches(model.config, pixel_values)
+    grid = patch_grid(model.config, (pixel_values.shape[-2], pixel_values.shape[-1]))
     is_tokens = hidden.ndim == 3
-    has_cls = is_tokens and num_patches is not None and hidden.shape[1] > num_patches
+    num_patches = hidden.shape[1] if grid is None else grid[0] * grid[1]
+    has_cls = is_tokens and hidden.shape[1] > num_patches
     if pooling == "cls" and not has_cls:
         raise ValueError(
             f"{type(model).__name__} has no CLS token (its output is {[*hidden.shape]}); use pooling mean or pooler"
@@ -179,20 +193,6 @@ def _pool(model: PreTrainedModel, pixel_values: torch.Tensor, pooling: str) -> t
     if not is_tokens:
         return hidden.flatten(2).mean(dim=2)
     return hidden[:, -num_patches:].mean(dim=1) if has_cls else hidden.mean(dim=1)
-
-
-def _num_patches(config, pixel_values: torch.Tensor) -> int | None:
-    """
-    Patches per image if the model were a ViT, or those behind the mean patch of an iBOT with a Swin Transformer; None
-    for a model without a patch size.
-    """
-    if (stride := getattr(config, "token_stride", None)) is not None:
-        return math.ceil(pixel_values.shape[-2] / stride) * math.ceil(pixel_values.shape[-1] / stride)
-    patch_size = getattr(config, "patch_size", None)
-    if patch_size is None:
-        return None
-    height, width = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
-    return (pixel_values.shape[-2] // height) * (pixel_values.shape[-1] // width)
 
 
 def _join(features: list[torch.Tensor], labels: list) -> tuple[torch.Tensor, torch.Tensor | None]:

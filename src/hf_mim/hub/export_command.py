@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     BaseImageProcessor,
@@ -16,10 +14,9 @@ from transformers import (
 )
 from transformers.utils import CONFIG_NAME, cached_file
 
-from ..utils.console import first_line
 from ..utils.files import replaced_folder
 from ..utils.layout import MODEL_TYPES, TEACHER_FOLDER
-from ..utils.loading import without_load_report
+from ..utils.loading import find_source, load_config, load_image_processor, load_model
 from .convert.checkpoint import check_output
 from .export import export_native, native_image_processor, other_sizes
 from .export_onnx import check_packages, export_onnx
@@ -97,13 +94,8 @@ def load_source(name: str) -> tuple[str, PreTrainedModel, BaseImageProcessor | N
         ValueError, OSError: If there is no model, none of these methods, or one that lacks weights; if its teacher is
             there and cannot be loaded, or the Hub cannot be asked for it.
     """
-    if name.startswith(("/", ".", "~")) and not Path(name).expanduser().is_dir():
-        raise ValueError(f"{name}: there is no such folder; MODEL is a folder or a model id of the Hub")
-    name = str(Path(name).expanduser()) if name.startswith("~") else name
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{name}: no model can be loaded ({first_line(error)})") from error
+    name = find_source(name)
+    config = load_config(name)
     if config.model_type not in OURS + NATIVE:
         raise ValueError(
             f"{name} is a model of type {config.model_type!r}; what can be exported is of type {', '.join(OURS)}"
@@ -112,14 +104,10 @@ def load_source(name: str) -> tuple[str, PreTrainedModel, BaseImageProcessor | N
     if config.model_type in ("ibot", "ibot_swin") and _has_teacher(name):
         place, source = {"subfolder": TEACHER_FOLDER}, f"{name}/{TEACHER_FOLDER}"
     auto_class = AutoModelForImageClassification if _is_classifier(config) else AutoModel
-    with without_load_report():
-        model, report = auto_class.from_pretrained(name, output_loading_info=True, **place)
-    missing = sorted(key for key in report["missing_keys"] if not key.endswith("mask_token"))
-    if missing:
-        raise ValueError(f"{source} lacks {len(missing)} tensors, such as {missing[0]}")
+    model = load_model(name, auto_class, unused=("mask_token",), **place)
     try:
-        processor = AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError):
+        processor: BaseImageProcessor | None = load_image_processor(name)
+    except ValueError:
         processor = None
     return source, model, processor
 

@@ -1,6 +1,5 @@
 """Frozen teachers: any vision model of transformers as a function from images to a feature per patch of a student."""
 
-import inspect
 from pathlib import Path
 
 import torch
@@ -9,13 +8,11 @@ from transformers import AutoConfig, AutoModel, BaseImageProcessor, CLIPVisionMo
 
 from ..hub.run_card import read_card_data
 from ..utils.console import first_line
-from ..utils.loading import without_load_report
+from ..utils.loading import load_model
+from ..utils.vision import count_prefix, feature_stride, forward_options, show_all_patches
 
 
 FEATURES = ("auto", "projected", "normed", "raw")
-
-# Pixels between the last features of a convolutional network that does not tell its patch size.
-CONVOLUTIONAL_STRIDE = 32
 
 
 class FeatureTeacher(nn.Module):
@@ -80,9 +77,7 @@ class FeatureTeacher(nn.Module):
                 f"the teacher {self.name} takes images of {self.num_channels} channels, the student of {num_channels}"
             )
         self.encoder = encoder
-        if hasattr(encoder.config, "mask_ratio"):
-            # ViTMAE leaves out patches otherwise.
-            encoder.config.mask_ratio = 0.0
+        show_all_patches(encoder)
         norm = self._take_norm()
         projection = getattr(model, "visual_projection", None)
         if feature == "auto":
@@ -96,8 +91,7 @@ class FeatureTeacher(nn.Module):
         self.projection = projection if feature == "projected" else nn.Identity()
         self.register_buffer("image_mean", torch.tensor(image_mean).view(-1, 1, 1))
         self.register_buffer("image_std", torch.tensor(image_std).view(-1, 1, 1))
-        self._arguments = inspect.signature(encoder.forward).parameters
-        self._stride = _stride(encoder.config)
+        self._stride = feature_stride(encoder.config)
         # The model's own grid, of the features before they are resized.
         self._model_grid = grid if resize == "input" else self._own_grid()
         self.has_cls_token = cls_token
@@ -156,23 +150,15 @@ class FeatureTeacher(nn.Module):
     def _tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Output of the last block: `[B, N, D]`, or with a CLS token `[B, 1+N, D]`."""
         rows, columns = self._model_grid
-        options = {}
-        if "interpolate_pos_encoding" in self._arguments:
-            options["interpolate_pos_encoding"] = True
-        if "noise" in self._arguments:
-            # ViTMAE sorts the patches by it.
-            options["noise"] = torch.arange(rows * columns, device=pixel_values.device).expand(len(pixel_values), -1)
+        options = forward_options(self.encoder, len(pixel_values), self._model_grid)
         hidden = self.encoder(pixel_values, **options).last_hidden_state
         if hidden.ndim == 4:
             if hidden.shape[-2:] != (rows, columns):
                 raise ValueError(f"it gives {hidden.shape[-2]}x{hidden.shape[-1]} features")
             return hidden.flatten(2).transpose(1, 2)
-        # CLS; CLS and DeiT's distillation token; CLS and registers.
-        prefixes = (0, 1, 2, 1 + getattr(self.encoder.config, "num_register_tokens", 0))
-        if hidden.shape[1] - rows * columns not in prefixes:
-            raise ValueError(f"it gives {hidden.shape[1]} tokens for {rows * columns} patches")
-        patches = hidden[:, -rows * columns :]
-        has_cls_token = self.has_cls_token and hidden.shape[1] > rows * columns
+        prefix = count_prefix(self.encoder, hidden.shape[1], self._model_grid)
+        patches = hidden[:, prefix:]
+        has_cls_token = self.has_cls_token and prefix > 0
         return torch.cat((hidden[:, :1], patches), dim=1) if has_cls_token else patches
 
     def _take_norm(self) -> nn.Module | None:
@@ -256,13 +242,7 @@ def load_teacher(
     if config.architectures == ["CLIPVisionModelWithProjection"]:
         # It has the model type of the tower alone.
         model_class = CLIPVisionModelWithProjection
-    with without_load_report():
-        model, info = model_class.from_pretrained(
-            name_or_path, dtype=torch.float32, output_loading_info=True, **hub_options
-        )
-    lost = sorted(name for name in info["missing_keys"] if "pooler." not in name)
-    if lost:
-        raise ValueError(f"the teacher {name_or_path} lacks {len(lost)} tensors, such as {lost[0]}")
+    model = load_model(name_or_path, model_class, unused=("pooler.",), dtype=torch.float32, **hub_options)
     processor, _ = BaseImageProcessor.get_image_processor_dict(name_or_path, **hub_options)
     mean, std = processor.get("image_mean"), processor.get("image_std")
     if mean is None or std is None:
@@ -296,14 +276,3 @@ def normalized_images(images: torch.Tensor, image_mean: list[float], image_std: 
 def source_name(name_or_path: str) -> str:
     """A Hub id as it is; of a folder the last component, because the way to it means nothing elsewhere."""
     return Path(name_or_path).resolve().name if Path(name_or_path).is_dir() else name_or_path
-
-
-def _stride(config) -> tuple[int, int]:
-    """Pixels between the features of a model, down and across."""
-    patch_size = getattr(config, "patch_size", None)
-    if patch_size is None:
-        return CONVOLUTIONAL_STRIDE, CONVOLUTIONAL_STRIDE
-    # From stage to stage of Swin, ConvNeXt and their like the grid has half the rows and columns.
-    halvings = len(getattr(config, "depths", [None])) - 1
-    height, width = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
-    return height * 2**halvings, width * 2**halvings

@@ -117,7 +117,7 @@ def test_a_tokenizer_that_lacks_weights_is_refused(tokenizer, pictures, tmp_path
     weights = load_file(tokenizer[0] / "model.safetensors")
     del weights["encoder.layers.1.mlp.fc1.weight"]
     save_file(weights, tmp_path / "damaged" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks 1 tensors, such as encoder\.layers\.1\.mlp\.fc1\.weight"):
+    with pytest.raises(ValueError, match=r"the checkpoint lacks 1 weights, such as encoder\.layers\.1\.mlp\.fc1\.weight"):
         pretrain("--train_dir", pictures, output=tmp_path / "run", method=tiny_beitv2(tmp_path / "damaged"))
 
 

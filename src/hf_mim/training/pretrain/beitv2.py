@@ -15,6 +15,7 @@ from ...modeling.configuration_vqkd import VQKDConfig
 from ...modeling.image_processing_pil_mim import Beitv2ImageProcessorPil
 from ...modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
 from ...modeling.modeling_vqkd import VQKDModel
+from ...utils.loading import load_model
 from ..beitv2_arguments import Beitv2TrainingArguments, BlockMaskingArguments
 from ..beitv2_trainer import Beitv2Trainer
 from ..teachers import source_name
@@ -92,10 +93,7 @@ class Beitv2Method(BeitMethod):
                 f"early_layers ({config.early_layers}) must be at most num_hidden_layers "
                 f"({config.num_hidden_layers}): set it with --config_overrides early_layers=..."
             )
-        self.tokenizer, info = VQKDModel.from_pretrained(source, output_loading_info=True, **hub)
-        if info["missing_keys"]:
-            missing = sorted(info["missing_keys"])
-            raise ValueError(f"the tokenizer {source} lacks {len(missing)} tensors, such as {missing[0]}")
+        self.tokenizer = load_model(source, VQKDModel, unused=(), **hub)
         self.tokenizer_processor = AutoImageProcessor.from_pretrained(source, **hub)
         return config
 

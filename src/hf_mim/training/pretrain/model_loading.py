@@ -10,6 +10,7 @@ from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT
 
 from ...utils.config_overrides import check_overrides, parse_overrides
 from ...utils.console import first_line
+from ...utils.loading import check_complete
 from ..arguments import MIMTrainingArguments
 from ..teachers import FeatureTeacher, load_teacher
 from .options import DataArguments, ModelArguments
@@ -125,9 +126,7 @@ def load_for_pretraining(
     except RuntimeError as error:
         raise ValueError(f"config_overrides do not fit the weights of {source}: {error}") from error
     needed = [name for name in model.state_dict() if name.startswith(prefix)] or list(model.state_dict())
-    lost = [name for name in info["missing_keys"] if name in needed and "mask_token" not in name]
-    if lost:
-        raise ValueError(f"{source} lacks {len(lost)} tensors of the encoder, such as {lost[0]}")
+    check_complete(source, set(info["missing_keys"]) & set(needed), unused=("mask_token",))
     return model.float()
 
 
