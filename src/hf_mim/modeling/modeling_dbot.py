@@ -232,7 +232,7 @@ class DBotModel(DBotPreTrainedModel):
                 model, or both noise and mask are given.
         """
         if noise is not None and bool_masked_pos is not None:
-            raise ValueError("noise and bool_masked_pos both select the patches to remove: give only one of them")
+            raise ValueError("noise and bool_masked_pos both select the patches to remove: give one of them")
         ids_keep = mask = ids_restore = None
         if noise is not None or bool_masked_pos is not None:
             height, width = (side // self.config.patch_size for side in pixel_values.shape[-2:])
