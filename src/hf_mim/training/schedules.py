@@ -1,6 +1,8 @@
 """
-Schedules of the original codes (iBOT: `utils.py`, `cosine_scheduler`, and `main_ibot.py`, teacher temperatures; dBOT:
-`util/lr_sched.py`).
+Schedules of the official code, and checks that they fit into the run.
+
+The originals are `cosine_scheduler` in iBOT's `utils.py`, the teacher temperatures in iBOT's `main_ibot.py`, and
+`util/lr_sched.py` of dBOT.
 """
 
 import math
@@ -12,17 +14,17 @@ def cosine_schedule(
     step: int, base: float, final: float, total_steps: int, warmup_steps: int = 0, start: float = 0.0
 ) -> float:
     """
-    Value at `step` of a linear warm-up from `start` to `base` and a cosine from `base` to `final`.
+    Return the value at `step` of a linear warm-up from `start` to `base`, followed by a cosine from `base` to `final`.
 
-    Both ends of the warm-up belong to it, so that the first step has the value `start` and the peak is taken twice;
-    the cosine stops one step short of `final`.
+    The warm-up includes both of its ends: the first step has the value `start`, and two steps have the value `base`.
+    The cosine stops one step before it reaches `final`.
 
     Args:
-        step (`int`): Step, from 0 on. From `total_steps` on the value is `final`.
+        step (`int`): Step, counted from 0. From `total_steps` on, the value is `final`.
         base (`float`): Value at the end of the warm-up.
-        final (`float`): Value that the cosine runs towards.
-        total_steps (`int`): Steps of warm-up and cosine together.
-        warmup_steps (`int`, defaults to 0): Steps of the warm-up.
+        final (`float`): Value that the cosine approaches.
+        total_steps (`int`): Number of steps of warm-up and cosine together.
+        warmup_steps (`int`, defaults to 0): Number of steps of the warm-up.
         start (`float`, defaults to 0.0): First value of the warm-up.
     """
     if step < warmup_steps:
@@ -37,15 +39,17 @@ def staged_cosine_schedule(
     step: float, base: float, final: float, boundaries: Sequence[float], warmup: float = 0.0
 ) -> float:
     """
-    Value at `step` of dBOT's schedule: in every stage a linear warm-up from 0 to `base` and a cosine from `base` to
-    `final`. The first step of a stage with a warm-up has the value 0, the one after the warm-up has `base`.
+    Return the value of dBOT's schedule at `step`.
+
+    Every stage has a linear warm-up from 0 to `base` and a cosine from `base` to `final`. The first step of a stage
+    with a warm-up has the value 0, the first step after the warm-up has the value `base`.
 
     Args:
-        step (`float`): Step, from 0 on, or any other measure of time that the next two share.
+        step (`float`): Step, counted from 0. Epochs work as well if `boundaries` and `warmup` are in epochs, too.
         base (`float`): Value at the end of the warm-up.
-        final (`float`): Value that the cosine runs towards; also that after the last stage.
-        boundaries (`Sequence[float]`): Where the stages begin, and where the last one ends.
-        warmup (`float`, defaults to 0.0): Length of the warm-up.
+        final (`float`): Value that the cosine approaches, and the value after the last stage.
+        boundaries (`Sequence[float]`): First step of every stage, and the end of the last stage.
+        warmup (`float`, defaults to 0.0): Length of the warm-up of every stage.
     """
     for start, end in pairwise(boundaries):
         if step < end:
@@ -61,8 +65,10 @@ def teacher_temperature(
     epoch: int, warmup_temp: float, final_temp: float, warmup_epochs: int, start_epoch: int = 0
 ) -> float:
     """
-    Teacher temperature in `epoch`: `warmup_temp` before `start_epoch`, then linear over `warmup_epochs` epochs, of
-    which the last already has `final_temp` (a warm-up of one epoch has `warmup_temp` only), then `final_temp`.
+    Return the teacher temperature in `epoch`.
+
+    It is `warmup_temp` before `start_epoch`, then grows linearly over `warmup_epochs` epochs, the last of which has
+    `final_temp` already, and stays `final_temp` from then on. A warm-up of one epoch has the value `warmup_temp`.
     """
     epoch -= start_epoch
     if epoch < 0:
@@ -70,3 +76,45 @@ def teacher_temperature(
     if epoch >= warmup_epochs:
         return final_temp
     return warmup_temp + (final_temp - warmup_temp) * epoch / (warmup_epochs - 1) if warmup_epochs > 1 else warmup_temp
+
+
+def check_warmup(warmup: float, length: float, unit: str, part: str = "the run") -> None:
+    """
+    Check that the learning rate's warm-up ends before the run, or before a stage of the run.
+
+    Called with epochs before the data are loaded, and with steps once their number is known.
+
+    Args:
+        warmup (`float`): Length of the warm-up.
+        length (`float`): Length of the run or stage.
+        unit (`str`): Unit of both, `"epochs"` or `"steps"`.
+        part (`str`, defaults to `"the run"`): What `length` is the length of, such as `"stage 2"`.
+
+    Raises:
+        ValueError: If nothing is left after the warm-up.
+    """
+    if 0 < warmup >= length:
+        raise ValueError(
+            f"the learning rate's warm-up takes {warmup:g} {unit}, {part} only {length:g}: lower warmup_epochs or "
+            "warmup_steps"
+        )
+
+
+def check_temperature_warmup(warmup_epochs: int, start_epoch: int, num_epochs: int) -> None:
+    """
+    Check that the warm-up of [`teacher_temperature`] ends with the run at the latest.
+
+    Args:
+        warmup_epochs (`int`): Number of epochs of the warm-up.
+        start_epoch (`int`): Epoch in which it starts.
+        num_epochs (`int`): Number of epochs of the run. An incomplete epoch counts as one.
+
+    Raises:
+        ValueError: If it ends later.
+    """
+    if warmup_epochs + start_epoch > num_epochs:
+        raise ValueError(
+            f"the teacher temperatures' warm-up ends after {warmup_epochs + start_epoch} epochs "
+            f"(warmup_teacher_temp_epochs {warmup_epochs} + pred_start_epoch {start_epoch}), the run after "
+            f"{num_epochs}: lower warmup_teacher_temp_epochs"
+        )

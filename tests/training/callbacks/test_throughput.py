@@ -46,6 +46,28 @@ def test_reading_counts_from_the_first_batch_and_without_pauses():
     assert throughput.read() == (0, 0.0, 0.0)
 
 
+def test_nested_pauses_count_once():
+    clock = Clock()
+    throughput = Throughput(clock)
+    with throughput.waiting():
+        clock.now += 1
+    throughput.count(8)
+    with throughput.paused():
+        clock.now += 10
+        with throughput.paused():
+            clock.now += 10
+        clock.now += 10
+    clock.now += 1
+    assert throughput.read() == (8, 2.0, 1.0)
+    with pytest.raises(KeyError), throughput.paused():
+        raise KeyError
+    # The failed pause has ended.
+    with throughput.paused():
+        clock.now += 5
+    clock.now += 3
+    assert throughput.read() == (0, 3.0, 0.0)
+
+
 class Watched(TrainerCallback):
     """Lets the clock of a trainer go on by `step` seconds in every step."""
 
