@@ -25,7 +25,7 @@ from ..utils.layout import METRICS_FILE, STAGE_FILE, TEACHER_FOLDER
 from .dbot_arguments import DBotTrainingArguments
 from .frozen_target import check_reference, find_reference, fingerprint, save_reference
 from .fsdp import load_whole_state_dict, whole_state_dict
-from .schedules import staged_cosine_schedule
+from .schedules import check_warmup, staged_cosine_schedule
 from .target import has_target
 from .teachers import FeatureTeacher, plain_images
 from .trainer import MIMTrainer
@@ -115,12 +115,7 @@ class DBotTrainer(MIMTrainer):
                     f"stage {number} would begin with step {start}, the run has only {end}: shorten stage_epochs "
                     f"{self.args.stage_epochs}, or lengthen the run"
                 )
-            if self._warmup >= end - start and self._warmup > 0:
-                raise ValueError(
-                    f"the learning rate's warm-up takes {self._warmup:g} steps, stage {number} only {end - start}: "
-                    f"lower warmup_epochs ({self.args.warmup_epochs:g}, of {self.steps_per_epoch} steps each) or "
-                    "warmup_steps"
-                )
+            check_warmup(self._warmup, end - start, "steps", f"stage {number}")
 
     @property
     def _warmup(self) -> float:

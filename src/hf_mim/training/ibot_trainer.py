@@ -16,7 +16,7 @@ from ..utils.layout import CENTERS_FILE, TEACHER_FOLDER
 from .fsdp import reshard
 from .ibot_arguments import IBotTrainingArguments
 from .ibot_targets import CenteredTargets, sinkhorn_knopp
-from .schedules import cosine_schedule, teacher_temperature
+from .schedules import check_temperature_warmup, cosine_schedule, teacher_temperature
 from .trainer import MIMTrainer
 
 
@@ -94,14 +94,7 @@ class IBotTrainer(MIMTrainer):
 
     def check_schedules(self):
         super().check_schedules()
-        args = self.args
-        longest = args.warmup_teacher_temp_epochs + args.pred_start_epoch
-        if longest > self.num_epochs:
-            raise ValueError(
-                f"the teacher temperatures' warm-up ends after {longest} epochs (warmup_teacher_temp_epochs "
-                f"{args.warmup_teacher_temp_epochs} + pred_start_epoch {args.pred_start_epoch}), the run after "
-                f"{self.num_epochs}: lower warmup_teacher_temp_epochs"
-            )
+        check_temperature_warmup(self.args.warmup_teacher_temp_epochs, self.args.pred_start_epoch, self.num_epochs)
 
     def temperatures_at(self, step: int) -> tuple[float, float]:
         """Return the teacher temperatures at `step` for CLS token and patches. They change from epoch to epoch."""

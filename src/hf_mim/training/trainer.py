@@ -41,7 +41,7 @@ from .callbacks.unreadable_images import UnreadableImages
 from .checkpoints import checkpoint_to_resume, describe_last, saved_step, staged_checkpoint
 from .fsdp import WholeCopies, as_whole, complete_optimizer_state, local_part, prepare_fsdp
 from .optimization import clip_gradients_per_tensor, decayed_parameter_names
-from .schedules import cosine_schedule
+from .schedules import check_warmup, cosine_schedule
 from .target import TargetCallback, has_target, load_target_weights
 
 
@@ -189,11 +189,7 @@ class MIMTrainer(Trainer, ABC):
 
     def check_schedules(self):
         """Raise `ValueError` when a schedule is longer than the run."""
-        if self.warmup_steps >= self.num_steps and self.warmup_steps > 0:
-            raise ValueError(
-                f"the learning rate's warm-up takes {self.warmup_steps} steps, the run only {self.num_steps}: lower "
-                f"warmup_epochs ({self.args.warmup_epochs:g}, of {self.steps_per_epoch} steps each) or warmup_steps"
-            )
+        check_warmup(self.warmup_steps, self.num_steps, "steps")
 
     def save_target(self, folder: Path, target: nn.Module):
         """Write all that `load_target` needs into `folder`; `target` is the whole target network."""
