@@ -1,6 +1,7 @@
 """What each method is called and where its parts are. Strings only: importing this file imports no method."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,11 @@ class Method:
         converter (`str`, *optional*): Module that converts official checkpoints; None for a variant whose checkpoints
             belong to another family.
         native (`str`, *optional*): `model_type` of the transformers encoders that training can start from.
+        variant (`tuple[str, str]`, *optional*): For a variant, the family of its official checkpoints and the
+            `model_type` of its configurations, both names of other methods.
+        marker (`str`, *optional*): Field of the configuration that is None unless the model is of this variant.
+        has_online_teacher (`bool`): Whether the teacher is trained along, with centers for its targets. Checkpoints
+            then hold both networks, and the teacher is the one to deploy.
     """
 
     name: str
@@ -27,6 +33,9 @@ class Method:
     run: str
     converter: str | None = None
     native: str | None = None
+    variant: tuple[str, str] | None = None
+    marker: str | None = None
+    has_online_teacher: bool = False
 
 
 IBOT_PAPER = "https://arxiv.org/abs/2111.07832"
@@ -41,6 +50,7 @@ METHODS = (
         run="hf_mim.training.pretrain.ibot:IBotRun",
         converter="hf_mim.hub.convert.ibot",
         native="vit",
+        has_online_teacher=True,
     ),
     Method(
         name="ibot_swin",
@@ -50,6 +60,7 @@ METHODS = (
         run="hf_mim.training.pretrain.ibot:IBotSwinRun",
         converter="hf_mim.hub.convert.ibot_swin",
         native="swin",
+        has_online_teacher=True,
     ),
     Method(
         name="beitv2",
@@ -82,6 +93,8 @@ METHODS = (
         paper=DBOT_PAPER,
         recipe="dbot-vitb16-clip",
         run="hf_mim.training.pretrain.dbot:DBotSymmetricRun",
+        variant=("dbot", "beitv2"),
+        marker="regression_loss",
     ),
 )
 METHOD_NAMES = tuple(method.name for method in METHODS)
@@ -95,3 +108,22 @@ def find_method(name: str) -> Method:
         if method.name == name:
             return method
     raise ValueError(f"model_type must be one of {', '.join(METHOD_NAMES)}, got {name!r}")
+
+
+def method_of_config(config: Any) -> Method:
+    """Return the method that trains models with this configuration of ours."""
+    for method in METHODS:
+        if method.variant is not None and method.marker is not None and config.model_type == method.variant[1]:
+            if getattr(config, method.marker, None) is not None:
+                return method
+    return find_method(config.model_type)
+
+
+def method_of_converted(family: str, model_type: str) -> Method:
+    """Return the method of a converted checkpoint by its family and the `model_type` of its configuration."""
+    return next((method for method in METHODS if method.variant == (family, model_type)), find_method(family))
+
+
+def has_online_teacher(model_type: str) -> bool:
+    """Check whether a `model_type`, of ours or of transformers, belongs to a method with an online teacher."""
+    return any(method.name == model_type and method.has_online_teacher for method in METHODS)

@@ -3,7 +3,7 @@
 import torch
 from transformers import TrainerCallback
 
-from hf_mim.hub.convert.ibot import translate_ibot
+from hf_mim.hub.convert.ibot import translate
 from hf_mim.hub.convert.reading import read_official
 from hf_mim.training.ibot_arguments import IBotTrainingArguments
 from tests.testing.official_ibot import part
@@ -52,7 +52,7 @@ class CenterRecorder(TrainerCallback):
 def our_weights(golden: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     """One network of a trace under our names, in the precision of the trace."""
     official = read_official(part(golden, prefix)).networks["model"]
-    weights = translate_ibot(official, prefix, 3, {})[2]
+    weights = translate(official, prefix, 3, {})[2]
     if "masked_embed" not in official:
         del weights["ibot.embeddings.mask_token"]
     return weights

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
+from ..methods import has_online_teacher
 from ..utils.console import first_line
 from ..utils.layout import CENTERS_FILE, TEACHER_FOLDER
 
@@ -87,7 +88,7 @@ def check_upload(folder: Path, shown_as: str) -> ModelFacts:
     if (folder / TEACHER_FOLDER / CONFIG_NAME).is_file():
         teacher = check_model(folder / TEACHER_FOLDER, f"{shown_as}/{TEACHER_FOLDER}")
         centers = folder / TEACHER_FOLDER / CENTERS_FILE
-        if teacher.config.model_type in ("ibot", "ibot_swin") and not centers.is_file():
+        if has_online_teacher(teacher.config.model_type) and not centers.is_file():
             raise ValueError(
                 f"{shown_as}/{TEACHER_FOLDER} has no {CENTERS_FILE}, without which training cannot go on from it: "
                 "add the file, or remove the folder"

@@ -11,7 +11,8 @@ from transformers import AutoModel
 
 from hf_mim import IBotForPreTraining, IBotModel, convert_checkpoint
 from hf_mim.hub.catalogue import ARCHITECTURES, load_catalogue
-from hf_mim.hub.convert.command import RECIPES, main, shown_command
+from hf_mim.hub.convert.command import main, shown_command
+from hf_mim.methods import METHODS
 from hf_mim.training.pretrain.recipe_parser import list_recipes
 from tests.testing.file_server import FileServer
 from tests.testing.official_ibot import full_checkpoint, part
@@ -200,7 +201,7 @@ def test_the_command_on_the_card_is_the_one_that_was_run():
 
 
 def test_recipes_that_are_shown():
-    assert {*RECIPES.values(), "dbot-vitb16-clip"} <= set(list_recipes())
+    assert {method.recipe for method in METHODS} <= set(list_recipes())
 
 
 def test_an_interrupted_download_goes_on(convert, server, contents, tmp_path):

@@ -1,6 +1,6 @@
 """
-Official BEiT v2 checkpoints (`beit2` of microsoft/unilm) as models of this package; those of dBOT's symmetric variant
-(branch `beit` of liuxingbin/dbot) have the same names.
+Convert official BEiT v2 checkpoints (`beit2` of microsoft/unilm). Checkpoints of dBOT's symmetric variant (branch
+`beit` of liuxingbin/dbot) have the same names.
 
 Shapes: D channels, C channels of the images, P pixels along a patch, H x W patches, N = H·W, h attention heads.
 """
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...modeling.configuration_beitv2 import Beitv2Config
 from ...modeling.modeling_beitv2 import Beitv2ForImageClassification, Beitv2Model
@@ -49,17 +50,17 @@ BLOCK = {
 STACKS = {"blocks": "layers", "cls_pt_layers": "head_layers"}
 TABLE, INDEX = "relative_position_bias_table", "relative_position_index"
 CODES = 8192
-# The published patch aggregation, by the number of blocks: the block whose patches the head branch of two takes.
+# For published models with a head branch of two blocks: number of blocks -> block whose patches the branch takes.
 EARLY_LAYERS = {12: 9, 24: 21}
 
 
-def is_beitv2(weights: Mapping[str, torch.Tensor]) -> bool:
+def matches(weights: Mapping[str, torch.Tensor]) -> bool:
     """
-    Whether tensors with official names are those of BEiT v2: the only Vision Transformers, with those of dBOT's
-    symmetric variant, whose joint projection of query, key and value has no bias.
+    Check whether tensors with official names are those of BEiT v2. Only its Vision Transformers, and those of dBOT's
+    symmetric variant, have a joint projection of query, key and value without a bias.
 
-    In pre-training, a head branch tells BEiT v2, or the 8,192 codes of the published tokenizers that are predicted.
-    Fine-tuned models and encoders of the symmetric variant answer to this too: they are the same networks.
+    A pre-training model is BEiT v2's if it has a head branch or predicts the 8,192 codes of the published tokenizers.
+    Fine-tuned models and encoders of dBOT's symmetric variant match as well: they are the same networks.
     """
     if not has_beit_attention(weights):
         return False
@@ -68,30 +69,43 @@ def is_beitv2(weights: Mapping[str, torch.Tensor]) -> bool:
     return weights["lm_head.weight"].shape[:1] == (CODES,) or has_head_branch(weights)
 
 
+def shares_names(weights: Mapping[str, torch.Tensor]) -> bool:
+    """Check whether a model of dBOT's symmetric variant could have the names of these tensors."""
+    return has_beit_attention(weights)
+
+
+def describe_ambiguity(weights: Mapping[str, torch.Tensor]) -> str | None:
+    """Say why the tensors do not show whether they are BEiT v2's or dBOT's; None if they are not ambiguous."""
+    if not (has_beit_attention(weights) and "lm_head.weight" in weights):
+        return None
+    shape = list(weights["lm_head.weight"].shape)
+    return f"has an lm_head of {shape}: give the family, beitv2 if it predicts codes, dbot if it predicts features"
+
+
 def has_beit_attention(weights: Mapping[str, torch.Tensor]) -> bool:
-    """Whether the joint projection of query, key and value has no bias."""
+    """Check whether the joint projection of query, key and value has no bias."""
     return "blocks.0.attn.qkv.weight" in weights and "blocks.0.attn.qkv.bias" not in weights
 
 
 def has_head_branch(weights: Mapping[str, torch.Tensor]) -> bool:
-    """Whether there is BEiT v2's patch aggregation."""
+    """Check whether there is a head branch for BEiT v2's patch aggregation."""
     return any(key.startswith("cls_pt_layers.") for key in weights)
 
 
-def beitv2_options(args: Mapping[str, Any]) -> dict[str, Any]:
-    """What the options of the run that wrote a checkpoint tell of its configuration, and the shapes do not."""
+def options(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of the configuration that are known from the options of the original run."""
     return {"early_layers": args["early_layers"]} if args.get("early_layers") is not None else {}
 
 
-def dropped_beitv2(weights: Mapping[str, torch.Tensor]) -> list[str]:
-    """What of a checkpoint stays behind, and why."""
-    return left_behind(weights, f"*.{INDEX}", "left behind, it follows from the size of the images")
+def dropped(networks: Mapping[str, Mapping[str, torch.Tensor]], config: PreTrainedConfig) -> list[str]:
+    """Describe what is left behind, one line for each kind of tensor."""
+    return left_behind(networks["model"], f"*.{INDEX}", "left behind, it follows from the size of the images")
 
 
 def rename_beitv2(official: Mapping[str, torch.Tensor], encoder_prefix: str = "beitv2.") -> dict[str, torch.Tensor]:
     """
-    Official tensors under our names: query, key and value in three, those of the encoder with a prefix, and without
-    the index into the tables of relative positions. Unknown ones keep their names.
+    Rename official tensors: query, key and value are split, tensors of the encoder get a prefix, and indices into the
+    tables of relative positions are left out. Unknown tensors keep their names.
     """
     official = {key: tensor for key, tensor in official.items() if not key.endswith(INDEX)}
     renamed = rename_tensors(official, ENCODER | HEADS, STACKS, BLOCK)
@@ -103,31 +117,30 @@ def rename_beitv2(official: Mapping[str, torch.Tensor], encoder_prefix: str = "b
 
 
 def original_beitv2_name(ours: str) -> str:
-    """The official name of what [`rename_beitv2`] calls `ours`."""
+    """Return the official name of the tensor that [`rename_beitv2`] calls `ours`."""
     return original_name(ours.removeprefix("beitv2."), ENCODER | HEADS, STACKS, BLOCK)
 
 
-def convert_beitv2(
+def convert(
     weights: Mapping[str, torch.Tensor], name: str, num_attention_heads: int | None, overrides: Mapping[str, Any]
-) -> Beitv2ForPreTraining | Beitv2ForImageClassification | Beitv2Model:
+) -> PreTrainedModel:
     """
-    The model of a pre-training, intermediate or fine-tuned checkpoint.
+    Build the model of a pre-training, intermediate or fine-tuned checkpoint.
 
     Args:
         weights (`Mapping[str, torch.Tensor]`): Tensors with official names.
-        name (`str`): Where they come from, for messages.
-        num_attention_heads (`int`, *optional*): Heads per block, where neither a table of relative positions nor the
-            width tells them.
-        overrides (`Mapping`): Fields of [`Beitv2Config`] that no tensor tells: `early_layers` where blocks are not
-            those of a published size, `image_size` where the tables fit several windows.
+        name (`str`): File name, for messages.
+        num_attention_heads (`int`, *optional*): Heads per block. Required if neither a table of relative positions
+            nor the width determines it.
+        overrides (`Mapping`): Fields of [`Beitv2Config`] that the tensors do not determine: `early_layers` if the
+            number of blocks is not a published one, `image_size` if the tables fit several windows.
 
     Returns:
         [`Beitv2ForPreTraining`] if there is an `lm_head`, [`Beitv2ForImageClassification`] if there is a `head`,
         else [`Beitv2Model`].
 
     Raises:
-        ValueError: If a tensor is missing, unknown or of another shape than the others ask for, or if a size is not
-            known.
+        ValueError: If a tensor is missing, unknown or has the wrong shape, or if a size is not known.
     """
     sizes = beitv2_sizes(weights, name, num_attention_heads, overrides)
     config = checked_config(Beitv2Config, sizes, overrides)
@@ -149,10 +162,10 @@ def beitv2_sizes(
     weights: Mapping[str, torch.Tensor], name: str, num_attention_heads: int | None, overrides: Mapping
 ) -> dict:
     """
-    Fields of [`Beitv2Config`] by the shapes of the tensors.
+    Read the fields of [`Beitv2Config`] from the shapes of the tensors.
 
     Raises:
-        ValueError: As [`convert_beitv2`].
+        ValueError: As [`convert`].
     """
     width, channels, patch_size = needed(weights, "patch_embed.proj.weight", 4, name).shape[:3]
     table = next((key for key in weights if key.endswith(TABLE)), None)
@@ -163,7 +176,7 @@ def beitv2_sizes(
     else:
         heads = published_heads(width, num_attention_heads)
     blocks, head_blocks = count_blocks(weights, "blocks", name), count_blocks(weights, "cls_pt_layers", name)
-    sizes = {
+    sizes: dict[str, Any] = {
         "hidden_size": width,
         "num_hidden_layers": blocks,
         "num_attention_heads": heads,
@@ -175,7 +188,7 @@ def beitv2_sizes(
         "use_absolute_position_embeddings": "pos_embed" in weights,
         "use_shared_relative_position_bias": f"rel_pos_bias.{TABLE}" in weights,
         "use_relative_position_bias": f"blocks.0.attn.{TABLE}" in weights,
-        # What a new block would start with.
+        # The initial value of the published models.
         "layer_scale_init_value": (1e-5 if width == 1024 else 0.1) if "blocks.0.gamma_1" in weights else 0.0,
         "use_mean_pooling": "fc_norm.weight" in weights,
     }
@@ -202,16 +215,16 @@ def image_size_of(
     weights: Mapping[str, torch.Tensor], name: str, patch_size: int, wanted: int | list[int] | None
 ) -> int | list[int]:
     """
-    Pixels that the position tables are made for: one number for a square.
+    Return the image size in pixels for which the position tables were made; one number for a square.
 
     Args:
         weights (`Mapping[str, torch.Tensor]`): Tensors with official names.
-        name (`str`): Where they come from.
+        name (`str`): File name, for messages.
         patch_size (`int`): Side of a patch in pixels.
-        wanted (`int` or `(height, width)`, *optional*): What decides if several windows have tables of these sizes.
+        wanted (`int` or `(height, width)`, *optional*): The user's choice, returned as it is.
 
     Raises:
-        ValueError: If the tables tell nothing, or contradict each other.
+        ValueError: If the tables fit no or several sizes, or contradict each other.
     """
     if wanted is not None:
         return wanted
@@ -227,10 +240,10 @@ def image_size_of(
 
 def possible_windows(weights: Mapping[str, torch.Tensor], name: str) -> list[tuple[int, int]]:
     """
-    Rows and columns of patches that the tables of positions fit.
+    Return the numbers of rows and columns of patches that fit the position tables.
 
-    An absolute table, or an index, tells N; a relative table has (2H-1)·(2W-1) + 3 rows. Alone, one of a length that
-    fits a square is taken for that of a square, as the official loaders do.
+    An absolute table or an index determines N; a relative table has (2H-1)·(2W-1) + 3 rows. A relative table alone is
+    assumed to belong to a square if its length allows it, as in the official loaders.
 
     Raises:
         ValueError: If tables and index contradict each other.
@@ -266,8 +279,8 @@ def possible_windows(weights: Mapping[str, torch.Tensor], name: str) -> list[tup
 
 def relative_position_index(window: tuple[int, int]) -> torch.Tensor:
     """
-    Row of the table of relative positions for each query and key, `int64 [1+N, 1+N]`, CLS token first
-    (`modeling_finetune.py`, where it is a buffer).
+    Return the row of the table of relative positions for each query and key, `int64 [1+N, 1+N]`, CLS token first. In
+    the original's `modeling_finetune.py` it is a buffer.
     """
     height, width = window
     rows = torch.arange(height).repeat_interleave(width)

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
+from ...methods import has_online_teacher
 from ...modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
 from ...modeling.modeling_dbot_pretraining import DBotForPreTraining
 from ...modeling.modeling_ibot_pretraining import IBotForPreTraining
@@ -21,14 +22,9 @@ from ...utils.layout import CENTERS_FILE, TEACHER_FOLDER
 from ..catalogue import CatalogueEntry, check_published
 from ..converted_card import build_converted_card
 from ..export import export_native, native_image_processor
-from .beitv2 import beitv2_options, convert_beitv2, dropped_beitv2
-from .dbot import convert_dbot, dbot_options, dropped_dbot
-from .families import find_family
-from .ibot import convert_ibot, ibot_options
-from .ibot_swin import convert_ibot_swin, dropped_ibot_swin, ibot_swin_options
+from .families import find_family, load_converter
 from .image_processors import original_image_processor
 from .reading import OfficialCheckpoint, read_official
-from .vqkd import convert_vqkd, dropped_vqkd
 
 
 # Models with more in them than an encoder or a classifier of transformers takes.
@@ -100,7 +96,7 @@ def convert_checkpoint(
     networks = checkpoint.networks
     first = "student" if "student" in networks else "model"
     family = find_family(networks[first], family, checkpoint.name)
-    if "teacher" in networks and family not in ("ibot", "ibot_swin"):
+    if "teacher" in networks and not has_online_teacher(family):
         raise ValueError(f"{checkpoint.name} holds student and teacher, as those of iBOT do, not of {family}")
     model = _convert(family, checkpoint, first, num_attention_heads, config_overrides)
     teacher = None
@@ -233,15 +229,8 @@ def _convert(
     weights, name = checkpoint.networks[network], checkpoint.name
     if len(checkpoint.networks) > 1:
         name = f"{name} ({network})"
-    if family == "ibot":
-        return convert_ibot(weights, name, num_attention_heads, ibot_options(checkpoint.args) | overrides)
-    if family == "ibot_swin":
-        return convert_ibot_swin(weights, name, num_attention_heads, ibot_swin_options(checkpoint.args) | overrides)
-    if family == "beitv2":
-        return convert_beitv2(weights, name, num_attention_heads, beitv2_options(checkpoint.args) | overrides)
-    if family == "vqkd":
-        return convert_vqkd(weights, name, num_attention_heads, overrides)
-    return convert_dbot(weights, name, num_attention_heads, dbot_options(checkpoint.args) | overrides)
+    converter = load_converter(family)
+    return converter.convert(weights, name, num_attention_heads, converter.options(checkpoint.args) | overrides)
 
 
 def _changes(family: str, checkpoint: OfficialCheckpoint, config: PreTrainedConfig) -> list[str]:
@@ -254,27 +243,12 @@ def _changes(family: str, checkpoint: OfficialCheckpoint, config: PreTrainedConf
         f"{str(dtype).removeprefix('torch.')}: becomes float32" for dtype in sorted(types - {torch.float32}, key=str)
     ]
     if "teacher" in networks and not checkpoint.centers:
-        changes.append("centres: the file has no ibot_loss, so that training cannot go on from it")
-    if family in ("ibot", "ibot_swin") and "model" in networks:
-        if "masked_embed" not in networks["model"]:
-            changes.append("mask token: not in the file, zero")
-        if "linear.weight" in networks["model"]:
-            changes.append(
-                "linear: taken for a classifier of the last CLS token (n_last_blocks 1, avgpool_patchtokens 0)"
-            )
-    if family == "ibot_swin":
-        changes += dropped_ibot_swin(next(iter(networks.values())))
-    elif family == "beitv2":
-        changes += dropped_beitv2(networks["model"])
-    elif family == "vqkd":
-        changes += dropped_vqkd(networks["model"])
-    elif family == "dbot":
-        changes += dropped_dbot(networks["model"], config)
-    return changes
+        changes.append("centers: the file has no ibot_loss, so that training cannot go on from it")
+    return changes + load_converter(family).dropped(networks, config)
 
 
 def _network(family: str, networks: Mapping[str, Mapping[str, Tensor]]) -> str | None:
-    if family not in ("ibot", "ibot_swin") or "model" not in networks:
+    if not has_online_teacher(family) or "model" not in networks:
         return None
     return "student" if "masked_embed" in networks["model"] else "teacher"
 

@@ -10,15 +10,11 @@ from urllib.parse import urlsplit
 import transformers
 from transformers import PreTrainedModel
 
+from ...methods import FAMILIES, method_of_config
 from ...utils.config_overrides import parse_overrides
-from ...utils.layout import MODEL_TYPES
 from ..catalogue import CatalogueEntry, describe_sizes, find_entry, format_catalogue, load_catalogue
 from ..download import check_sha256, default_cache_dir, download_file, recorded_address
 from .checkpoint import ConvertedCheckpoint, check_output, convert_checkpoint, save_converted
-
-
-# One of each method, to show what goes on from a model.
-RECIPES = {"ibot": "ibot-vitb16", "ibot_swin": "ibot-swint7", "beitv2": "beitv2-vitb16", "dbot": "dbot-vitb16"}
 
 
 def main(argv: Sequence[str] | None = None):
@@ -129,8 +125,7 @@ def _loading_lines(output: Path, written: dict[str, PreTrainedModel]) -> list[st
     ]
     full = next((folder for folder, model in written.items() if type(model).__name__.endswith("ForPreTraining")), None)
     if full is not None:
-        symmetric = getattr(written[full].config, "regression_loss", None) is not None
-        recipe = "dbot-vitb16-clip" if symmetric else RECIPES[written[full].config.model_type]
+        recipe = method_of_config(written[full].config).recipe
         lines += ["", f"hf-mim pretrain RECIPE --model_name_or_path {output / full} ..."]
         lines += [f"# RECIPE is one of this method and size, such as {recipe}"]
     return lines
@@ -152,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("output_dir", metavar="OUTPUT_DIR", help="a new or empty folder")
     parser.add_argument("--list", action="store_true", help="print the published checkpoints, and do nothing else")
-    parser.add_argument("--family", choices=MODEL_TYPES, help="found from the names of the tensors when not given")
+    parser.add_argument("--family", choices=FAMILIES, help="found from the names of the tensors when not given")
     parser.add_argument(
         "--which", choices=("teacher", "student"), help="take one network of a full iBOT checkpoint, and it alone"
     )

@@ -1,6 +1,6 @@
 """
-Official dBOT checkpoints (liuxingbin/dbot) as models of this package: of the asymmetric encoder and decoder (branch
-`main`), and of the symmetric variant (branch `beit`), which is a BEiT v2 model that predicts features.
+Convert official dBOT checkpoints (liuxingbin/dbot): of the asymmetric encoder and decoder (branch `main`), and of the
+symmetric variant (branch `beit`), which is a BEiT v2 model that predicts features.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ...modeling.configuration_dbot import DBotConfig
 from ...modeling.modeling_dbot import DBotForImageClassification, DBotModel, sincos_positions
 from ...modeling.modeling_dbot_pretraining import DBotForPreTraining
-from .beitv2 import convert_beitv2, dropped_beitv2, has_beit_attention, has_head_branch, image_size_of
+from . import beitv2
+from .beitv2 import has_beit_attention, has_head_branch, image_size_of
 from .renaming import (
     checked_config,
     count_blocks,
@@ -42,37 +43,37 @@ HEADS = {
     "head": "classifier",
 }
 STACKS = {"blocks": "layers", "decoder_blocks": "decoder.layers"}
-# Widths of the features of CLIP's B/16 and L/14, which the released models of the symmetric variant predict.
+# Feature widths of CLIP B/16 and L/14, which the released models of the symmetric variant predict.
 CLIP_WIDTHS = ((512,), (768,))
-# Likeness to the fixed table. A fine-tuned one has hardly moved from it (0.99), and resized for larger images it keeps
-# 0.7; a learned one has nothing to do with it (0.0 ± 0.1). What lies between is not decided here.
+# Thresholds for the similarity to the fixed table. Fine-tuned tables are close to it (0.99), fine-tuned tables resized
+# for larger images keep 0.7, and learned tables are unrelated (0.0 ± 0.1). In between, the user has to decide.
 UNLIKE, ALIKE = 0.4, 0.6
 
 
-def is_dbot(weights: Mapping[str, Tensor]) -> bool:
+def matches(weights: Mapping[str, Tensor]) -> bool:
     """
-    Whether tensors with official names are those of dBOT.
+    Check whether tensors with official names are those of dBOT.
 
-    Names alone tell this of a model with a decoder. Encoders, teachers and classifiers have the names of iBOT's; here
-    their positions are, or started from, a table of sines and cosines, and there they are learned from nothing. (MAE
-    has the same table: its encoders are the same networks.)
-    A symmetric model in pre-training has the names of BEiT v2, and predicts features of CLIP's width.
+    Models with a decoder have names of their own. Encoders, teachers and classifiers have the names of iBOT's: here the
+    position table is, or started from, sines and cosines, while iBOT's is learned from a random initialization. (MAE
+    has the same table: its encoders are the same networks.) Symmetric pre-training models have the names of BEiT v2
+    and predict features of CLIP's width.
     """
     if "decoder_embed.weight" in weights:
         return True
     if has_beit_attention(weights):
         head = weights.get("lm_head.weight")
         return head is not None and head.shape[:1] in CLIP_WIDTHS and not has_head_branch(weights)
-    # A teacher without blocks has these alone.
+    # A teacher without blocks has only these tensors.
     if "patch_embed.proj.weight" not in weights or "pos_embed" not in weights or "masked_embed" in weights:
         return False
     return likeness_to_sincos(weights["pos_embed"]) > ALIKE
 
 
-def may_be_dbot(weights: Mapping[str, Tensor]) -> bool:
+def may_match(weights: Mapping[str, Tensor]) -> bool:
     """
-    Whether a model with iBOT's names has positions of which it is not clear whether they started from dBOT's: those of
-    a grid that is no square tell nothing, because rows and columns are not known.
+    Check whether a model with iBOT's names has positions that do not show if they started from dBOT's. This includes
+    every grid that is not square, because the numbers of its rows and columns are not known.
     """
     if "pos_embed" not in weights or "masked_embed" in weights:
         return False
@@ -82,8 +83,13 @@ def may_be_dbot(weights: Mapping[str, Tensor]) -> bool:
     return UNLIKE <= likeness_to_sincos(table) <= ALIKE
 
 
+def shares_names(weights: Mapping[str, Tensor]) -> bool:
+    """Return True: models of dBOT have the names of iBOT's, and of the symmetric variant those of BEiT v2's."""
+    return True
+
+
 def likeness_to_sincos(table: Tensor) -> float:
-    """Cosine of a table of positions `[1, 1+N, D]`, without the CLS token's, and the fixed one of a square of N."""
+    """Return the cosine similarity of a position table `[1, 1+N, D]` to the fixed one, without the CLS token."""
     side = square_side(table.shape[1] - 1) if table.ndim == 3 else None
     if not side or table.shape[2] % 4:
         return 0.0
@@ -92,7 +98,7 @@ def likeness_to_sincos(table: Tensor) -> float:
 
 
 def is_sincos(table: Tensor, grid: tuple[int, int]) -> bool:
-    """Whether a table of positions `[1, 1+N, D]` is the fixed one of a grid, up to the rounding of its precision."""
+    """Check whether a position table `[1, 1+N, D]` is the fixed one of a grid, up to rounding in its precision."""
     if table.ndim != 3:
         return False
     fixed = sincos_positions(table.shape[2], grid)
@@ -100,16 +106,17 @@ def is_sincos(table: Tensor, grid: tuple[int, int]) -> bool:
     return table.shape == fixed.shape and torch.allclose(table.float().cpu(), fixed, rtol=0, atol=rounding)
 
 
-def dbot_options(args: Mapping[str, Any]) -> dict[str, Any]:
-    """What the options of the run that wrote a checkpoint tell of its configuration, and the shapes do not."""
+def options(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of the configuration that are known from the options of the original run."""
     names = {"norm_feature_loss": "norm_targets", "sdpr": "drop_path_rate"}
     return {ours: args[theirs] for theirs, ours in names.items() if theirs in args}
 
 
-def dropped_dbot(weights: Mapping[str, Tensor], config: PreTrainedConfig) -> list[str]:
-    """What of a checkpoint stays behind, and why."""
+def dropped(networks: Mapping[str, Mapping[str, Tensor]], config: PreTrainedConfig) -> list[str]:
+    """Describe what is left behind, one line for each kind of tensor."""
+    weights = networks["model"]
     if has_beit_attention(weights):
-        return dropped_beitv2(weights)
+        return beitv2.dropped(networks, config)
     fixed = ("decoder_pos_embed",) if config.trainable_position_embeddings else ("pos_embed", "decoder_pos_embed")
     computed = "left behind, fixed sines and cosines are computed"
     lines = [line for key in fixed for line in left_behind(weights, key, computed)]
@@ -122,8 +129,8 @@ def rename_dbot(
     official: Mapping[str, Tensor], encoder_prefix: str = "dbot.", trainable_positions: bool = False
 ) -> dict[str, Tensor]:
     """
-    Official tensors under our names: query, key and value in three, those of the encoder with a prefix, and without
-    the fixed tables of positions, which are computed. Unknown ones keep their names.
+    Rename official tensors: query, key and value are split, tensors of the encoder get a prefix, and fixed position
+    tables are left out because they are computed. Unknown tensors keep their names.
     """
     fixed = ("decoder_pos_embed",) if trainable_positions else ("decoder_pos_embed", "pos_embed")
     official = {key: tensor for key, tensor in official.items() if key not in fixed}
@@ -135,41 +142,42 @@ def rename_dbot(
 
 
 def original_dbot_name(ours: str) -> str:
-    """The official name of what [`rename_dbot`] calls `ours`."""
+    """Return the official name of the tensor that [`rename_dbot`] calls `ours`."""
     return original_name(ours.removeprefix("dbot."), ENCODER | HEADS, STACKS, {})
 
 
-def convert_dbot(
+def convert(
     weights: Mapping[str, Tensor], name: str, num_attention_heads: int | None, overrides: Mapping[str, Any]
 ) -> PreTrainedModel:
     """
-    The model of a pre-training, teacher's or fine-tuned checkpoint.
+    Build the model of a pre-training, teacher or fine-tuned checkpoint.
 
-    A table of positions that is the fixed one is computed from then on; any other one becomes a parameter
-    (`trainable_position_embeddings`), as that of every fine-tuned model. The final norm beside a classifier on the
-    mean patch is not used, and stays behind.
+    A fixed position table is left out and computed; any other table becomes a parameter
+    (`trainable_position_embeddings`), as in all fine-tuned models. With a classifier on the mean patch, the final norm
+    is not used and is left behind.
 
     Args:
         weights (`Mapping[str, Tensor]`): Tensors with official names.
-        name (`str`): Where they come from, for messages.
-        num_attention_heads (`int`, *optional*): Heads per block, where the width is not a published one.
-        overrides (`Mapping`): Fields of [`DBotConfig`] (of [`Beitv2Config`] for the symmetric variant) that no tensor
-            tells, such as `decoder_num_attention_heads`, or `regression_loss`, which is `"negcosine"` if not given.
+        name (`str`): File name, for messages.
+        num_attention_heads (`int`, *optional*): Heads per block. Required if no published model has this width.
+        overrides (`Mapping`): Fields of [`DBotConfig`] (of [`Beitv2Config`] for the symmetric variant) that the
+            tensors do not determine, such as `decoder_num_attention_heads`, or `regression_loss`, which is
+            `"negcosine"` by default.
 
     Returns:
         [`DBotForPreTraining`] if there is a decoder, [`DBotForImageClassification`] if there is a `head`, else
-        [`DBotModel`]; of the symmetric variant a model of BEiT v2.
+        [`DBotModel`]. For the symmetric variant, a model of BEiT v2.
 
     Raises:
-        ValueError: If a tensor is missing, unknown or of another shape than the others ask for, if a size is not
-            known, or if the decoder is that of MAE, which predicts pixels.
+        ValueError: If a tensor is missing, unknown or has the wrong shape, if a size is not known, or if the decoder
+            is MAE's, which predicts pixels.
     """
     if has_beit_attention(weights):
         if has_head_branch(weights):
             raise ValueError(f"{name}: a head branch (cls_pt_layers) is BEiT v2's, dBOT has none")
         if "lm_head.weight" in weights:
             overrides = {"regression_loss": "negcosine"} | dict(overrides)
-        return convert_beitv2(weights, name, num_attention_heads, overrides)
+        return beitv2.convert(weights, name, num_attention_heads, overrides)
     if "decoder_pred.weight" in weights:
         raise ValueError(
             f"{name}: its decoder predicts pixels (decoder_pred), as MAE's does, and dBOT's predicts features "
@@ -181,21 +189,22 @@ def convert_dbot(
     if config.use_mean_pooling:
         weights = {key: tensor for key, tensor in weights.items() if key not in ("norm.weight", "norm.bias")}
     if "decoder_embed.weight" in weights:
-        model_class, prefix = DBotForPreTraining, "dbot."
+        model_class: type[PreTrainedModel] = DBotForPreTraining
     elif "head.weight" in weights:
-        model_class, prefix = DBotForImageClassification, "dbot."
+        model_class = DBotForImageClassification
     else:
-        model_class, prefix = DBotModel, ""
+        model_class = DBotModel
+    prefix = "" if model_class is DBotModel else "dbot."
     renamed = rename_dbot(weights, prefix, config.trainable_position_embeddings)
     return load_strictly(model_class, config, renamed, name, original_dbot_name)
 
 
 def dbot_sizes(weights: Mapping[str, Tensor], name: str, num_attention_heads: int | None, overrides: Mapping) -> dict:
     """
-    Fields of [`DBotConfig`] by the shapes of the tensors, and by the values of the position table.
+    Read the fields of [`DBotConfig`] from the shapes of the tensors and the values of the position table.
 
     Raises:
-        ValueError: As [`convert_dbot`].
+        ValueError: As [`convert`].
     """
     width, channels, patch_size = needed(weights, "patch_embed.proj.weight", 4, name).shape[:3]
     table, blocks = needed(weights, "pos_embed", 3, name), count_blocks(weights, "blocks", name)

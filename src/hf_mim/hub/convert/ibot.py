@@ -1,4 +1,4 @@
-"""Official iBOT weights with a Vision Transformer (SPEC section 7 of the original code) as models of this package."""
+"""Convert official iBOT weights of a Vision Transformer (SPEC section 7 of the original code)."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -6,10 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from ...modeling.configuration_ibot import IBotConfig
 from ...modeling.modeling_ibot import IBotForImageClassification, IBotModel
 from ...modeling.modeling_ibot_pretraining import IBotForPreTraining
+from . import dbot
+from .beitv2 import has_beit_attention
 from .renaming import (
     checked_config,
     count_blocks,
@@ -22,7 +25,7 @@ from .renaming import (
 )
 
 
-# What no encoder is without, and its number of dimensions.
+# Tensors that every encoder has, and their number of dimensions.
 IBOT_CORE = {
     "cls_token": 3,
     "pos_embed": 3,
@@ -52,8 +55,8 @@ HEAD_RENAMES = {
     "mlp2.bias": "patch_projection.bias",
 }
 MLP_NAME = re.compile(r"mlp\.(\d+)\.(\w+)")
-# Options of `main_ibot.py` and of the fine-tuning scripts that are fields of the configuration and not to be seen in
-# the weights.
+# Options of `main_ibot.py` and of the fine-tuning scripts that become fields of the configuration: the weights do not
+# show them.
 OPTIONS = {
     "norm_last_layer": "norm_last_layer",
     "norm_in_head": "head_norm",
@@ -64,23 +67,59 @@ OPTIONS = {
 }
 
 
-def is_ibot(keys: Collection[str]) -> bool:
+def matches(weights: Mapping[str, Tensor]) -> bool:
     """
-    Whether these official names are iBOT's with a Vision Transformer: an encoder alone, with the two last layers of
-    its projection head, or with a classifier.
+    Check whether the tensors are those of iBOT with a Vision Transformer: an encoder alone, with the two last layers
+    of its projection head, or with a classifier.
 
-    An encoder of DINO or of a plain ViT has the same names and the same function: it is one of these too.
+    An encoder of DINO or a plain ViT has the same names and computes the same function: it matches as well. dBOT's
+    encoders also have these names; the values of their position table tell them apart.
     """
+    return has_ibot_names(weights) and not (
+        dbot.matches(weights) or dbot.may_match(weights) or has_beit_attention(weights)
+    )
+
+
+def shares_names(weights: Mapping[str, Tensor]) -> bool:
+    """Check whether a model of dBOT could have the names of these tensors."""
+    return not has_beit_attention(weights)
+
+
+def has_ibot_names(keys: Collection[str]) -> bool:
+    """Check the names of tensors alone."""
     if not set(IBOT_CORE) <= set(keys):
         return False
     if "masked_embed" in keys or "head.last_layer2.weight_v" in keys:
         return True
-    # A last layer for the CLS token alone is DINO's.
-    return "head.last_layer.weight_v" not in keys and not unknown_to_ibot(keys)
+    # DINO has a last layer for the CLS token only.
+    return "head.last_layer.weight_v" not in keys and not unknown_names(keys)
 
 
-def unknown_to_ibot(keys: Collection[str]) -> list[str]:
-    """The names among these that neither an encoder of iBOT nor one of its heads has."""
+def describe_ambiguity(weights: Mapping[str, Tensor]) -> str | None:
+    """Say why the tensors do not show whether they are iBOT's or dBOT's; None if they are not ambiguous."""
+    if not (dbot.may_match(weights) and has_ibot_names(weights)):
+        return None
+    if square_side(weights["pos_embed"].shape[1] - 1) is None:
+        return "has positions of a grid that is not square, which could be either's: give the family, ibot or dbot"
+    return "has positions that resemble dBOT's sines and cosines, but not closely: give the family, ibot or dbot"
+
+
+def describe_differences(weights: Mapping[str, Tensor]) -> str:
+    """Describe what separates a checkpoint of no known family from one of iBOT."""
+    unknown, lacking = unknown_names(weights), [name for name in IBOT_CORE if name not in weights]
+    if len(unknown) == len(weights):
+        return f": its tensors are {_first(unknown)}"
+    differences = [f"it lacks {_first(lacking)}"] * bool(lacking) + [f"it has {_first(unknown)}"] * bool(unknown)
+    return f"; the nearest is ibot, but {' and '.join(differences)}"
+
+
+def _first(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def unknown_names(keys: Collection[str]) -> list[str]:
+    """Return the names that neither an encoder of iBOT nor one of its heads has."""
     heads = ("head.mlp.", "head.mlp2.", "head.last_layer.", "head.last_layer2.")
     classifiers = ("head.weight", "head.bias", "linear.weight", "linear.bias")
     return [
@@ -88,42 +127,55 @@ def unknown_to_ibot(keys: Collection[str]) -> list[str]:
     ]
 
 
-def ibot_options(args: Mapping[str, Any]) -> dict[str, Any]:
-    """What the options of the run that wrote a checkpoint say about the configuration."""
+def options(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of the configuration that are known from the options of the original run."""
     return {name: args[option] for option, name in OPTIONS.items() if option in args}
 
 
-def convert_ibot(
-    weights: Mapping[str, Tensor], name: str, num_attention_heads: int | None, overrides: Mapping[str, Any]
-) -> IBotForPreTraining | IBotForImageClassification | IBotModel:
-    """
-    The most complete iBOT model that these weights make, in eval mode.
+def dropped(networks: Mapping[str, Mapping[str, Tensor]], config: PreTrainedConfig) -> list[str]:
+    """Describe what is left behind or added, one line for each kind of tensor."""
+    weights, lines = networks.get("model"), []
+    if weights is not None and "masked_embed" not in weights:
+        lines.append("mask token: not in the file, zero")
+    if weights is not None and "linear.weight" in weights:
+        lines.append("linear: taken for a classifier of the last CLS token (n_last_blocks 1, avgpool_patchtokens 0)")
+    return lines
 
-    The mask token, which teachers do not have, is zero then, as it is at the start of a training. Whether the last
-    layer's magnitudes are learned is told by their values, unless `norm_last_layer` is among the overrides: magnitudes
-    of 1 throughout are fixed ones.
+
+def convert(
+    weights: Mapping[str, Tensor], name: str, num_attention_heads: int | None, overrides: Mapping[str, Any]
+) -> PreTrainedModel:
+    """
+    Build the most complete iBOT model that the weights allow, in eval mode.
+
+    Teachers have no mask token: it becomes zero, as at the start of training. Unless `norm_last_layer` is among the
+    overrides, the values of the last layer's magnitudes decide whether they are learned: magnitudes that are all 1 are
+    fixed.
 
     Args:
         weights (`Mapping[str, Tensor]`): One network of an [`OfficialCheckpoint`].
         name (`str`): File name, for messages.
-        num_attention_heads (`int`, *optional*): Needed if the width is not a published one.
+        num_attention_heads (`int`, *optional*): Required if no published model has this width.
         overrides (`Mapping`): Fields of [`IBotConfig`].
 
+    Returns:
+        `PreTrainedModel`: An [`IBotForPreTraining`], [`IBotForImageClassification`] or [`IBotModel`].
+
     Raises:
-        ValueError: If a tensor is missing, left over or of another shape; if the classifier takes features that
-            [`IBotForImageClassification`] does not give it.
+        ValueError: If a tensor is missing, left over or has the wrong shape, or if the classifier needs features that
+            [`IBotForImageClassification`] does not compute.
     """
-    model_class, fields, tensors = translate_ibot(weights, name, num_attention_heads, overrides)
-    config = checked_config(model_class.config_class, fields, overrides)
+    model_class, fields, tensors = translate(weights, name, num_attention_heads, overrides)
+    config = checked_config(IBotConfig, fields, overrides)
     return load_strictly(model_class, config, tensors, name, official_name)
 
 
-def translate_ibot(
+def translate(
     weights: Mapping[str, Tensor], name: str, num_attention_heads: int | None, overrides: Mapping[str, Any]
 ) -> tuple[type[PreTrainedModel], dict[str, Any], dict[str, Tensor]]:
     """
-    Class and fields of the configuration for these weights, and the weights under our names and in their own type,
-    those of q, k and v as views of the joint ones. What has no name here keeps its own.
+    Return the model class, the fields of the configuration, and the weights under our names and in their own type. The
+    weights of q, k and v are views of the joint ones. Unknown tensors keep their names.
     """
     parts = split_parts(weights)
     fields = _encoder_fields(parts["encoder"], name, num_attention_heads, overrides)
@@ -135,8 +187,8 @@ def translate_ibot(
 
 
 def split_parts(weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The official tensors of encoder, projection head or classifier (`head`), and `linear` classifier."""
-    parts = {"encoder": {}, "head": {}, "linear": {}}
+    """Split official tensors into `encoder`, `head` (projection head or classifier) and `linear` (classifier)."""
+    parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "head": {}, "linear": {}}
     for key, tensor in weights.items():
         part = next((part for part in ("head", "linear") if key.startswith(f"{part}.")), "encoder")
         parts[part][key] = tensor
@@ -153,8 +205,19 @@ def assemble(
     overrides: Mapping[str, Any],
 ) -> tuple[type[PreTrainedModel], dict[str, Any], dict[str, Tensor]]:
     """
-    Class, fields and tensors of the most complete model of an encoder, of `width` channels and already under our
-    names, and what `parts` hold beside it. The classes are those of encoder, pre-training model and classifier.
+    Combine an encoder with the heads in `parts` to the most complete model.
+
+    Args:
+        classes: Classes of the encoder, the pre-training model and the classifier.
+        fields: Fields of the encoder's configuration.
+        width: Width of the encoder's output.
+        encoder: Tensors of the encoder under our names.
+        parts: Official tensors, as [`split_parts`] returns them.
+        name: File name, for messages.
+        overrides: Fields of the configuration that the user gave.
+
+    Returns:
+        Class of the model, fields of its configuration, and its tensors under our names.
     """
     encoder_class, pretraining_class, classifier_class = classes
     if not (parts["head"] or parts["linear"]):
@@ -168,13 +231,13 @@ def assemble(
         head = {key.replace(prefix, "classifier.", 1): tensor for key, tensor in parts[prefix[:-1]].items()}
         head_fields = _classifier_fields(head, width, name)
     if parts["head"]:
-        head |= parts["linear"]  # one classifier too many, if any, which loading reports
+        head |= parts["linear"]  # a second classifier, if any, which loading reports
     encoder = {f"{model_class.base_model_prefix}.{key}": tensor for key, tensor in encoder.items()}
     return model_class, fields | head_fields, encoder | head
 
 
 def official_name(ours: str) -> str:
-    """The official name of one of ours; that of the joint projection for q, k and v."""
+    """Return the official name of a tensor of ours; for q, k and v, the name of the joint projection."""
     name = ours.removeprefix("ibot.")
     if name.startswith("classifier."):
         return name.replace("classifier.", "head.")
@@ -202,7 +265,7 @@ def _encoder_fields(weights: Mapping[str, Tensor], name: str, heads: int | None,
         "num_channels": channels,
         "qkv_bias": "blocks.0.attn.qkv.bias" in weights,
         "use_mean_pooling": "fc_norm.weight" in weights,
-        # The value that it starts from is not kept; that it is there is all that counts for trained weights.
+        # The initial value is not saved. For trained weights, only the presence of layer scale matters.
         "layer_scale_init_value": 0.1 if "blocks.0.gamma_1" in weights else 0.0,
     }
     if side is not None:
@@ -212,8 +275,8 @@ def _encoder_fields(weights: Mapping[str, Tensor], name: str, heads: int | None,
 
 def _projection_head(weights: Mapping[str, Tensor], name: str, overrides: Mapping) -> tuple[dict, dict[str, Tensor]]:
     """
-    Fields and tensors of `iBOTHead`: the modules of its `mlp` are numbered, activations included. Linear layers are
-    those with a matrix; the others are norms, of which there is one, under several numbers.
+    Return the fields and tensors of `iBOTHead`. The modules of its `mlp` are numbered, including activations. Modules
+    with a matrix are linear layers; the others are one shared norm, saved under several numbers.
     """
     official = {key.removeprefix("head."): tensor for key, tensor in weights.items()}
     numbers = sorted({int(found[1]) for found in map(MLP_NAME.fullmatch, official) if found})
@@ -232,7 +295,7 @@ def _projection_head(weights: Mapping[str, Tensor], name: str, overrides: Mappin
             raise ValueError(f"{name}: head.{key} differs from head.mlp.{norms[0]}.{found[2]}, which is the same norm")
 
     first, last = (official[f"mlp.{n}.weight"] for n in (linears[0], linears[-1]))
-    fields = {"head_num_layers": len(linears)}
+    fields: dict[str, Any] = {"head_num_layers": len(linears)}
     if len(linears) > 1:
         fields["head_hidden_size"] = len(first)
     if norms:
@@ -249,7 +312,7 @@ def _projection_head(weights: Mapping[str, Tensor], name: str, overrides: Mappin
     fields |= {"head_bottleneck_size": len(last), "out_dim": len(official["last_layer.weight_v"])}
     if "last_layer.weight_g" in official:
         fields["norm_last_layer"] = bool((official["last_layer.weight_g"].float() - 1).abs().max() < 1e-4)
-    # A shared last layer is kept under both names.
+    # A shared last layer is saved under both names.
     pairs = [(f"head.last_layer.{kind}", f"head.patch_last_layer.{kind}") for kind in ("direction", "magnitude")]
     differing = [patch for cls, patch in pairs if not (cls in head and _equal(head[cls], head[patch]))]
     fields["shared_head"] = not differing
@@ -263,7 +326,7 @@ def _projection_head(weights: Mapping[str, Tensor], name: str, overrides: Mappin
 
 
 def _equal(first: Tensor, second: Tensor) -> bool:
-    """Also without reading them, where a file holds one tensor under two names."""
+    """Compare two tensors; without reading them if the file holds one tensor under both names."""
     if first.shape != second.shape:
         return False
     return first is second or first.data_ptr() == second.data_ptr() or torch.equal(first, second)

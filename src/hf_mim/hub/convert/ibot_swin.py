@@ -1,16 +1,19 @@
-"""Official iBOT weights with a Swin Transformer (SPEC section 7 of the original code) as models of this package."""
+"""Convert official iBOT weights of a Swin Transformer (SPEC section 7 of the original code)."""
 
 import fnmatch
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from ...modeling.configuration_ibot_swin import IBotSwinConfig
 from ...modeling.modeling_ibot_swin import IBotSwinForImageClassification, IBotSwinForPreTraining, IBotSwinModel
+from . import ibot
 from .beitv2 import relative_position_index
-from .ibot import assemble, ibot_options, official_name, split_parts
+from .ibot import assemble, official_name, split_parts
 from .renaming import checked_config, count_blocks, left_behind, load_strictly, needed, original_name, rename_tensors
 
 
@@ -24,46 +27,56 @@ BLOCK_NAMES = {
     "attn.relative_position_bias_table": "attention.relative_position_bias.relative_position_bias_table",
 }
 INDEX = ".attn.relative_position_index"
-# Side in pixels of the images that the windows are made for, where their sizes do not tell.
+# Image size in pixels that is assumed if the windows do not determine it.
 IMAGE_SIZE = 224
 
 
-def is_ibot_swin(keys: Collection[str]) -> bool:
+def matches(weights: Mapping[str, Tensor]) -> bool:
     """
-    Whether these official names are iBOT's with a Swin Transformer: an encoder alone, with its projection head, or
-    with a classifier. Files of other Swin Transformers can have the same names: nothing in them tells their epsilon,
-    which is then taken to be iBOT's.
+    Check whether the tensors are those of iBOT with a Swin Transformer: an encoder alone, with its projection head, or
+    with a classifier.
+
+    Other Swin Transformers can have the same names. No tensor shows the epsilon of their norms, so that iBOT's is
+    assumed.
     """
-    return {"patch_embed.proj.weight", "patch_embed.norm.weight", "layers.0.blocks.0.attn.qkv.weight"} <= set(keys)
+    return {"patch_embed.proj.weight", "patch_embed.norm.weight", "layers.0.blocks.0.attn.qkv.weight"} <= set(weights)
 
 
-def ibot_swin_options(args: Mapping[str, Any]) -> dict[str, Any]:
-    """What the options of the run that wrote a checkpoint say about the configuration."""
-    # The original does not hand on `--drop_path` to a Swin Transformer.
-    return {name: value for name, value in ibot_options(args).items() if name != "drop_path_rate"}
+def shares_names(weights: Mapping[str, Tensor]) -> bool:
+    """Return False: no other family has models with these names."""
+    return False
 
 
-def convert_ibot_swin(
+def options(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of the configuration that are known from the options of the original run."""
+    # The original does not pass `--drop_path` to a Swin Transformer.
+    return {name: value for name, value in ibot.options(args).items() if name != "drop_path_rate"}
+
+
+def convert(
     weights: Mapping[str, Tensor], name: str, num_attention_heads: int | None, overrides: Mapping[str, Any]
-) -> IBotSwinForPreTraining | IBotSwinForImageClassification | IBotSwinModel:
+) -> PreTrainedModel:
     """
-    The most complete iBOT model that these weights make, in eval mode.
+    Build the most complete iBOT model that the weights allow, in eval mode.
 
-    Windows and heads come from the shapes of the relative position tables. The size of the images is told by them
-    where a window is as large as its stage's map, as in the released Swin-T/14; otherwise it is taken to be 224. The
-    `relative_position_index` of a block follows from its window, and is left behind. Mask token and magnitudes are
-    treated as by `convert_ibot`.
+    Window sizes and numbers of heads come from the shapes of the relative position tables. They also determine the
+    image size if a window is as large as the feature map of its stage, as in the released Swin-T/14. Otherwise, 224
+    is assumed. The `relative_position_index` of a block follows from its window and is left behind. Mask token and
+    magnitudes are handled as in [`~hf_mim.hub.convert.ibot.convert`].
 
     Args:
         weights (`Mapping[str, Tensor]`): One network of an `OfficialCheckpoint`.
         name (`str`): File name, for messages.
-        num_attention_heads (`int`, *optional*): Of no use: it differs from stage to stage, and the tables tell it.
+        num_attention_heads (`int`, *optional*): Must be None: each stage has its own number, which the tables give.
         overrides (`Mapping`): Fields of [`IBotSwinConfig`].
 
+    Returns:
+        `PreTrainedModel`: An [`IBotSwinForPreTraining`], [`IBotSwinForImageClassification`] or [`IBotSwinModel`].
+
     Raises:
-        ValueError: If a tensor is missing, left over or of another shape; if a `relative_position_index` is not that
-            of its window; if the classifier takes features that [`IBotSwinForImageClassification`] does not give it;
-            if `num_attention_heads` is given.
+        ValueError: If a tensor is missing, left over or has the wrong shape, if a `relative_position_index` does not
+            match its window, if the classifier needs features that [`IBotSwinForImageClassification`] does not
+            compute, or if `num_attention_heads` is given.
     """
     if num_attention_heads is not None:
         raise ValueError(f"{name} tells its attention heads, which differ from stage to stage: leave the number out")
@@ -77,23 +90,25 @@ def convert_ibot_swin(
     classes = (IBotSwinModel, IBotSwinForPreTraining, IBotSwinForImageClassification)
     width = fields["embed_dim"] * 2 ** (len(windows) - 1)
     model_class, fields, tensors = assemble(classes, fields, width, encoder, parts, name, overrides)
-    config = checked_config(model_class.config_class, fields, overrides)
+    config = checked_config(IBotSwinConfig, fields, overrides)
     return load_strictly(model_class, config, tensors, name, lambda ours: official_swin_name(ours, len(windows)))
 
 
-def dropped_ibot_swin(weights: Mapping[str, Tensor]) -> list[str]:
-    """What of these official tensors is left behind, and why."""
-    return left_behind(weights, f"layers.*{INDEX}", "left behind, follows from the size of the windows")
+def dropped(networks: Mapping[str, Mapping[str, Tensor]], config: PreTrainedConfig) -> list[str]:
+    """Describe what is left behind or added, one line for each kind of tensor."""
+    weights = next(iter(networks.values()))
+    indices = left_behind(weights, f"layers.*{INDEX}", "left behind, follows from the size of the windows")
+    return ibot.dropped(networks, config) + indices
 
 
 def official_swin_name(ours: str, stages: int) -> str:
-    """The official name of one of ours; that of the joint projection for q, k and v."""
+    """Return the official name of a tensor of ours; for q, k and v, the name of the joint projection."""
     name = ours.removeprefix("ibot.")
     return official_name(name) if name.startswith(("head.", "classifier.")) else original_name(name, *_names(stages))
 
 
 def _names(stages: int) -> tuple[dict[str, str], dict[str, str], dict[str, str]]:
-    """What `rename_tensors` has to know."""
+    """Return `names`, `stacks` and `block_names` for `rename_tensors`."""
     parts = [
         f"layers.{stage}.{part}" for stage in range(stages) for part in ("downsample.norm", "downsample.reduction")
     ]
@@ -103,7 +118,7 @@ def _names(stages: int) -> tuple[dict[str, str], dict[str, str], dict[str, str]]
 
 
 def _encoder_fields(weights: Mapping[str, Tensor], name: str) -> tuple[dict, list[int]]:
-    """Fields of the configuration, and the window size of every stage."""
+    """Return the fields of the configuration and the window size of each stage."""
     depths, heads, windows = [], [], []
     for stage in range(count_blocks(weights, "layers", name)):
         table = needed(weights, f"layers.{stage}.blocks.0.attn.relative_position_bias_table", 2, name)
@@ -121,7 +136,7 @@ def _encoder_fields(weights: Mapping[str, Tensor], name: str) -> tuple[dict, lis
         "patch_size": patch_size,
         "num_channels": channels,
         "image_size": IMAGE_SIZE,
-        # That of the original's constructors.
+        # The default of the original's constructors.
         "drop_path_rate": 0.2 if depths == [2, 2, 18, 2] else 0.1,
     }
     for stage, window in enumerate(windows):
@@ -133,6 +148,6 @@ def _encoder_fields(weights: Mapping[str, Tensor], name: str) -> tuple[dict, lis
 
 def _check_index(key: str, index: Tensor, windows: list[int], name: str):
     window = windows[int(key.split(".")[1])]
-    # BEiT's has the CLS token in front.
+    # BEiT's index has the CLS token first.
     if not torch.equal(index.cpu(), relative_position_index((window, window))[1:, 1:]):
         raise ValueError(f"{name}: {key} is not the index of a window of {window} x {window} patches")

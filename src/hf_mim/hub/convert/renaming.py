@@ -1,8 +1,8 @@
-"""What the conversions of all families share: sizes from shapes, and loading in which nothing may be left over."""
+"""Helpers of all converters: sizes from shapes, renaming, and strict loading."""
 
 import fnmatch
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -12,7 +12,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ...utils.config_overrides import check_overrides
 
 
-# What is in a block of every official Vision Transformer, beside the joint projection of query, key and value.
+Config = TypeVar("Config", bound=PreTrainedConfig)
+Model = TypeVar("Model", bound=PreTrainedModel)
+# Parts of a block in every official Vision Transformer, except for the joint projection of query, key and value.
 BLOCK = {
     "norm1": "layernorm_before",
     "norm2": "layernorm_after",
@@ -22,16 +24,16 @@ BLOCK = {
     "gamma_1": "lambda_1",
     "gamma_2": "lambda_2",
 }
-# Attention heads of the published Vision Transformers, by width; the shapes do not tell them.
+# Attention heads of the published Vision Transformers by width: shapes do not show them.
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 
 
 def published_heads(width: int, num_attention_heads: int | None) -> int:
     """
-    The number of attention heads: `num_attention_heads` if given, else that of the published model of this width.
+    Return `num_attention_heads` if given, otherwise the number of heads of the published model of this width.
 
     Raises:
-        ValueError: If none is given and there is no published model of this width.
+        ValueError: If no number is given and there is no published model of this width.
     """
     if num_attention_heads is not None:
         return num_attention_heads
@@ -45,14 +47,14 @@ def published_heads(width: int, num_attention_heads: int | None) -> int:
 
 
 def square_side(num_patches: int) -> int | None:
-    """Patches along one side of a square grid of `num_patches`, None if there is none."""
+    """Return the side of a square grid of `num_patches`, or None if there is no such grid."""
     side = round(max(num_patches, 0) ** 0.5)
     return side if side * side == num_patches else None
 
 
 def split_qkv(attention: str, kind: str, joint: Tensor) -> dict[str, Tensor]:
     """
-    The joint projection `[3D, ...]` as the `kind` (weight or bias) of the projections q, k and v of `attention`.
+    Split a joint projection `[3D, ...]` into the `kind` (weight or bias) of the projections q, k and v of `attention`.
 
     Raises:
         ValueError: If its rows are not three equal blocks.
@@ -66,18 +68,18 @@ def rename_tensors(
     official: Mapping[str, Tensor], names: Mapping[str, str], stacks: Mapping[str, str], block_names: Mapping[str, str]
 ) -> dict[str, Tensor]:
     """
-    Tensors of an official Vision Transformer under our names, those that have none under their official ones.
+    Rename the tensors of an official Vision Transformer. Unknown tensors keep their official names.
 
     Args:
-        official (`Mapping[str, Tensor]`): Under official names; joint projections are split.
-        names (`Mapping[str, str]`): Our names of modules and tensors outside of the blocks.
-        stacks (`Mapping[str, str]`): Our names of the lists of blocks.
-        block_names (`Mapping[str, str]`): Our names of what is in a block, beside what is in every block.
+        official (`Mapping[str, Tensor]`): Tensors with official names; joint projections are split.
+        names (`Mapping[str, str]`): Official names of modules and tensors outside of the blocks -> our names.
+        stacks (`Mapping[str, str]`): Official names of the lists of blocks -> our names.
+        block_names (`Mapping[str, str]`): Official names inside a block, in addition to `BLOCK` -> our names.
     """
-    renamed = {}
+    renamed: dict[str, Tensor] = {}
     for key, tensor in official.items():
         place, inner = _place(key, stacks)
-        known = BLOCK | block_names if place else names
+        known = {**BLOCK, **block_names} if place else names
         module, _, kind = inner.rpartition(".")
         if place and module == "attn.qkv":
             renamed |= split_qkv(f"{place}attention", kind, tensor)
@@ -93,9 +95,9 @@ def rename_tensors(
 def original_name(
     ours: str, names: Mapping[str, str], stacks: Mapping[str, str], block_names: Mapping[str, str]
 ) -> str:
-    """The official name of what [`rename_tensors`] calls `ours`, given the same mappings."""
+    """Return the official name of the tensor that [`rename_tensors`] calls `ours`, given the same mappings."""
     place, inner = _place(ours, {our_stack: stack for stack, our_stack in stacks.items()})
-    for official, name in (BLOCK | block_names if place else names).items():
+    for official, name in ({**BLOCK, **block_names} if place else names).items():
         if inner in (name, f"{name}.weight", f"{name}.bias"):
             return place + official + inner.removeprefix(name)
     module, _, kind = inner.rpartition(".")
@@ -103,7 +105,10 @@ def original_name(
 
 
 def _place(name: str, stacks: Mapping[str, str]) -> tuple[str, str]:
-    """Of a tensor in a block, the block's other name, by that of its stack, and the rest; else `""` and the name."""
+    """
+    Split a tensor name into its block, under the other naming scheme, and the name inside the block. Names outside of
+    the blocks give `("", name)`.
+    """
     for stack, other in stacks.items():
         number, _, rest = name.removeprefix(f"{stack}.").partition(".")
         if name.startswith(f"{stack}.") and number.isdecimal():
@@ -113,7 +118,7 @@ def _place(name: str, stacks: Mapping[str, str]) -> tuple[str, str]:
 
 def count_blocks(weights: Mapping[str, Tensor], stack: str, source_name: str) -> int:
     """
-    How many blocks there are, by the official names `{stack}.{number}.…`.
+    Count the blocks with official names `{stack}.{number}.…`.
 
     Raises:
         ValueError: If a number below the highest is missing.
@@ -128,10 +133,10 @@ def count_blocks(weights: Mapping[str, Tensor], stack: str, source_name: str) ->
 
 def needed(weights: Mapping[str, Tensor], key: str, ndim: int, source_name: str) -> Tensor:
     """
-    The tensor that sizes are read from.
+    Return a tensor from which sizes are read.
 
     Raises:
-        ValueError: If there is none, or one of another number of dimensions.
+        ValueError: If it is missing or has another number of dimensions.
     """
     if key not in weights:
         raise ValueError(f"{source_name} has no tensor {key}")
@@ -141,58 +146,57 @@ def needed(weights: Mapping[str, Tensor], key: str, ndim: int, source_name: str)
 
 
 def left_behind(weights: Mapping[str, Tensor], pattern: str, reason: str) -> list[str]:
-    """One line on the tensors with official names like `pattern`, none if there are no such tensors."""
+    """Return one line about the tensors whose official names match `pattern`, or none if there are no such tensors."""
     names = fnmatch.filter(weights, pattern)
     if not names:
         return []
     return [f"{names[0]}: {reason}" if len(names) == 1 else f"{pattern} ({len(names)} tensors): {reason}"]
 
 
-def checked_config(
-    config_class: type[PreTrainedConfig], fields: Mapping[str, Any], overrides: Mapping[str, Any]
-) -> PreTrainedConfig:
+def checked_config(config_class: type[Config], fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> Config:
     """
-    A configuration from what the weights tell and what the user says, which wins.
+    Build a configuration from the fields that the weights determine and the user's overrides, which win.
 
     Raises:
-        ValueError: As [`check_overrides`], or for sizes that do not fit together.
+        ValueError: As [`check_overrides`], or if sizes do not fit together.
     """
     overrides = check_overrides(overrides, config_class)
     try:
-        config = config_class(**fields | overrides)
+        config = config_class(**{**fields, **overrides})
     except StrictDataclassError as error:
         raise ValueError(f"configuration of the model: {error.__cause__ or error}") from error
-    names = len(overrides.get("id2label", config.id2label))
+    names = len(overrides.get("id2label", config.id2label or {}))
     if names != config.num_labels:
         raise ValueError(f"config_overrides: id2label names {names} of {config.num_labels} classes")
     return config
 
 
 def load_strictly(
-    model_class: type[PreTrainedModel],
+    model_class: type[Model],
     config: PreTrainedConfig,
     weights: Mapping[str, Tensor],
     source_name: str,
     official_name: Callable[[str], str] = str,
     **options: bool,
-) -> PreTrainedModel:
+) -> Model:
     """
-    A model with these weights, in float32 and eval mode, and with its own copy of them.
+    Build a model with its own copy of these weights, in float32 and eval mode.
 
-    It is built without memory and gets the weights assigned, so that there is one copy of what is used and none of
-    what is not. Half precision and float64 become float32; integers keep their values.
+    The model is created on the meta device and the weights are assigned, so that only one copy of them is made. Half
+    precision and float64 become float32; integers keep their values.
 
     Args:
         model_class (`type`): Class of the model.
         config (`PreTrainedConfig`): Its configuration.
-        weights (`Mapping[str, Tensor]`): Under the names of this package; those that could not be translated under
-            their official ones. They may be views of each other, and lie in a memory-mapped file.
+        weights (`Mapping[str, Tensor]`): Tensors under our names; unknown ones under their official names. They may be
+            views of each other or of a memory-mapped file.
         source_name (`str`): File name, for messages.
-        official_name (`Callable`, *optional*): Gives the name in the file of one of ours, for messages.
-        **options: For the class, beside the configuration.
+        official_name (`Callable`, *optional*): Maps one of our names to the name in the file, for messages.
+        **options: Further arguments of the class.
 
     Raises:
-        ValueError: If a tensor is missing, left over, of another shape, or not of real numbers; it is named.
+        ValueError: If a tensor is missing, left over, has the wrong shape or is not of a floating-point type; the
+            message names it.
     """
     with torch.device("meta"):
         model = model_class(config, **options)
@@ -202,8 +206,8 @@ def load_strictly(
         "missing": [official_name(name) for name in expected if name not in weights],
     }
     if any(problems.values()):
-        told = "; ".join(f"{problem} {_listed(names)}" for problem, names in problems.items() if names)
-        raise ValueError(f"{source_name} does not fit {model_class.__name__}: {told}")
+        details = "; ".join(f"{problem} {_listed(names)}" for problem, names in problems.items() if names)
+        raise ValueError(f"{source_name} does not fit {model_class.__name__}: {details}")
     for name, tensor in weights.items():
         if tensor.shape != expected[name].shape:
             raise ValueError(

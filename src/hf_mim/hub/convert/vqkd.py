@@ -1,8 +1,8 @@
 """
-Official VQ-KD tokenizers (`beit2/modeling_vqkd.py` of microsoft/unilm) as models of this package.
+Convert official VQ-KD tokenizers (`beit2/modeling_vqkd.py` of microsoft/unilm).
 
-They see images as `2·x - 1` of values x in 0..1 (`process_type` "default", that of all released ones): the image
-processor beside them has mean and standard deviation 0.5.
+Their input is `2·x - 1` for pixel values x in 0..1 (`process_type` "default", as in all released tokenizers), so that
+their image processor has a mean and standard deviation of 0.5.
 """
 
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from ...modeling.configuration_vqkd import VQKDConfig
 from ...modeling.modeling_vqkd import VQKDModel
@@ -22,35 +23,46 @@ QUANTIZER = {
     "quantize.cluster_size": "quantizer.usage",
     "quantize.embedding.initted": "quantizer.initialized",
 }
-# Beginnings of names, and why what has them stays behind.
+# Prefixes of tensors that are left behind, with the reason.
 DROPPED = {
     "teacher_model.": "left behind, it is the teacher",
-    "scaling_layer.": "left behind, it normalises the images for the teacher",
+    "scaling_layer.": "left behind, it normalizes the images for the teacher",
     "loss": "left behind, it belongs to the training",
     "quantize.embedding.cluster_size": "left behind, they are counts of the first k-means that nothing reads",
     "quantize.embedding.embed_avg": "left behind, nothing reads it",
 }
 
 
-def is_vqkd(weights: Mapping[str, Tensor]) -> bool:
-    """Whether tensors with official names are those of a VQ-KD tokenizer: the only ones with a codebook."""
+def matches(weights: Mapping[str, Tensor]) -> bool:
+    """Check whether tensors with official names are those of a VQ-KD tokenizer: only these have a codebook."""
     return any(key.startswith("quantize.") for key in weights)
 
 
-def dropped_vqkd(weights: Mapping[str, Tensor]) -> list[str]:
-    """What of a checkpoint stays behind, and why."""
+def shares_names(weights: Mapping[str, Tensor]) -> bool:
+    """Return False: no other family has models with these names."""
+    return False
+
+
+def options(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an empty dictionary: the options of the original run determine no field of the configuration."""
+    return {}
+
+
+def dropped(networks: Mapping[str, Mapping[str, Tensor]], config: PreTrainedConfig) -> list[str]:
+    """Describe what is left behind, one line for each kind of tensor."""
+    weights = networks["model"]
     return [line for start, reason in DROPPED.items() for line in left_behind(weights, f"{start}*", reason)]
 
 
 def rename_vqkd(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
-    Official tensors under our names, without those that stay behind; unknown ones keep their names. Counters of idle
-    codes, which the original does not have, begin with 0.
+    Rename official tensors and leave out those in `DROPPED`; unknown tensors keep their names. The counters of idle
+    codes, which the original does not have, start at 0.
     """
-    renamed = {}
+    renamed: dict[str, Tensor] = {}
     for part in ("encoder", "decoder"):
         weights = {k.removeprefix(f"{part}."): t for k, t in official.items() if k.startswith(f"{part}.")}
-        # Without pooling, the norm of the mean patch becomes that of every patch.
+        # Without pooling, the norm of the mean patch is applied to each patch.
         weights = {k.replace("fc_norm.", "norm."): t for k, t in weights.items()}
         renamed |= {f"{part}.{k}": t for k, t in rename_beitv2(weights, "").items()}
     for key, tensor in official.items():
@@ -65,7 +77,7 @@ def rename_vqkd(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def original_vqkd_name(ours: str) -> str:
-    """The official name of what [`rename_vqkd`] calls `ours`."""
+    """Return the official name of the tensor that [`rename_vqkd`] calls `ours`."""
     for official, name in QUANTIZER.items():
         if ours == name:
             return official
@@ -76,21 +88,21 @@ def original_vqkd_name(ours: str) -> str:
     return f"{part}.fc_{inner}" if inner.startswith("norm.") else f"{part}.{inner}"
 
 
-def convert_vqkd(
+def convert(
     weights: Mapping[str, Tensor], name: str, num_attention_heads: int | None, overrides: Mapping[str, Any]
 ) -> VQKDModel:
     """
-    The tokenizer of a checkpoint: encoder, codebook and decoder. What it holds of its teacher stays behind.
+    Build a tokenizer with its encoder, codebook and decoder. Tensors of its teacher are left behind.
 
     Args:
         weights (`Mapping[str, Tensor]`): Tensors with official names.
-        name (`str`): Where they come from, for messages.
-        num_attention_heads (`int`, *optional*): Heads per block, where the width is not a published one.
-        overrides (`Mapping`): Fields of [`VQKDConfig`] that no tensor tells, such as `teacher` and `teacher_license`.
+        name (`str`): File name, for messages.
+        num_attention_heads (`int`, *optional*): Heads per block. Required if no published model has this width.
+        overrides (`Mapping`): Fields of [`VQKDConfig`] that the tensors do not determine, such as `teacher` and
+            `teacher_license`.
 
     Raises:
-        ValueError: If a tensor is missing, unknown or of another shape than the others ask for, or if there is no
-            codebook yet.
+        ValueError: If a tensor is missing, unknown or has the wrong shape, or if the codebook is not initialized.
     """
     if not needed(weights, "quantize.embedding.initted", 1, name).bool().all():
         raise ValueError(f"{name}: quantize.embedding.initted is 0, so that there is no codebook yet: train it first")
