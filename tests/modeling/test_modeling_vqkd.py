@@ -140,7 +140,7 @@ def test_codes_that_do_not_fill_the_grid():
     for codes, grid in ((torch.zeros(2, 9, dtype=torch.int64), None), (torch.zeros(16, dtype=torch.int64), (4, 4))):
         with pytest.raises(ValueError, match="do not fill a grid of 4x4"):
             model.decode(codes, grid)
-    with pytest.raises(ValueError, match=r"labels have shape \(2, 16, 7\), the features \(2, 16, 24\)"):
+    with pytest.raises(ValueError, match=r"labels have shape \(2, 16, 7\), expected \(2, 16, 24\)"):
         model(images(2), torch.zeros(2, 16, 7))
 
 
