@@ -182,7 +182,7 @@ def test_with_the_package_training_goes_on_from_the_hub(loopback_hub, tmp_path):
 def test_from_machine_to_machine(loopback_hub, tmp_path):
     """A run pushes checkpoints and result; another one goes on from a downloaded checkpoint to the same end."""
     write_photos(tmp_path / "photos")
-    pretrain = (sys.executable, "-m", "hf_mim.cli", "pretrain", *TINY, "--train_dir", tmp_path / "photos")
+    pretrain = (sys.executable, "-m", "hf_mim", "pretrain", *TINY, "--train_dir", tmp_path / "photos")
     push = ("--push_to_hub", "--hub_strategy", "checkpoint", "--hub_always_push", "--save_strategy", "epoch")
     run(loopback_hub, *pretrain, *push, "--hub_model_id", "org/first", "--output_dir", tmp_path / "first")
     assert loopback_hub.commits("org/first-pretrain")[1:] == [

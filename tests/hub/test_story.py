@@ -77,7 +77,7 @@ def in_this_process(*arguments: str | Path):
 
 
 def in_a_process_of_its_own(*arguments: str | Path):
-    run = subprocess.run([sys.executable, "-m", "hf_mim.cli", *map(str, arguments)], capture_output=True, timeout=400)
+    run = subprocess.run([sys.executable, "-m", "hf_mim", *map(str, arguments)], capture_output=True, timeout=400)
     assert run.returncode == 0, run.stderr.decode()
 
 

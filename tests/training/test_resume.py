@@ -77,15 +77,23 @@ def test_resume_of_two_processes(pictures, tmp_path, workers, accumulation):
         assert_equal_weights(tmp_path / "whole", cut)
 
 
-@pytest.mark.parametrize("step", [2, 5, 6])
-def test_a_stream_resumes_within_its_first_pass_its_second_and_at_the_end(pictures, tmp_path, step):
+@pytest.fixture(scope="module")
+def streamed(pictures, tmp_path_factory):
+    """A finished run over a stream with a checkpoint after every step, and its options."""
     options = ("--train_dir", pictures, "--streaming", "--max_steps", 6, "--warmup_steps", 1)
-    pretrain(*options, *EVERY_STEP, output=tmp_path / "whole")
-    copy_checkpoint(tmp_path / "whole", tmp_path / "cut", f"checkpoint-{step}")
+    output = tmp_path_factory.mktemp("streamed")
+    pretrain(*options, *EVERY_STEP, output=output)
+    return output, options
+
+
+@pytest.mark.parametrize("step", [2, 5, 6])
+def test_a_stream_resumes_within_its_first_pass_its_second_and_at_the_end(streamed, tmp_path, step):
+    whole, options = streamed
+    copy_checkpoint(whole, tmp_path / "cut", f"checkpoint-{step}")
     pretrain(*options, output=tmp_path / "cut")
-    assert logged_losses(tmp_path / "cut") == logged_losses(tmp_path / "whole")
+    assert logged_losses(tmp_path / "cut") == logged_losses(whole)
     # The same images would come in another order.
-    copy_checkpoint(tmp_path / "whole", tmp_path / "other", f"checkpoint-{step}")
+    copy_checkpoint(whole, tmp_path / "other", f"checkpoint-{step}")
     for name, before, now in (("dataloader_num_workers", 0, 1), ("shuffle_buffer_size", 1000, 8)):
         with pytest.raises(ValueError, match=f"{name} {before}, this run has {now}"):
             pretrain(*options, f"--{name}", now, output=tmp_path / "other")
@@ -265,8 +273,16 @@ def test_a_full_disk_leaves_the_checkpoint_before(pictures, tmp_path, monkeypatc
     assert_equal_weights(tmp_path / "whole", tmp_path / "cut")
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(pictures, tmp_path_factory):
+    """A finished run of 20 epochs, whose numbers do not depend on how many processes load its images."""
+    output = tmp_path_factory.mktemp("uninterrupted")
+    pretrain("--train_dir", pictures, "--num_train_epochs", 20, output=output)
+    return output
+
+
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 2), (signal.SIGINT, 2), (signal.SIGTERM, 0)])
-def test_a_signal_ends_the_run_after_its_step(pictures, tmp_path, number, workers):
+def test_a_signal_ends_the_run_after_its_step(uninterrupted, pictures, tmp_path, number, workers):
     """Sent to the whole group of processes, as a terminal or a scheduler does."""
     options = ["--train_dir", pictures, "--num_train_epochs", 20, "--dataloader_num_workers", workers]
     cut = tmp_path / "cut"
@@ -284,9 +300,8 @@ def test_a_signal_ends_the_run_after_its_step(pictures, tmp_path, number, worker
     assert "Traceback" not in errors and not (cut / "metrics.json").exists()
     assert 5 <= step < 80 and step == json.loads((last / "trainer_state.json").read_text())["global_step"]
     pretrain(*options, output=cut)
-    pretrain(*options, output=tmp_path / "whole")
-    assert logged_losses(cut) == logged_losses(tmp_path / "whole")
-    assert_equal_weights(tmp_path / "whole", cut)
+    assert logged_losses(cut) == logged_losses(uninterrupted)
+    assert_equal_weights(uninterrupted, cut)
 
 
 @pytest.mark.slow
