@@ -1,141 +1,107 @@
-"""Trained encoders as plain transformers models, which load without this package and without remote code."""
+"""Export trained encoders as plain transformers models, which load without this package and without remote code."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import torch
-from transformers import (
-    BeitForImageClassification,
-    BeitModel,
-    SwinForImageClassification,
-    SwinModel,
-    ViTForImageClassification,
-    ViTImageProcessorPil,
-    ViTMAEModel,
-    ViTModel,
-)
+from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel, SwinConfig, ViTImageProcessorPil
+from transformers.backbone_utils import BackboneMixin
 
+from ..modeling.configuration_beitv2 import Beitv2Config
+from ..modeling.configuration_dbot import DBotConfig
+from ..modeling.configuration_ibot import IBotConfig
+from ..modeling.configuration_ibot_swin import IBotSwinConfig
 from ..modeling.image_processing_pil_mim import Beitv2ImageProcessorPil, DBotImageProcessorPil, IBotImageProcessorPil
-from ..modeling.modeling_beitv2 import Beitv2ForImageClassification, Beitv2Model
-from ..modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
-from ..modeling.modeling_dbot import DBotForImageClassification, DBotModel
-from ..modeling.modeling_dbot_pretraining import DBotForPreTraining
-from ..modeling.modeling_ibot import IBotForImageClassification, IBotModel
-from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
-from ..modeling.modeling_ibot_swin import IBotSwinForImageClassification, IBotSwinForPreTraining, IBotSwinModel
-from .export_beit import native_beit, native_pooled_beit
+from ..modeling.modeling_beitv2 import Beitv2Model
+from ..modeling.modeling_dbot import DBotModel
+from ..modeling.modeling_ibot import IBotModel
+from ..modeling.modeling_ibot_swin import IBotSwinModel
+from .export_beit import native_beit
 from .export_swin import native_swin, sizes_of_swin
-from .export_vit import native_vit, native_vit_mae
+from .export_vit import native_dbot, native_ibot, native_vit_mae
 
 
-if TYPE_CHECKING:
-    from transformers import ViTImageProcessor
-
-    from ..modeling.image_processing_mim import Beitv2ImageProcessor, DBotImageProcessor, IBotImageProcessor
+Exporter = Callable[[PreTrainedModel], PreTrainedModel]
+# For each configuration, the class of the encoder, which is also a part of the larger models, and the function that
+# makes the native model. A tokenizer has no counterpart in transformers.
+EXPORTERS: dict[type[PreTrainedConfig], tuple[type[PreTrainedModel], Exporter]] = {
+    IBotConfig: (IBotModel, native_ibot),
+    IBotSwinConfig: (IBotSwinModel, native_swin),
+    Beitv2Config: (Beitv2Model, native_beit),
+    DBotConfig: (DBotModel, native_dbot),
+}
 
 
 @torch.no_grad()
-def export_native(
-    model: IBotModel
-    | IBotForPreTraining
-    | IBotForImageClassification
-    | IBotSwinModel
-    | IBotSwinForPreTraining
-    | IBotSwinForImageClassification
-    | Beitv2Model
-    | Beitv2ForPreTraining
-    | Beitv2ForImageClassification
-    | DBotModel
-    | DBotForPreTraining
-    | DBotForImageClassification,
-    architecture: Literal["vit_mae"] | None = None,
-) -> (
-    ViTModel
-    | ViTForImageClassification
-    | ViTMAEModel
-    | SwinModel
-    | SwinForImageClassification
-    | BeitModel
-    | BeitForImageClassification
-):
+def export_native(model: PreTrainedModel, architecture: Literal["vit_mae"] | None = None) -> PreTrainedModel:
     """
-    Copies a model into one of transformers that gives the same numbers, and loads without this package.
+    Copy a model into one of transformers that computes the same numbers and loads without this package.
 
-    - The encoders of iBOT and dBOT become a `ViTModel` with the same `last_hidden_state` `[B, 1+N, D]`. Its
-      `pooler_output` `[B, D]` is the CLS token: `AutoModel` always builds a pooler, so this one is the identity. Layer
-      scale is folded into the linear layer before it, fixed positions become a table, and stochastic depth, which a
-      `ViTModel` does not know, stays behind. A classifier becomes a `ViTForImageClassification` with the same
-      `logits`.
-    - BEiT v2's encoder becomes a `BeitModel` with the same `last_hidden_state` and `pooler_output`, its classifier a
-      `BeitForImageClassification`.
-    - With mean pooling, which a ViT does not know, dBOT's encoder becomes a `BeitModel`, and a classifier of dBOT or
-      iBOT a `BeitForImageClassification`.
-    - iBOT's Swin Transformer becomes a `SwinModel`, whose `last_hidden_state` `[B, N, D]` holds the patches alone and
-      whose `pooler_output` is their mean, its classifier a `SwinForImageClassification`. Between the first and the
-      last norm its tokens are ours times √(1e-5 / `layer_norm_eps`), √10 in the released models: for intermediate
-      features, or to go on training, take our model. `AutoBackbone` makes another network of it, with its own norms.
-    - With `architecture="vit_mae"`, dBOT's encoder becomes a `ViTMAEModel`, which sees only the patches that its
-      `noise` leaves, a share of 1 - `mask_ratio`: the same `last_hidden_state` for the same noise
-      (`reference/dbot/SPEC.md` section 14).
+    | model | becomes | with the same |
+    |---|---|---|
+    | encoder of iBOT or dBOT | `ViTModel` | `last_hidden_state` `[B, 1+N, D]` |
+    | classifier of iBOT or dBOT | `ViTForImageClassification` | `logits` |
+    | encoder of BEiT v2 | `BeitModel` | `last_hidden_state` and `pooler_output` |
+    | classifier of BEiT v2 | `BeitForImageClassification` | `logits` |
+    | encoder of dBOT, with mean pooling | `BeitModel` | `last_hidden_state` and `pooler_output` |
+    | classifier of iBOT or dBOT, with mean pooling | `BeitForImageClassification` | `logits` |
+    | encoder of iBOT with Swin | `SwinModel` | patches, as `last_hidden_state` `[B, N, D]` |
+    | classifier of iBOT with Swin | `SwinForImageClassification` | `logits` |
+    | encoder of dBOT, `architecture="vit_mae"` | `ViTMAEModel` | `last_hidden_state`, given the same `noise` |
 
-    Mask token, decoder and pre-training heads stay behind. The numbers are the same at `config.image_size`;
-    [`other_sizes`] tells what becomes of others. For another size, call `resize_position_tables` of a BEiT v2 or dBOT
-    model before the export.
+    The `pooler_output` `[B, D]` of a ViT is the CLS token: `AutoModel` always builds a pooler, and this one is the
+    identity. Layer scale is folded into the linear layer before it, fixed positions become a table, and stochastic
+    depth is lost. A ViTMAE sees only the share 1 - `mask_ratio` of the patches that its `noise` leaves
+    (`reference/dbot/SPEC.md` section 14).
+
+    The `pooler_output` of a Swin is the mean of the patches. Between its first and its last norm, the tokens are
+    √(1e-5 / `layer_norm_eps`) times as large as ours, √10 in the released models. For intermediate features and for
+    further training, use our model. `AutoBackbone` adds norms of its own and computes other features.
+
+    Mask token, decoder and pre-training heads are left out. The numbers are the same at `config.image_size`;
+    [`other_sizes`] describes other sizes. For another size, call `resize_position_tables` of a BEiT v2 or dBOT model
+    before the export.
+
+    Args:
+        model (`PreTrainedModel`): An encoder, classifier or pre-training model of iBOT, BEiT v2 or dBOT.
+        architecture (`str`, *optional*): `"vit_mae"` for a `ViTMAEModel`; by default, the model from the table.
 
     Returns:
-        The native model in eval mode with its own copy of the weights, in their type and on their device.
+        `PreTrainedModel`: The native model in eval mode, with its own copy of the weights in the same type and on the
+        same device.
 
     Raises:
         TypeError: If the model is none of these.
-        ValueError: If transformers cannot express it: an iBOT encoder that pools by the mean; a BEiT v2 model, or one
-            that pools by the mean, for images that are not square; a Swin whose windows are larger than the map of a
-            stage; or if dBOT's encoder alone can become what
-            `architecture` says.
+        ValueError: If transformers cannot express it: an iBOT encoder that pools by the mean, a BEiT v2 model or one
+            that pools by the mean for images that are not square, a Swin whose windows are larger than the feature map
+            of a stage, or a model other than dBOT's encoder as a ViTMAE.
     """
     if architecture not in (None, "vit_mae"):
         raise ValueError(
             f"architecture must be 'vit_mae' or none, which takes the one that fits, got {architecture!r}"
         )
-    if architecture == "vit_mae":
-        if not isinstance(model, (DBotModel, DBotForPreTraining, DBotForImageClassification)):
-            raise ValueError(f"only dBOT's encoder can become a ViTMAE, got {type(model).__name__}")
-        native = native_vit_mae(model)
-    elif isinstance(model, (IBotSwinModel, IBotSwinForPreTraining, IBotSwinForImageClassification)):
-        native = native_swin(model)
-    elif isinstance(model, (IBotModel, IBotForPreTraining)):
-        if model.config.use_mean_pooling:
-            raise ValueError(
-                "use_mean_pooling=True has no counterpart for an iBOT encoder: a BeitModel keeps the CLS token where "
-                "iBOT puts the mean patch; export a classifier, or the model without it"
-            )
-        native = native_vit(model)
-    elif isinstance(model, (Beitv2Model, Beitv2ForPreTraining, Beitv2ForImageClassification)):
-        native = native_beit(model)
-    elif isinstance(model, (IBotForImageClassification, DBotModel, DBotForPreTraining, DBotForImageClassification)):
-        native = native_pooled_beit(model) if model.config.use_mean_pooling else native_vit(model)
-    else:
+    export = native_vit_mae if architecture == "vit_mae" else _find_exporter(model)
+    native = export(model)
+    torch.nn.Module.to(native, dtype=model.dtype, device=model.device)
+    return native.eval()
+
+
+def _find_exporter(model: PreTrainedModel) -> Exporter:
+    row = EXPORTERS.get(type(model.config)) if isinstance(model, PreTrainedModel) else None
+    if row is None or not isinstance(model.base_model, row[0]) or isinstance(model, BackboneMixin):
         raise TypeError(
             f"export_native takes an encoder or model of iBOT, BEiT v2 or dBOT, got {type(model).__name__}"
         )
-    return native.to(dtype=model.dtype, device=model.device).eval()
+    return row[1]
 
 
-def other_sizes(
-    native: ViTModel
-    | ViTForImageClassification
-    | ViTMAEModel
-    | SwinModel
-    | SwinForImageClassification
-    | BeitModel
-    | BeitForImageClassification,
-) -> str:
-    """A sentence on the image sizes at which an exported model differs from what it was made of, and in what."""
+def other_sizes(native: PreTrainedModel) -> str:
+    """Describe at which image sizes an exported model differs from its source, and how."""
     config = native.config
     size = config.image_size
     height, width = (size, size) if isinstance(size, int) else size
     exact = f"The numbers are exact at {height} x {width} pixels"
-    if config.model_type == "swin":
+    if isinstance(config, SwinConfig):
         return f"{exact}{sizes_of_swin(config)}"
     if config.model_type != "beit":
         if height != width:
@@ -157,24 +123,17 @@ def other_sizes(
     return "The numbers are exact at every size: the model has no positions."
 
 
-def native_image_processor(
-    processor: IBotImageProcessorPil
-    | IBotImageProcessor
-    | Beitv2ImageProcessorPil
-    | Beitv2ImageProcessor
-    | DBotImageProcessorPil
-    | DBotImageProcessor,
-) -> ViTImageProcessorPil | ViTImageProcessor:
+def native_image_processor(processor: BaseImageProcessor) -> BaseImageProcessor:
     """
-    The same preprocessing under a name that transformers knows; saved beside an exported model, `AutoImageProcessor`
-    finds it. The backend (Pillow or torchvision) is that of `processor`.
+    Return the same preprocessing as a class of transformers, so that `AutoImageProcessor` loads it if it is saved with
+    an exported model. The backend (Pillow or torchvision) is that of `processor`.
     """
-    if isinstance(processor, (IBotImageProcessorPil, Beitv2ImageProcessorPil, DBotImageProcessorPil)):
-        native_class = ViTImageProcessorPil
-    else:
-        # Without torchvision, transformers would warn here and hand out the Pillow class.
-        from transformers import ViTImageProcessor as native_class
     settings = processor.to_dict()
     del settings["image_processor_type"]
     settings.pop("auto_map", None)
-    return native_class(**settings)
+    if isinstance(processor, (IBotImageProcessorPil, Beitv2ImageProcessorPil, DBotImageProcessorPil)):
+        return ViTImageProcessorPil(**settings)
+    # Without torchvision, this import would log a warning and give the Pillow class.
+    from transformers import ViTImageProcessor
+
+    return ViTImageProcessor(**settings)

@@ -1,24 +1,18 @@
-"""BEiT v2, and iBOT and dBOT with mean pooling, as transformers' BEiT."""
+"""Export BEiT v2, and iBOT and dBOT with mean pooling, as transformers' BEiT."""
 
 import torch
-from transformers import BeitConfig, BeitForImageClassification, BeitModel
+from transformers import BeitConfig, BeitForImageClassification, BeitModel, PreTrainedModel
 
 from ..modeling.configuration_common import SHARED_BEIT_FIELDS, VIT_FIELDS
-from ..modeling.modeling_beitv2 import Beitv2ForImageClassification, Beitv2Model
-from ..modeling.modeling_beitv2_pretraining import Beitv2ForPreTraining
-from ..modeling.modeling_dbot import DBotForImageClassification, DBotModel
-from ..modeling.modeling_ibot import IBotForImageClassification
-from .export_vit import classifier_weights, labels, position_weights
+from .export_common import classifier_weights, is_classifier, labels, position_weights
 
 
-def native_beit(
-    model: Beitv2Model | Beitv2ForPreTraining | Beitv2ForImageClassification,
-) -> BeitModel | BeitForImageClassification:
+def native_beit(model: PreTrainedModel) -> PreTrainedModel:
     """
-    A BEiT v2 model as a BEiT; see [`~hf_mim.hub.export.export_native`].
+    Export a BEiT v2 model as a BEiT; see [`~hf_mim.hub.export.export_native`].
 
     Raises:
-        ValueError: If it has position tables for images that are not square.
+        ValueError: If its position tables are for images that are not square.
     """
     config = model.config
     if not config.has_native_beit:
@@ -28,7 +22,8 @@ def native_beit(
             f"are not square: it takes rows of a relative table for columns, and an absolute table for a square"
         )
     fields = {name: getattr(config, name) for name in (*SHARED_BEIT_FIELDS, "drop_path_rate")}
-    if isinstance(model, Beitv2ForImageClassification):
+    native: PreTrainedModel
+    if is_classifier(model):
         native = BeitForImageClassification(BeitConfig(**fields, **labels(config)))
         weights = {name.replace("beitv2.", "beit.", 1): tensor for name, tensor in model.state_dict().items()}
     else:
@@ -39,17 +34,16 @@ def native_beit(
     return native
 
 
-def native_pooled_beit(
-    model: IBotForImageClassification | DBotModel | DBotForImageClassification,
-) -> BeitModel | BeitForImageClassification:
+def native_pooled_beit(model: PreTrainedModel) -> PreTrainedModel:
     """
-    A model of iBOT or dBOT that pools by the mean as a BEiT without relative positions. Its key bias, which BEiT does
-    not have, moves all logits of a query alike and changes nothing.
+    Export a model of iBOT or dBOT that pools by the mean as a BEiT without relative positions. BEiT has no key bias,
+    and needs none: it shifts all attention logits of a query equally.
 
     Raises:
         ValueError: If its position table is for images that are not square.
     """
     config, encoder = model.config, model.base_model
+    assert isinstance(encoder, PreTrainedModel)
     rows, columns = config.grid_size
     if rows != columns:
         raise ValueError(
@@ -63,21 +57,20 @@ def native_pooled_beit(
     weights = encoder.state_dict() | position_weights(encoder)
     weights.pop("embeddings.mask_token", None)
     weights = {name: tensor for name, tensor in weights.items() if not name.endswith("k_proj.bias")}
-    # iBOT's norm of the mean patch
+    # iBOT's norm of the mean patch has another name.
     weights = {name.replace("fc_norm.", "pooler.layernorm."): tensor for name, tensor in weights.items()}
-    if isinstance(model, DBotModel):
-        native = BeitModel(native_config)
-    else:
+    native: PreTrainedModel
+    if is_classifier(model):
         native = BeitForImageClassification(native_config)
         weights = {f"beit.{name}": tensor for name, tensor in weights.items()} | classifier_weights(model)
+    else:
+        native = BeitModel(native_config)
     native.load_state_dict(_with_biases(weights, native), strict=True)
     return native
 
 
-def _with_biases(
-    weights: dict[str, torch.Tensor], native: BeitModel | BeitForImageClassification
-) -> dict[str, torch.Tensor]:
-    """Query and value always have a bias in a native BEiT: zero where ours has none (`qkv_bias=False`)."""
+def _with_biases(weights: dict[str, torch.Tensor], native: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Add the biases of query and value, which a native BEiT always has: zero if ours has none (`qkv_bias=False`)."""
     biases = {
         name: torch.zeros_like(tensor)
         for name, tensor in native.state_dict().items()

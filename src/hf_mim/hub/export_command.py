@@ -14,17 +14,17 @@ from transformers import (
 )
 from transformers.utils import CONFIG_NAME, cached_file
 
+from ..methods import has_online_teacher
 from ..utils.files import replaced_folder
-from ..utils.layout import MODEL_TYPES, TEACHER_FOLDER
+from ..utils.layout import TEACHER_FOLDER
 from ..utils.loading import find_source, load_config, load_image_processor, load_model
 from .convert.checkpoint import check_output
-from .export import export_native, native_image_processor, other_sizes
+from .export import EXPORTERS, export_native, native_image_processor, other_sizes
 from .export_onnx import check_packages, export_onnx
 from .run_card import build_exported_card
 
 
-# A tokenizer has no counterpart.
-OURS = tuple(name for name in MODEL_TYPES if name != "vqkd")
+OURS = tuple(config_class.model_type for config_class in EXPORTERS)
 NATIVE = ("vit", "vit_mae", "beit", "swin")
 ONNX_FILE = "model.onnx"
 
@@ -101,7 +101,7 @@ def load_source(name: str) -> tuple[str, PreTrainedModel, BaseImageProcessor | N
             f"{name} is a model of type {config.model_type!r}; what can be exported is of type {', '.join(OURS)}"
         )
     place, source = {}, name
-    if config.model_type in ("ibot", "ibot_swin") and _has_teacher(name):
+    if has_online_teacher(config.model_type) and _has_teacher(name):
         place, source = {"subfolder": TEACHER_FOLDER}, f"{name}/{TEACHER_FOLDER}"
     auto_class = AutoModelForImageClassification if _is_classifier(config) else AutoModel
     model = load_model(name, auto_class, unused=("mask_token",), **place)

@@ -1,32 +1,31 @@
-"""iBOT with a Swin Transformer as transformers' own Swin, where that computes the same."""
+"""Export iBOT with a Swin Transformer as transformers' own Swin, if that computes the same."""
 
 import math
 
-from transformers import SwinConfig, SwinForImageClassification, SwinModel
+from torch.nn import Module
+from transformers import PreTrainedModel, SwinConfig, SwinForImageClassification, SwinModel
 
 from ..modeling.configuration_common import SHARED_SWIN_FIELDS
 from ..modeling.configuration_ibot_swin import NATIVE_EPS
-from ..modeling.modeling_ibot_swin import IBotSwinForImageClassification, IBotSwinForPreTraining, IBotSwinModel
-from .export_vit import classifier_weights, labels
+from .export_common import classifier_weights, is_classifier, labels
 
 
-# What is written into the tokens that run through all blocks, or normalised before it is.
+# Parts of the names of weights that write into the residual stream, directly or before a norm.
 STREAM = ("embeddings.", ".o_proj.", ".fc2.", ".reduction.")
 
 
-def native_swin(
-    model: IBotSwinModel | IBotSwinForPreTraining | IBotSwinForImageClassification,
-) -> SwinModel | SwinForImageClassification:
+def native_swin(model: PreTrainedModel) -> PreTrainedModel:
     """
-    A `SwinModel` whose `last_hidden_state` `[B, N, D]` are our patches and whose `pooler_output` is our mean patch, or
-    a `SwinForImageClassification` with the same `logits`.
+    Export a `SwinModel` whose `last_hidden_state` `[B, N, D]` are our patches and whose `pooler_output` is our mean
+    patch, or a `SwinForImageClassification` with the same `logits`.
 
-    Two of its norms have an epsilon of 1e-5 that cannot be set. Ours is smaller in the released models, so all tokens
-    between patch embedding and final norm are √(1e-5 / `layer_norm_eps`) times as large there, which makes 1e-5 the
-    same as ours: `hidden_states` differ by this factor from ours, and the outputs do not.
+    Two norms of transformers' Swin have a fixed epsilon of 1e-5; ours is smaller in the released models. The exported
+    weights compensate for this: all tokens between patch embedding and final norm are √(1e-5 / `layer_norm_eps`) times
+    as large as ours, so that an epsilon of 1e-5 has the same effect. `hidden_states` differ by this factor; the
+    outputs are the same.
 
     Raises:
-        ValueError: If transformers' Swin computes something else at `config.image_size`.
+        ValueError: If transformers' Swin computes different outputs at `config.image_size`.
     """
     config = model.config
     if config.why_no_native_swin is not None:
@@ -39,18 +38,20 @@ def native_swin(
         for name, tensor in model.base_model.state_dict().items()
         if name != "embeddings.mask_token"
     }
-    if isinstance(model, IBotSwinForImageClassification):
+    native: PreTrainedModel
+    if is_classifier(model):
         native = SwinForImageClassification(SwinConfig(**fields, **labels(config)))
         weights = {f"swin.{name}": tensor for name, tensor in weights.items()} | classifier_weights(model)
     else:
         native = SwinModel(SwinConfig(**fields))
-    native.to(model.dtype).load_state_dict(weights, strict=True)
+    Module.to(native, model.dtype).load_state_dict(weights, strict=True)
     return native
 
 
 def sizes_of_swin(config: SwinConfig) -> str:
-    """The rest of a sentence on the sizes at which an exported Swin is exact, beside its `image_size`, or differs."""
+    """Return the end of a sentence on the other image sizes at which an exported Swin is exact, or differs."""
     window = config.window_size
+    assert isinstance(config.image_size, int) and isinstance(config.patch_size, int)
     patches = config.image_size // config.patch_size
     if math.ceil(patches / 2 ** (len(config.depths) - 1)) == window:
         return (

@@ -1,33 +1,54 @@
-"""iBOT and dBOT with a CLS token as transformers' ViT, and dBOT's encoder as its ViTMAE."""
+"""Export iBOT and dBOT with a CLS token as transformers' ViT, and dBOT's encoder as its ViTMAE."""
 
 import torch
-from transformers import PreTrainedConfig, ViTConfig, ViTForImageClassification, ViTMAEConfig, ViTMAEModel, ViTModel
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTMAEConfig,
+    ViTMAEModel,
+    ViTModel,
+)
 
-from ..modeling.configuration_common import LABEL_FIELDS, MAE_FIELDS, SHARED_FIELDS
-from ..modeling.configuration_dbot import DBotConfig
-from ..modeling.configuration_ibot import IBotConfig
-from ..modeling.modeling_dbot import DBotForImageClassification, DBotModel
-from ..modeling.modeling_dbot_pretraining import DBotForPreTraining
-from ..modeling.modeling_ibot import IBotForImageClassification, IBotModel
-from ..modeling.modeling_ibot_pretraining import IBotForPreTraining
+from ..modeling.configuration_common import MAE_FIELDS, SHARED_FIELDS
+from ..modeling.modeling_dbot import DBotModel
+from .export_beit import native_pooled_beit
+from .export_common import classifier_weights, is_classifier, labels, position_weights
 
 
-def native_vit(
-    model: IBotModel
-    | IBotForPreTraining
-    | IBotForImageClassification
-    | DBotModel
-    | DBotForPreTraining
-    | DBotForImageClassification,
-) -> ViTModel | ViTForImageClassification:
-    """A model that pools by the CLS token as a ViT; see [`~hf_mim.hub.export.export_native`]."""
+def native_ibot(model: PreTrainedModel) -> PreTrainedModel:
+    """
+    Export an iBOT encoder or classifier.
+
+    Raises:
+        ValueError: If it is an encoder that pools by the mean.
+    """
+    if not model.config.use_mean_pooling:
+        return native_vit(model)
+    if not is_classifier(model):
+        raise ValueError(
+            "use_mean_pooling=True has no counterpart for an iBOT encoder: a BeitModel keeps the CLS token where "
+            "iBOT puts the mean patch; export a classifier, or the model without it"
+        )
+    return native_pooled_beit(model)
+
+
+def native_dbot(model: PreTrainedModel) -> PreTrainedModel:
+    """Export a dBOT encoder or classifier."""
+    return native_pooled_beit(model) if model.config.use_mean_pooling else native_vit(model)
+
+
+def native_vit(model: PreTrainedModel) -> PreTrainedModel:
+    """Export a model that pools by the CLS token as a ViT; see [`~hf_mim.hub.export.export_native`]."""
     config = model.config
     weights = vit_weights(model.base_model)
-    if isinstance(model, (IBotForImageClassification, DBotForImageClassification)):
+    native: PreTrainedModel
+    if is_classifier(model):
         native = ViTForImageClassification(_vit_config(config, **labels(config)))
         weights = {f"vit.{name}": tensor for name, tensor in weights.items()} | classifier_weights(model)
     else:
-        # AutoModel always builds a pooler: this one is the identity.
+        # AutoModel always builds a pooler. This one is the identity.
         native = ViTModel(_vit_config(config, pooler_act="linear"))
         weights["pooler.dense.weight"] = torch.eye(config.hidden_size)
         weights["pooler.dense.bias"] = torch.zeros(config.hidden_size)
@@ -35,15 +56,17 @@ def native_vit(
     return native
 
 
-def native_vit_mae(model: DBotModel | DBotForPreTraining) -> ViTMAEModel:
+def native_vit_mae(model: PreTrainedModel) -> PreTrainedModel:
     """
-    dBOT's encoder as one that sees only the patches which a mask leaves.
+    Export dBOT's encoder as a ViTMAE, which sees only the patches that a mask leaves.
 
     Raises:
-        ValueError: If the model is a classifier or pools by the mean.
+        ValueError: If the model is not dBOT's, is a classifier, or pools by the mean.
     """
+    if not isinstance(model.base_model, DBotModel):
+        raise ValueError(f"only dBOT's encoder can become a ViTMAE, got {type(model).__name__}")
     config = model.config
-    if isinstance(model, DBotForImageClassification):
+    if is_classifier(model):
         raise ValueError("ViTMAE is an encoder, it has no classifier: export the classifier as a ViT")
     if config.use_mean_pooling:
         raise ValueError("use_mean_pooling=True has no counterpart in ViTMAEModel: export the model without it")
@@ -52,8 +75,12 @@ def native_vit_mae(model: DBotModel | DBotForPreTraining) -> ViTMAEModel:
     return native
 
 
-def vit_weights(encoder: IBotModel | DBotModel) -> dict[str, torch.Tensor]:
-    """Its tensors, with layer scale folded into the linear layers before it and positions as a table."""
+def vit_weights(encoder: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """
+    Return the tensors of an encoder, with layer scale folded into the linear layers before it and positions as a
+    table.
+    """
+    assert isinstance(encoder, PreTrainedModel)
     weights = encoder.state_dict()
     weights.pop("embeddings.mask_token", None)
     if encoder.config.layer_scale_init_value > 0:
@@ -66,22 +93,5 @@ def vit_weights(encoder: IBotModel | DBotModel) -> dict[str, torch.Tensor]:
     return weights | position_weights(encoder)
 
 
-def position_weights(encoder: IBotModel | DBotModel) -> dict[str, torch.Tensor]:
-    """The table of its own image size, also of positions that are computed."""
-    if isinstance(encoder, IBotModel):
-        return {}
-    return {"embeddings.position_embeddings": encoder.embeddings.positions(encoder.config.grid_size)}
-
-
-def classifier_weights(model: IBotForImageClassification | DBotForImageClassification) -> dict[str, torch.Tensor]:
-    """Those of the linear layer on top."""
-    return {f"classifier.{name}": tensor for name, tensor in model.classifier.state_dict().items()}
-
-
-def labels(config: PreTrainedConfig) -> dict:
-    """What a configuration says about classes."""
-    return {name: getattr(config, name) for name in LABEL_FIELDS}
-
-
-def _vit_config(config: IBotConfig | DBotConfig, **others) -> ViTConfig:
+def _vit_config(config: PreTrainedConfig, **others) -> ViTConfig:
     return ViTConfig(**{name: getattr(config, name) for name in SHARED_FIELDS}, **others)

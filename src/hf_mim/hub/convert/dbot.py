@@ -54,8 +54,8 @@ def matches(weights: Mapping[str, Tensor]) -> bool:
     """
     Check whether tensors with official names are those of dBOT.
 
-    Models with a decoder have names of their own. Encoders, teachers and classifiers have the names of iBOT's: here the
-    position table is, or started from, sines and cosines, while iBOT's is learned from a random initialization. (MAE
+    Models with a decoder have names of their own. Encoders, teachers and classifiers have the names of iBOT's, but
+    their position table is, or started from, sines and cosines; iBOT's is learned from a random initialization. (MAE
     has the same table: its encoders are the same networks.) Symmetric pre-training models have the names of BEiT v2
     and predict features of CLIP's width.
     """
