@@ -6,19 +6,17 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import (
-    AutoBackbone,
     AutoConfig,
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForMaskedImageModeling,
     AutoModelForPreTraining,
-    UperNetConfig,
-    UperNetForSemanticSegmentation,
 )
 
 from hf_mim import Beitv2Backbone, Beitv2Config, Beitv2ForImageClassification, Beitv2ForPreTraining, Beitv2Model
 from hf_mim.modeling.layers import TransformerLayer
 from hf_mim.modeling.modeling_beitv2_pretraining import code_loss
+from tests.testing.deployed_checks import BackboneChecks, ClassifierChecks
 from tests.testing.model_checks import (
     ModelChecks,
     assert_same,
@@ -175,94 +173,14 @@ class TestBeitv2Model(Beitv2Checks):
             Beitv2Model(tiny_config(), use_mask_token=False)(torch.zeros(1, 3, 24, 24), torch.ones(1, 9) > 0)
 
 
-class TestBeitv2Backbone(Beitv2Checks):
+class TestBeitv2Backbone(BackboneChecks, Beitv2Checks):
     model_class = Beitv2Backbone
-
-    def make_config(self, **overrides):
-        return tiny_config(**{"out_features": ["stem", "stage2"]} | overrides)
-
-    def test_every_parameter_gets_a_gradient(self):
-        for overrides in self.variants:
-            model = self.make_model(**overrides, out_features=["stage1", "stage3"]).train()
-            _, gradients = gradients_of(model, self.inputs(model.config))
-            assert all(gradient is not None for gradient in gradients.values())
-
-    def test_export(self):
-        self.check_export()
-
-    @torch.no_grad()
-    @pytest.mark.parametrize("apply_layernorm", [True, False])
-    def test_feature_maps_are_the_hidden_states(self, apply_layernorm):
-        model = self.make_model(image_size=[16, 40], apply_layernorm=apply_layernorm)
-        inputs = self.inputs(model.config)
-        assert model.channels == [32, 32]
-        states = model.beitv2(**inputs, output_hidden_states=True).hidden_states
-        maps = model(**inputs).feature_maps
-        expected = [model.beitv2.layernorm(states[i]) if apply_layernorm else states[i] for i in (0, 2)]
-        for feature_map, state in zip(maps, expected, strict=True):
-            assert feature_map.shape == (3, 32, 2, 5)
-            assert torch.equal(feature_map[:, :, 1, 3], state[:, 1 + 5 + 3])
-        model.config.reshape_hidden_states = False
-        assert_same(model(**inputs).feature_maps, expected)
-
-    @torch.no_grad()
-    def test_from_config_and_from_a_folder(self, tmp_path):
-        model = AutoBackbone.from_config(self.make_config(out_indices=[1, 3], out_features=None))
-        assert isinstance(model, Beitv2Backbone) and model.out_features == ["stage1", "stage3"]
-        model.save_pretrained(tmp_path)
-        loaded = Beitv2Backbone.from_pretrained(tmp_path, out_features=["stage2"]).eval()
-        inputs = self.inputs(model.config)
-        (feature_map,) = loaded(**inputs).feature_maps
-        model.config.out_features = ["stage2"]
-        assert_same(feature_map, model.eval()(**inputs).feature_maps)
-
-    def test_semantic_segmentation_with_upernet(self, tmp_path):
-        config = UperNetConfig(
-            backbone_config=self.make_config(out_features=["stem", "stage1", "stage2", "stage3"]),
-            hidden_size=16,
-            num_labels=5,
-            use_auxiliary_head=False,
-        )
-        torch.manual_seed(0)
-        model = UperNetForSemanticSegmentation(config)
-        assert isinstance(model.backbone, Beitv2Backbone)
-        images, labels = torch.randn(2, 3, 32, 48), torch.randint(0, 5, (2, 32, 48))
-        model.train()(images, labels=labels).loss.backward()
-        assert all(p.grad is not None and p.grad.any() for p in model.backbone.parameters())
-        expected = model.eval()(images).logits
-        assert expected.shape == (2, 5, 32, 48)
-        model.save_pretrained(tmp_path)
-        loaded, report = UperNetForSemanticSegmentation.from_pretrained(tmp_path, output_loading_info=True)
-        assert not any(report.values()), report
-        assert_same_weights(loaded, model)
-        assert_same(loaded.eval()(images).logits, expected, rtol=1e-4, atol=1e-6)
+    segmentation_tolerance = 1e-6
 
 
-class TestBeitv2ForImageClassification(Beitv2Checks):
+class TestBeitv2ForImageClassification(ClassifierChecks, Beitv2Checks):
     model_class = Beitv2ForImageClassification
     variants = (*ENCODER_VARIANTS, MEAN_POOLING, MEAN_POOLING | PER_BLOCK, {"num_labels": 0})
-
-    def make_config(self, **overrides):
-        return tiny_config(**{"num_labels": 4} | overrides)
-
-    def training_inputs(self, config):
-        labels = torch.tensor([1, 3, 0]) if config.num_labels else None
-        return self.inputs(config) | ({} if labels is None else {"labels": labels})
-
-    def test_export(self):
-        self.check_export()
-
-    def test_problem_types(self):
-        one_hot = torch.tensor([[1.0, 0, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0]])
-        cases = [
-            ("single_label_classification", torch.tensor([1, 3, 0]), cross_entropy),
-            ("multi_label_classification", one_hot, torch.nn.functional.binary_cross_entropy_with_logits),
-            ("regression", one_hot * 2.5, torch.nn.functional.mse_loss),
-        ]
-        for problem_type, labels, loss in cases:
-            model = self.make_model(problem_type=problem_type)
-            output = model(**self.inputs(model.config), labels=labels)
-            torch.testing.assert_close(output.loss, loss(output.logits, labels))
 
     @torch.no_grad()
     def test_the_head_takes_the_pooled_token(self):
@@ -272,13 +190,8 @@ class TestBeitv2ForImageClassification(Beitv2Checks):
             pooled = model.beitv2(**inputs).pooler_output
             assert_same(model(**inputs).logits, model.classifier(pooled), atol=1e-6)
 
-    def test_another_number_of_classes(self, tmp_path):
-        self.make_model(num_labels=4).save_pretrained(tmp_path)
-        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
-            Beitv2ForImageClassification.from_pretrained(tmp_path, num_labels=7)
-        model = Beitv2ForImageClassification.from_pretrained(tmp_path, num_labels=7, ignore_mismatched_sizes=True)
-        assert model.classifier.weight.shape == (7, 32)
-        # The head starts a thousand times smaller than other layers.
+    def check_new_head(self, model):
+        """The head starts a thousand times smaller than other layers."""
         assert 0 < model.classifier.weight.abs().max() < 1e-3
 
 

@@ -3,19 +3,17 @@
 import pytest
 import torch
 from transformers import (
-    AutoBackbone,
     AutoConfig,
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForPreTraining,
-    UperNetConfig,
-    UperNetForSemanticSegmentation,
 )
 
 from hf_mim import DBotBackbone, DBotConfig, DBotForImageClassification, DBotForPreTraining, DBotModel
 from hf_mim.modeling.modeling_dbot import sincos_positions
 from hf_mim.modeling.modeling_dbot_pretraining import normalize_targets
 from tests.testing.dbot_models import tiny_config
+from tests.testing.deployed_checks import BackboneChecks, ClassifierChecks
 from tests.testing.model_checks import (
     ModelChecks,
     assert_same,
@@ -200,78 +198,23 @@ class TestDBotModel(DBotChecks):
             model(images, torch.zeros(2, 9), bool_masked_pos=uneven)
 
 
-class TestDBotBackbone(DBotChecks):
+class TestDBotBackbone(BackboneChecks, DBotChecks):
     model_class = DBotBackbone
     # Feature maps hold patches, so that the norm of the mean patch has no part in them.
     variants = tuple(overrides for overrides in ENCODER_VARIANTS if "use_mean_pooling" not in overrides)
 
-    def make_config(self, **overrides):
-        return tiny_config(**{"out_features": ["stem", "stage2"]} | overrides)
-
-    def test_every_parameter_gets_a_gradient(self):
-        model = self.make_model(out_features=["stage1", "stage3"]).train()
-        _, gradients = gradients_of(model, self.inputs(model.config))
-        assert all(gradient is not None for gradient in gradients.values())
-
     @pytest.mark.slow
     def test_compile(self):
         super().test_compile()
-
-    def test_export(self):
-        self.check_export()
-
-    @torch.no_grad()
-    @pytest.mark.parametrize("apply_layernorm", [True, False])
-    def test_feature_maps_are_the_hidden_states(self, apply_layernorm):
-        model = self.make_model(image_size=[16, 40], apply_layernorm=apply_layernorm)
-        inputs = self.inputs(model.config)
-        assert model.channels == [32, 32]
-        states = model.dbot(**inputs, output_hidden_states=True).hidden_states
-        maps = model(**inputs).feature_maps
-        expected = [model.dbot.layernorm(states[i]) if apply_layernorm else states[i] for i in (0, 2)]
-        for feature_map, state in zip(maps, expected, strict=True):
-            assert feature_map.shape == (3, 32, 2, 5)
-            assert torch.equal(feature_map[:, :, 1, 3], state[:, 1 + 5 + 3])
-        model.config.reshape_hidden_states = False
-        assert_same(model(**inputs).feature_maps, expected)
-
-    @torch.no_grad()
-    def test_from_config_and_from_a_folder(self, tmp_path):
-        model = AutoBackbone.from_config(self.make_config(out_indices=[1, 3], out_features=None))
-        assert isinstance(model, DBotBackbone) and model.out_features == ["stage1", "stage3"]
-        model.save_pretrained(tmp_path)
-        loaded = DBotBackbone.from_pretrained(tmp_path, out_features=["stage2"]).eval()
-        inputs = self.inputs(model.config)
-        (feature_map,) = loaded(**inputs).feature_maps
-        model.config.out_features = ["stage2"]
-        assert_same(feature_map, model.eval()(**inputs).feature_maps)
-
-    def test_semantic_segmentation_with_upernet(self):
-        config = UperNetConfig(
-            backbone_config=self.make_config(out_features=["stem", "stage1", "stage2", "stage3"]),
-            hidden_size=16,
-            num_labels=5,
-            use_auxiliary_head=False,
-        )
-        torch.manual_seed(0)
-        model = UperNetForSemanticSegmentation(config)
-        assert isinstance(model.backbone, DBotBackbone)
-        images, labels = torch.randn(2, 3, 32, 48), torch.randint(0, 5, (2, 32, 48))
-        model.train()(images, labels=labels).loss.backward()
-        without = {n for n, p in model.backbone.named_parameters() if p.grad is None or not p.grad.any()}
-        assert not {n for n in without if not n.endswith("k_proj.bias")}
 
     def test_without_blocks(self):
         with pytest.raises(ValueError, match="a backbone needs blocks"):
             DBotBackbone(tiny_config(num_hidden_layers=0))
 
 
-class TestDBotForImageClassification(DBotChecks):
+class TestDBotForImageClassification(ClassifierChecks, DBotChecks):
     model_class = DBotForImageClassification
     variants = (*ENCODER_VARIANTS, {"num_labels": 0})
-
-    def make_config(self, **overrides):
-        return tiny_config(**{"num_labels": 4} | overrides)
 
     def make_model(self, attention="sdpa", **overrides):
         model = super().make_model(attention, **overrides)
@@ -280,16 +223,9 @@ class TestDBotForImageClassification(DBotChecks):
             torch.nn.init.normal_(model.classifier.weight)
         return model
 
-    def training_inputs(self, config):
-        labels = torch.tensor([1, 3, 0]) if config.num_labels else None
-        return self.inputs(config) | ({} if labels is None else {"labels": labels})
-
     @pytest.mark.slow
     def test_compile(self):
         super().test_compile()
-
-    def test_export(self):
-        self.check_export()
 
     @torch.no_grad()
     def test_the_head_takes_the_pooled_features(self):

@@ -3,17 +3,15 @@
 import pytest
 import torch
 from transformers import (
-    AutoBackbone,
     AutoConfig,
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForPreTraining,
-    UperNetConfig,
-    UperNetForSemanticSegmentation,
 )
 
 from hf_mim import IBotBackbone, IBotConfig, IBotForImageClassification, IBotForPreTraining, IBotModel
 from hf_mim.modeling.layers import DropPathResidual
+from tests.testing.deployed_checks import BackboneChecks, ClassifierChecks
 from tests.testing.ibot_models import (
     ENCODER_VARIANTS,
     IBotChecks,
@@ -21,7 +19,7 @@ from tests.testing.ibot_models import (
     IBotModelChecks,
     tiny_config,
 )
-from tests.testing.model_checks import assert_same, assert_same_weights, gradients_of, tensors_of
+from tests.testing.model_checks import assert_same, assert_same_weights, tensors_of
 
 
 class TestIBotModel(IBotModelChecks):
@@ -70,99 +68,15 @@ class TestIBotModel(IBotModelChecks):
             model.get_intermediate_layers(torch.zeros(1, 3, 24, 24), n=4)
 
 
-class TestIBotBackbone(IBotChecks):
+class TestIBotBackbone(BackboneChecks, IBotChecks):
     model_class = IBotBackbone
     # Feature maps hold patches after the final norm, so the norm of the mean patch has no part in them.
     variants = tuple(overrides for overrides in ENCODER_VARIANTS if "use_mean_pooling" not in overrides)
 
-    def make_config(self, **overrides):
-        return tiny_config(**{"out_features": ["stem", "stage2"]} | overrides)
 
-    def test_every_parameter_gets_a_gradient(self):
-        model = self.make_model(out_features=["stage1", "stage3"]).train()
-        _, gradients = gradients_of(model, self.inputs(model.config))
-        assert {n for n, g in gradients.items() if g is None} == self.unused_in_training
-
-    def test_export(self):
-        self.check_export()
-
-    @torch.no_grad()
-    @pytest.mark.parametrize("apply_layernorm", [True, False])
-    def test_feature_maps_are_the_hidden_states(self, apply_layernorm):
-        model = self.make_model(image_size=[16, 40], apply_layernorm=apply_layernorm)
-        inputs = self.inputs(model.config)
-        assert model.channels == [32, 32]
-        states = model.ibot(**inputs, output_hidden_states=True).hidden_states
-        maps = model(**inputs).feature_maps
-        expected = [model.ibot.layernorm(states[i]) if apply_layernorm else states[i] for i in (0, 2)]
-        for feature_map, state in zip(maps, expected, strict=True):
-            assert feature_map.shape == (3, 32, 2, 5)
-            assert torch.equal(feature_map[:, :, 1, 3], state[:, 1 + 5 + 3])
-        model.config.reshape_hidden_states = False
-        assert_same(model(**inputs).feature_maps, expected)
-
-    @torch.no_grad()
-    def test_from_config_and_from_a_folder(self, tmp_path):
-        model = AutoBackbone.from_config(self.make_config(out_indices=[1, 3], out_features=None))
-        assert isinstance(model, IBotBackbone) and model.out_features == ["stage1", "stage3"]
-        model.save_pretrained(tmp_path)
-        loaded = IBotBackbone.from_pretrained(tmp_path, out_features=["stage2"]).eval()
-        inputs = self.inputs(model.config)
-        (feature_map,) = loaded(**inputs).feature_maps
-        model.config.out_features = ["stage2"]
-        assert_same(feature_map, model.eval()(**inputs).feature_maps)
-
-    def test_semantic_segmentation_with_upernet(self, tmp_path):
-        config = UperNetConfig(
-            backbone_config=self.make_config(out_features=["stem", "stage1", "stage2", "stage3"]),
-            hidden_size=16,
-            num_labels=5,
-            use_auxiliary_head=False,
-        )
-        torch.manual_seed(0)
-        model = UperNetForSemanticSegmentation(config)
-        assert isinstance(model.backbone, IBotBackbone)
-        images, labels = torch.randn(2, 3, 32, 48), torch.randint(0, 5, (2, 32, 48))
-        model.train()(images, labels=labels).loss.backward()
-        without = {n for n, p in model.backbone.named_parameters() if p.grad is None or not p.grad.any()}
-        assert {n for n in without if not n.endswith("k_proj.bias")} == {"ibot.embeddings.mask_token"}
-
-        expected = model.eval()(images).logits
-        assert expected.shape == (2, 5, 32, 48)
-        model.save_pretrained(tmp_path)
-        loaded, report = UperNetForSemanticSegmentation.from_pretrained(tmp_path, output_loading_info=True)
-        assert not any(report.values()), report
-        assert_same_weights(loaded, model)
-        assert_same(loaded.eval()(images).logits, expected, rtol=1e-4, atol=1e-7)
-
-
-class TestIBotForImageClassification(IBotChecks):
+class TestIBotForImageClassification(ClassifierChecks, IBotChecks):
     model_class = IBotForImageClassification
     variants = (*ENCODER_VARIANTS, {"num_labels": 0})
-
-    def make_config(self, **overrides):
-        return tiny_config(**{"num_labels": 4} | overrides)
-
-    def training_inputs(self, config):
-        labels = torch.tensor([1, 3, 0]) if config.num_labels else None
-        return self.inputs(config) | ({} if labels is None else {"labels": labels})
-
-    def test_export(self):
-        self.check_export()
-
-    def test_problem_types(self):
-        one_hot = torch.tensor([[1.0, 0, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0]])
-        cases = [
-            ("single_label_classification", 4, torch.tensor([1, 3, 0]), torch.nn.functional.cross_entropy),
-            ("multi_label_classification", 4, one_hot, torch.nn.functional.binary_cross_entropy_with_logits),
-            ("regression", 4, one_hot * 2.5, torch.nn.functional.mse_loss),
-            ("regression", 1, torch.tensor([0.5, -1.0, 2.0]), lambda x, y: torch.nn.functional.mse_loss(x[:, 0], y)),
-        ]
-        for problem_type, num_labels, labels, loss in cases:
-            model = self.make_model(problem_type=problem_type, num_labels=num_labels)
-            output = model(**self.inputs(model.config), labels=labels)
-            torch.testing.assert_close(output.loss, loss(output.logits, labels))
-            output.loss.backward()
 
     @torch.no_grad()
     def test_the_head_takes_token_0(self):
@@ -170,16 +84,6 @@ class TestIBotForImageClassification(IBotChecks):
         inputs = self.inputs(model.config)
         patches = model.ibot(**inputs).last_hidden_state[:, 1:]
         assert_same(model(**inputs).logits, model.classifier(model.ibot.fc_norm(patches.mean(1))), atol=1e-6)
-
-    def test_another_number_of_classes(self, tmp_path):
-        self.make_model(num_labels=4).save_pretrained(tmp_path)
-        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
-            IBotForImageClassification.from_pretrained(tmp_path, num_labels=7)
-        model, report = IBotForImageClassification.from_pretrained(
-            tmp_path, num_labels=7, ignore_mismatched_sizes=True, output_loading_info=True
-        )
-        assert model.classifier.weight.shape == (7, 32)
-        assert {key for key, *_ in report["mismatched_keys"]} == {"classifier.weight", "classifier.bias"}
 
 
 class TestIBotForPreTraining(IBotForPreTrainingChecks):
