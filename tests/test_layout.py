@@ -21,7 +21,6 @@ SMALL = {"__init__.py", "__main__.py", "layout.py", "workers.py"}
 # Files that name a method of which they are not part, each with the reason.
 NAMES_METHODS = {
     "hf_mim/analysis/analyze_codes.py": "only tokenizers have codes",
-    "hf_mim/hub/catalogue.py": "the size of a published model from its configuration",
 }
 
 

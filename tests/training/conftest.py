@@ -9,9 +9,6 @@ from transformers import ViTConfig, ViTImageProcessorPil, ViTModel, set_seed
 from tests.testing.tiny_training import pretrain, tiny_beitv2, tiny_vqkd
 
 
-savefig = Figure.savefig
-
-
 def write_one_pixel(figure: Figure, path, **options):
     """In place of `Figure.savefig`."""
     Image.new("RGB", (1, 1)).save(path)
@@ -24,12 +21,6 @@ def unpainted_figures(monkeypatch: pytest.MonkeyPatch):
     session's and modules' fixtures paint theirs; the pictures themselves are tested in `tests/analysis`.
     """
     monkeypatch.setattr(Figure, "savefig", write_one_pixel)
-
-
-@pytest.fixture
-def painted_figures(unpainted_figures, monkeypatch: pytest.MonkeyPatch):
-    """For tests that look at the pictures of their own run."""
-    monkeypatch.setattr(Figure, "savefig", savefig)
 
 
 @pytest.fixture(scope="session")
