@@ -24,6 +24,7 @@ class Method:
         marker (`str`, *optional*): Field of the configuration that is None unless the model is of this variant.
         has_online_teacher (`bool`): Whether the teacher is trained along, with centers for its targets. Checkpoints
             then hold both networks, and the teacher is the one to deploy.
+        pools_patches (`bool`): Whether the feature of an image is the mean of its patches, not the CLS token.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Method:
     variant: tuple[str, str] | None = None
     marker: str | None = None
     has_online_teacher: bool = False
+    pools_patches: bool = False
 
 
 IBOT_PAPER = "https://arxiv.org/abs/2111.07832"
@@ -86,6 +88,7 @@ METHODS = (
         recipe="dbot-vitb16",
         run="hf_mim.training.pretrain.dbot:DBotRun",
         converter="hf_mim.hub.convert.dbot",
+        pools_patches=True,
     ),
     Method(
         name="dbot_symmetric",
@@ -95,6 +98,7 @@ METHODS = (
         run="hf_mim.training.pretrain.dbot:DBotSymmetricRun",
         variant=("dbot", "beitv2"),
         marker="regression_loss",
+        pools_patches=True,
     ),
 )
 METHOD_NAMES = tuple(method.name for method in METHODS)

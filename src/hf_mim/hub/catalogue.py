@@ -8,6 +8,8 @@ from importlib import resources
 import yaml
 from transformers import PreTrainedModel
 
+from ..modeling.configuration_ibot_swin import IBotSwinConfig
+from ..modeling.configuration_vqkd import VQKDConfig
 from ..utils.console import did_you_mean
 
 
@@ -181,7 +183,7 @@ def _figures(entry: CatalogueEntry) -> str:
 def _holds(entry: CatalogueEntry) -> str:
     if entry.share:
         return "in a cloud share"
-    if entry.family == "vqkd":
+    if entry.family == VQKDConfig.model_type:
         return "tokenizer"
     if entry.classes:
         return f"classifier, {entry.classes:,}"
@@ -218,12 +220,12 @@ def check_published(entry: CatalogueEntry, model: PreTrainedModel, family: str, 
 def describe_sizes(model: PreTrainedModel) -> str:
     """What the shapes of a model's weights say: `"12 blocks, width 768, 12 heads, patches of 16, ..."`."""
     config = model.config
-    if config.model_type == "ibot_swin":
+    if isinstance(config, IBotSwinConfig):
         blocks, heads = "-".join(map(str, config.depths)), "-".join(map(str, config.num_heads))
         parts = [f"windows of {config.window_size}"]
     else:
         blocks, heads, parts = config.num_hidden_layers, config.num_attention_heads, []
-    if config.model_type == "vqkd":
+    if isinstance(config, VQKDConfig):
         parts.append(f"decoder of {config.decoder_num_hidden_layers}")
     if type(model).__name__.endswith("ForImageClassification"):
         parts.append(f"{config.num_labels:,} classes")
@@ -233,7 +235,9 @@ def describe_sizes(model: PreTrainedModel) -> str:
 
 def published_sizes(entry: CatalogueEntry) -> str:
     """The same of a published checkpoint."""
-    name, number = re.match(r"(.+?)/(\d+)", entry.architecture).groups()
+    found = re.match(r"(.+?)/(\d+)", entry.architecture)
+    assert found is not None
+    name, number = found.groups()
     width, blocks, heads = ARCHITECTURES[name]
     patch_size, parts = number, []
     if name.startswith("Swin"):

@@ -3,6 +3,10 @@
 import sys
 from pathlib import Path
 
+from ..modeling.configuration_beitv2 import Beitv2Config
+from ..modeling.configuration_dbot import DBotConfig
+from ..modeling.configuration_ibot_swin import IBotSwinConfig
+from ..modeling.configuration_vqkd import VQKDConfig
 from ..utils.files import replaced_file
 from .catalogue import ARCHITECTURES, CatalogueEntry, load_catalogue
 from .convert.command import shown_command
@@ -45,16 +49,17 @@ def catalogue_card(entry: CatalogueEntry) -> str:
 
 def loaded_class(entry: CatalogueEntry) -> str:
     """Class of an entry's encoder or classifier: native, or ours where transformers has none that is the same."""
-    if entry.family == "vqkd":
+    if entry.family == VQKDConfig.model_type:
         return "VQKDModel"
-    if entry.family == "ibot_swin":
+    if entry.family == IBotSwinConfig.model_type:
         # With windows of 14 patches the last stage, of 7 x 7, is smaller than one.
         return "SwinModel" if entry.architecture == "Swin-T/7" else "IBotSwinModel"
     if entry.classes is not None:
         # Fine-tuned on the mean patch, which transformers' ViT does not know.
         return "BeitForImageClassification"
     # dBOT with CLIP as its teacher is a BEiT.
-    return "BeitModel" if entry.family == "beitv2" or (entry.family == "dbot" and entry.teacher) else "ViTModel"
+    is_symmetric = entry.family == DBotConfig.model_type and entry.teacher is not None
+    return "BeitModel" if entry.family == Beitv2Config.model_type or is_symmetric else "ViTModel"
 
 
 if __name__ == "__main__":

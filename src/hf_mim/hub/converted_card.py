@@ -1,33 +1,15 @@
-"""The model cards of converted checkpoints: of published ones from the catalogue, of others from what is known."""
+"""Model cards of converted checkpoints, with the facts from the catalogue if they are published ones."""
 
 import transformers
 from huggingface_hub import EvalResult, ModelCardData
 
+from ..methods import Method, find_method, method_of_converted
+from ..modeling.configuration_beitv2 import Beitv2Config
 from .catalogue import FIGURES, CatalogueEntry
 from .run_card import TEMPLATES, tidy
 
 
-METHODS = {
-    "ibot": ("iBOT", "https://arxiv.org/abs/2111.07832"),
-    "ibot_swin": ("iBOT", "https://arxiv.org/abs/2111.07832"),
-    "beitv2": ("BEiT v2", "https://arxiv.org/abs/2208.06366"),
-    "vqkd": ("BEiT v2", "https://arxiv.org/abs/2208.06366"),
-    "dbot": ("dBOT", "https://arxiv.org/abs/2209.03917"),
-}
-IDEAS = {
-    "ibot": "A Vision Transformer learns to predict what a moving average of itself sees in the masked patches of an "
-    "image and in other views of it.",
-    "ibot_swin": "A Swin Transformer learns to predict what a moving average of itself sees in the masked regions of "
-    "an image and in other views of it.",
-    "beitv2": "A Vision Transformer sees an image with masked patches and learns to predict the codes that a frozen "
-    "tokenizer gives them.",
-    "vqkd": "It gives every patch of an image a code, from which the features of a frozen teacher can be restored.",
-    "dbot": "A Vision Transformer sees a quarter of the patches of an image and learns to predict the features that a "
-    "frozen network gives to the others.",
-    "dbot_symmetric": "A Vision Transformer sees an image with masked patches and learns to predict the features that "
-    "a frozen teacher, which sees all of the image, gives them.",
-}
-# Measured on the images of ImageNet-1K that are held out for it, of the file itself.
+# Results of the file itself, measured on ImageNet-1K's validation images.
 OWN_FIGURES = ("knn", "linear", "top1", "top5")
 IMAGENET = "ILSVRC/imagenet-1k"
 
@@ -45,28 +27,30 @@ def build_converted_card(
     versions: dict[str, str] | None = None,
 ) -> str:
     """
-    The text of `README.md` for a converted checkpoint.
+    Return the text of `README.md` for a converted checkpoint.
 
     Args:
         name (`str`): Name of the model, or the repository.
         family (`str`): Family of the converter.
-        model_class (`str`): Class of the model that is loaded from the folder: one of ours or of transformers.
+        model_class (`str`): Class of the model in the folder, one of ours or of transformers.
         hidden_size (`int`): Width of its features.
-        entry (`CatalogueEntry`, *optional*): What is known of a published checkpoint.
-        source (`str`, *optional*): Name of the file, where it is not a published one.
-        address (`str`, *optional*): Where the file was fetched.
+        entry (`CatalogueEntry`, *optional*): Catalogue entry of a published checkpoint.
+        source (`str`, *optional*): Name of the file, if it is not a published one.
+        address (`str`, *optional*): URL from which the file was downloaded.
         network (`str`, *optional*): Which network of the file is loaded.
         command (`str`, *optional*): The command that converts it.
-        versions (`dict[str, str]`, *optional*): Of the packages that converted it.
+        versions (`dict[str, str]`, *optional*): Versions of the packages that converted it.
     """
     native = hasattr(transformers, model_class)
     kind, auto_class = _kind(model_class)
     pipeline = {"classifier": "image-classification", "encoder": "image-feature-extraction"}.get(kind)
-    symmetric = family == "dbot" and model_class.startswith("Beit") and (entry is None or entry.masks == "block")
-    method, paper = METHODS[family]
+    is_beit = model_class.startswith("Beit") and (entry is None or entry.masks == "block")
+    method = method_of_converted(family, Beitv2Config.model_type) if is_beit else find_method(family)
     reported = {} if entry is None else entry.reported
-    # In the metadata stands only what is true of the network that is loaded.
-    own = [figure for figure in reported if figure in OWN_FIGURES and network == entry.network]
+    # The metadata get only the results of the network that is loaded.
+    own = (
+        [] if entry is None else [figure for figure in reported if figure in OWN_FIGURES and network == entry.network]
+    )
     data = ModelCardData(
         license=None if entry is None else entry.license,
         library_name="transformers" if native else "hf_mim",
@@ -84,40 +68,38 @@ def build_converted_card(
                 metric_name=FIGURES[figure],
                 metric_value=reported[figure],
                 source_name="reported by the authors",
-                source_url=entry.page,
+                source_url=None if entry is None else entry.page,
             )
             for figure in own
         ]
         or None,
     )
-    text = TEMPLATES.get_template("converted.md").render(
+    text = TEMPLATES.get_template(f"{method.name}.md").render(
+        layout="converted.md",
         card_data=data.to_yaml(),
         name=name,
         entry=entry,
         method=method,
-        paper=paper,
         source=source,
         address=address,
         network=network,
-        # Figures of the network that is not here.
+        # The reported results belong to the other network.
         other=entry is not None and entry.network is not None and entry.network not in (network or entry.network),
         command=command,
         versions=versions or {},
         kind=kind,
         native=native,
         auto_class=auto_class,
-        idea=IDEAS["dbot_symmetric" if symmetric else family],
-        usage=_usage(kind, family, model_class, hidden_size, native),
-        loading=_loading(kind, family, model_class, native),
+        usage=_usage(kind, method, model_class, hidden_size, native),
+        loading=_loading(kind, model_class, native),
         intended=_intended(kind, name),
         reported={_long_name(figure): f"{value:.1f}" for figure, value in reported.items()},
-        citation=f"citation_{ {'iBOT': 'ibot', 'BEiT v2': 'beitv2', 'dBOT': 'dbot'}[method] }.md",
     )
     return tidy(text)
 
 
 def _kind(model_class: str) -> tuple[str, str]:
-    """What a class is, and the Auto class that loads it."""
+    """Return the kind of a model and the Auto class that loads it."""
     if model_class == "VQKDModel":
         return "tokenizer", "AutoModel"
     if model_class.endswith("ForImageClassification"):
@@ -127,7 +109,7 @@ def _kind(model_class: str) -> tuple[str, str]:
     return "encoder", "AutoModel"
 
 
-def _usage(kind: str, family: str, model_class: str, width: int, native: bool) -> list[str]:
+def _usage(kind: str, method: Method, model_class: str, width: int, native: bool) -> list[str]:
     if kind == "tokenizer":
         return [
             'codes = model.encode(**processor(image, return_tensors="pt"))  # [1, patches]',
@@ -141,21 +123,21 @@ def _usage(kind: str, family: str, model_class: str, width: int, native: bool) -
     if kind == "pre-training model":
         return [f"encoder = model.base_model  # features of {width} numbers"]
     lines = ['outputs = model(**processor(image, return_tensors="pt"))']
-    if family == "ibot_swin":
+    if "Swin" in model_class:
         regions = "regions" if native else "1 + regions"
         return [
             *lines,
             f"outputs.pooler_output  # [1, {width}]: one feature for the image, the mean of its regions",
             f"outputs.last_hidden_state  # [1, {regions}, {width}]",
         ]
-    if family == "dbot":
+    if method.pools_patches:
         lines.append(f"outputs.last_hidden_state[:, 1:].mean(1)  # [1, {width}]: one feature for the image")
     else:
         lines.append(f"outputs.pooler_output  # [1, {width}]: one feature for the image, the CLS token")
     return [*lines, f"outputs.last_hidden_state  # [1, 1 + patches, {width}]: CLS token and patches"]
 
 
-def _loading(kind: str, family: str, model_class: str, native: bool) -> str:
+def _loading(kind: str, model_class: str, native: bool) -> str:
     if kind == "tokenizer":
         return "Its class comes from the package `hf_mim`; transformers has none for tokenizers of images."
     if not native:
@@ -186,13 +168,13 @@ def _intended(kind: str, name: str) -> str:
     if kind == "pre-training model":
         return f"It is meant for going on with the pre-training: `hf-mim pretrain RECIPE --model_name_or_path {name}`."
     return (
-        "The features are meant for classification by neighbours or with a linear layer, for retrieval, and as the\n"
+        "The features are meant for classification by neighbors or with a linear layer, for retrieval, and as the\n"
         "start of fine-tuning for classification, detection or segmentation."
     )
 
 
 def _long_name(figure: str) -> str:
-    """A figure with the data that it is of."""
+    """Return the name of a result together with its dataset."""
     if figure == "codes_used":
         return "codes of the tokenizer that are in use"
     if figure in ("coco_box_ap", "ade20k_miou"):

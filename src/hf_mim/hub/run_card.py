@@ -8,9 +8,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
 from transformers.utils import cached_file
 
+from ..methods import find_method, method_of_config
 
-# The method's template fills the blocks of base.md. `ModelCard.from_template` knows no templates that build on others,
-# and leaves a blank where a fact is missing.
+
+# A method's template fills the blocks of the layout: base.md for a run, converted.md for a converted checkpoint, and
+# pretraining.md for a full model. `ModelCard.from_template` does not support template inheritance, and leaves a blank
+# for a missing fact.
 TEMPLATES = Environment(
     loader=PackageLoader("hf_mim", "model_cards"),
     undefined=StrictUndefined,
@@ -126,6 +129,8 @@ def build_card(
     parts = {key.removeprefix("final_"): value for key, value in facts.items() if key.startswith("final_loss_")}
     size = config.image_size
     text = TEMPLATES.get_template(f"{template}.md").render(
+        layout="base.md",
+        method=find_method(template),
         card_data=data.to_yaml(),
         name=name,
         facts=facts,
@@ -263,15 +268,15 @@ def build_pretraining_card(
         model_name=name,
         **{field: encoder.data.get(field) for field in INHERITED},
     )
-    method, parts, target = _full_model(config)
-    text = TEMPLATES.get_template("pretraining.md").render(
+    method = method_of_config(config)
+    text = TEMPLATES.get_template(f"{method.name}.md").render(
+        layout="pretraining.md",
         card_data=data.to_yaml(),
         name=name,
         repo_id=repo_id,
         encoder=encoder_repo_id,
         method=method,
-        parts=parts,
-        target=target,
+        config=config,
         code_note=CODE_NOTE if with_code else None,
         trust=", trust_remote_code=True" if with_code else "",
         sections=_inherited_sections(encoder),
@@ -327,23 +332,3 @@ def _pipeline(model_class: str) -> str:
 def _inherited_sections(card: ModelCard) -> dict[str, str]:
     sections = re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", card.text, flags=re.MULTILINE | re.DOTALL)
     return {heading: text.strip() for heading, text in sections if heading in ("Licence", "Limits", "Citation")}
-
-
-def _full_model(config: PreTrainedConfig) -> tuple[str, str, str]:
-    """The method of a full model, what is in it beside the encoder, and which options its training needs."""
-    if config.model_type in ("ibot", "ibot_swin"):
-        prototypes = f"{config.out_dim:,} prototypes"
-        if not config.shared_head:
-            prototypes += f" for the CLS token and {config.patch_out_dim:,} for patches"
-        return (
-            config.model_type,
-            f"student with its projection head of {prototypes}, and in `teacher/` the teacher",
-            "",
-        )
-    if config.model_type == "dbot":
-        return "dbot", f"encoder and the decoder that predicts features of {config.target_dim:,} numbers", ""
-    if config.regression_loss is not None:
-        parts = f"encoder with mask token and the head that predicts features of {config.target_dim:,} numbers"
-        return "dbot_symmetric", parts, " \\\n    --teacher_model_name_or_path TEACHER"
-    parts = "encoder with mask token and the head, or heads, that predict one of "
-    return "beitv2", f"{parts}{config.vocab_size:,} codes", " \\\n    --tokenizer_name_or_path TOKENIZER"

@@ -1,8 +1,6 @@
-"""The names that models have in every saved folder of this package."""
+"""Names of the files and folders that this package saves."""
 
-# Also the families of the converters.
-MODEL_TYPES = ("ibot", "ibot_swin", "beitv2", "vqkd", "dbot")
-# Beside a pre-training model: the network that makes its targets, and the centres of iBOT's.
+# Next to a pre-training model: the network that makes its targets, and the centers of iBOT's teacher.
 TEACHER_FOLDER, CENTERS_FILE = "teacher", "centers.safetensors"
-# In `teacher/`: the stage of a dBOT teacher, or which frozen network was the target. In a finished run: its figures.
+# In `teacher/`: the stage of a dBOT teacher, or a reference to the frozen target network. In a finished run: metrics.
 STAGE_FILE, REFERENCE_FILE, METRICS_FILE = "stage.json", "reference.json", "metrics.json"
