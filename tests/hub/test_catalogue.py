@@ -59,7 +59,7 @@ def test_no_two_entries_are_the_same_file():
 
 
 def test_unknown_name():
-    with pytest.raises(ValueError, match="ibot-vitb: no such file, and .*; did you mean 'ibot-vitb16'?"):
+    with pytest.raises(ValueError, match="ibot-vitb: no such file, and .*, did you mean 'ibot-vitb16'?"):
         find_entry("ibot-vitb")
 
 
