@@ -1,8 +1,8 @@
 """
 The command line `hf-mim VERB ...`: each verb hands its arguments to the module that does the work.
 
-It stands outside the package because importing `hf_mim` registers the models with transformers, which takes seconds
-that `--help`, `--version` and a misspelled verb need not wait for.
+It is outside the package because importing `hf_mim` registers the models with transformers. That takes seconds, for
+which `--help`, `--version` and a misspelled verb need not wait.
 """
 
 import difflib
@@ -31,7 +31,7 @@ verbs:
 
 A mistake in the arguments or the data is reported in one line; HF_MIM_DEBUG=1 also shows the traceback.
 """
-# The module of each verb, or of each second word. One that serves several words gets the word, too.
+# Module of each verb, or of each second word. A module that serves several second words also gets the word.
 VERBS: dict[str, str | dict[str, str]] = {
     "pretrain": "hf_mim.training.run_pretrain",
     "evaluate": {"knn": "hf_mim.evaluation.evaluate_knn"},
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Run one verb and return the exit code of the process.
 
     Args:
-        argv (`Sequence[str]`, *optional*): Arguments after the program name; those of the process when None.
+        argv (`Sequence[str]`, *optional*): Arguments after the program name; defaults to `sys.argv[1:]`.
 
     Returns:
         `int`: 0 when the verb finished; 1 when check-data found an unreadable image; 2 after a mistake, which is
@@ -62,11 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Raises:
         SystemExit: With code 75 when a training was interrupted and saved.
-        Exception: A defect. With `HF_MIM_DEBUG=1` in the environment, also what else would be one line.
+        Exception: After a defect; with `HF_MIM_DEBUG=1` in the environment, also after a mistake.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments:
-        return _mistake(f"which verb? {', '.join(VERBS)} (hf-mim --help tells more)")
+        return _mistake(f"which verb? {', '.join(VERBS)} (see hf-mim --help)")
     verb, rest = arguments[0], arguments[1:]
     if verb in ("-h", "--help"):
         print(USAGE, end="")
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(module, dict):
         choices, (noun, operands) = ", ".join(module), SECOND_WORDS[verb]
         if not rest:
-            return _mistake(f"{verb} what? {choices} (hf-mim {verb} {next(iter(module))} --help tells more)")
+            return _mistake(f"{verb} what? {choices} (see hf-mim {verb} {next(iter(module))} --help)")
         if rest[0] in ("-h", "--help"):
             print(f"usage: hf-mim {verb} {{{choices}}} {operands}")
             return 0

@@ -89,11 +89,11 @@ def test_usage_names_every_verb():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], f"which verb? {', '.join(cli.VERBS)} (hf-mim --help tells more)"),
+        ([], f"which verb? {', '.join(cli.VERBS)} (see hf-mim --help)"),
         (["pretrian"], "unknown verb 'pretrian', did you mean 'pretrain'?"),
-        (["evaluate"], "evaluate what? knn (hf-mim evaluate knn --help tells more)"),
+        (["evaluate"], "evaluate what? knn (see hf-mim evaluate knn --help)"),
         (["evaluate", "nkn"], "unknown evaluation 'nkn', did you mean 'knn'?"),
-        (["analyze"], "analyze what? codes, distance, svd (hf-mim analyze codes --help tells more)"),
+        (["analyze"], "analyze what? codes, distance, svd (see hf-mim analyze codes --help)"),
         (["analyze", "code"], "unknown analysis 'code', did you mean 'codes'?"),
         (["env", "cuda"], "env takes no arguments, got 'cuda'"),
     ],

@@ -1,6 +1,7 @@
-"""`hf-mim env`: what this machine offers to training, for bug reports and before a long run.
+"""
+`hf-mim env`: report what training can use on this machine, for bug reports and before a long run.
 
-The module imports nothing of hf_mim, so `python .../hf_mim/env.py` answers even where `import hf_mim` fails.
+This module imports nothing of hf_mim, so `python .../hf_mim/env.py` works even where `import hf_mim` fails.
 """
 
 import importlib.metadata
@@ -40,13 +41,17 @@ SDPA_KERNELS = {
 
 
 def main(argv: Sequence[str] = ()) -> None:
-    """Print the report, one `name: value` line per fact.
+    """
+    Print the report, one `name: value` line per fact.
+
+    Args:
+        argv (`Sequence[str]`): Empty, or `--help`.
 
     Raises:
-        ValueError: `argv` is neither empty nor `--help`.
+        ValueError: For other arguments.
     """
     if list(argv) in (["-h"], ["--help"]):
-        print("usage: hf-mim env\n\nPrints versions, devices and the back ends that work here.")
+        print("usage: hf-mim env\n\nPrint versions, devices and the back ends that work on this machine.")
         return
     if argv:
         raise ValueError(f"env takes no arguments, got '{' '.join(argv)}'")
@@ -66,7 +71,7 @@ def main(argv: Sequence[str] = ()) -> None:
 
 
 def describe_accelerators() -> list[str]:
-    """One line per CUDA device (name, memory in GiB, bf16 support), or one for Apple's MPS; empty without either."""
+    """Return one line per CUDA device (name, memory in GiB, bf16 support) or one for Apple's MPS."""
     if torch.cuda.is_available():
         bf16 = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bf16"
         devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
@@ -78,14 +83,14 @@ def describe_accelerators() -> list[str]:
 
 
 def usable_sdpa_kernels() -> list[str]:
-    """Names of the `scaled_dot_product_attention` kernels that run here: bf16 on CUDA, float32 elsewhere."""
+    """Return the `scaled_dot_product_attention` kernels that run here, in bf16 on CUDA and float32 elsewhere."""
     device, dtype = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
     query = torch.zeros(1, 1, 16, 64, device=device, dtype=dtype)
     usable = []
     for name, backend in SDPA_KERNELS.items():
         try:
             with warnings.catch_warnings(), sdpa_kernel(backend):
-                # torch explains every refusal in a warning
+                # PyTorch explains in a warning why a kernel cannot run.
                 warnings.simplefilter("ignore")
                 F.scaled_dot_product_attention(query, query, query)
         except RuntimeError:
@@ -95,7 +100,7 @@ def usable_sdpa_kernels() -> list[str]:
 
 
 def describe_flash_attention() -> str:
-    """Whether `attn_implementation="flash_attention_2"` can be asked for."""
+    """Report if `attn_implementation="flash_attention_2"` can be used."""
     if not torch.cuda.is_available():
         return "not available (needs a CUDA device)"
     if importlib.util.find_spec("flash_attn") is None:
@@ -105,7 +110,7 @@ def describe_flash_attention() -> str:
 
 
 def describe_compile() -> str:
-    """Whether `torch.compile` finds what it needs: a C++ compiler, Python's headers and, on CUDA, triton."""
+    """Report if `torch.compile` finds a C++ compiler, Python's headers and, on CUDA, triton."""
     compiler = os.environ.get("CXX") or {"Darwin": "clang++", "Windows": "cl"}.get(platform.system(), "g++")
     if shutil.which(compiler) is None:
         return f"not usable: no C++ compiler ({compiler} not found; install it, or name another one in CXX)"
@@ -118,7 +123,7 @@ def describe_compile() -> str:
 
 
 def describe_torchvision() -> str:
-    """torchvision: not installed, works, or broken. hf_mim does not need it, but a broken one stops transformers."""
+    """Report if torchvision is missing (which is fine), works or is broken (which makes transformers fail)."""
     version = _version("torchvision")
     if version == "not installed":
         return "not installed (it is optional)"
@@ -139,7 +144,7 @@ def _version(package: str) -> str:
 
 
 def _import_error(module: str) -> str | None:
-    # In a process of its own: an extension built for another torch may take the interpreter down with it.
+    # In a separate process: an extension built for another PyTorch may crash the interpreter.
     command = [sys.executable, "-c", f"import {module}"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -94,7 +94,7 @@ def test_distances_of_two_models(encoders, saved, images, tmp_path, capsys):
         }
         assert line == (
             f"{name}: mean attention distance {means[0]:.1f} pixels in the first layer, {means[-1]:.1f} in the last; "
-            f"even attention has {even:.1f}"
+            f"uniform attention has {even:.1f}"
         )
     assert printed[2:] == [f"means over 10 images; distance.png and distance.json are in {output}"]
 
@@ -174,7 +174,7 @@ def test_names_in_the_legend(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "run")
     assert short_names(["."]) == ["run"]
     for models in ([], ["a/b", "a/b/"], [".", tmp_path / "run"]):
-        with pytest.raises(ValueError, match="there has to be at least one model, and none of them twice"):
+        with pytest.raises(ValueError, match="give at least one model, and none of them twice"):
             short_names(models)
 
 
@@ -219,7 +219,7 @@ def test_images_that_do_not_fit_are_named(encoders, saved, images, tmp_path):
     ragged = tmp_path / "ragged"
     encoders["ibot"].save_pretrained(ragged)
     ViTImageProcessor(do_resize=False).save_pretrained(ragged)
-    with pytest.raises(ValueError, match=r"ragged gives images of 16x24 and of 17x26 pixels; it has to bring all"):
+    with pytest.raises(ValueError, match=r"ragged gives images of 16x24 and of 17x26 pixels; it must resize all"):
         analyze_properties("svd", [ragged], [images / "0.png", images / "1.png"], output)
     assert not output.exists()
 

@@ -97,12 +97,12 @@ def test_patches_come_from_as_many_images_as_possible():
 
 
 def test_the_picture_shows_the_patches_of_each_code(tokenizer, tmp_path, monkeypatch):
-    """Images made of one-coloured patches, and a tokenizer whose code is their colour."""
+    """Images made of one-coloured patches, and a tokenizer whose code is their color."""
     random = np.random.default_rng(0)
     numbers = random.choice(4, size=(6, 2, 3), p=[0.5, 0.3, 0.15, 0.05])
-    for number, colours in enumerate(numbers):
+    for number, colors in enumerate(numbers):
         pixels = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
-        pixels[..., 0] = (colours * 20 + 40).repeat(PATCH, axis=0).repeat(PATCH, axis=1)
+        pixels[..., 0] = (colors * 20 + 40).repeat(PATCH, axis=0).repeat(PATCH, axis=1)
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
 
     def encode(pixel_values: torch.Tensor) -> torch.Tensor:
@@ -133,8 +133,8 @@ def test_the_picture_shows_the_patches_of_each_code(tokenizer, tmp_path, monkeyp
                 np.testing.assert_array_equal(view, 1)
                 continue
             inside = view[margin : margin + PATCH, margin : margin + PATCH]
-            colour = [(code * 20 + 40) / 255, 0, 0]
-            np.testing.assert_allclose(inside, np.broadcast_to(colour, inside.shape), atol=1e-6)
+            color = [(code * 20 + 40) / 255, 0, 0]
+            np.testing.assert_allclose(inside, np.broadcast_to(color, inside.shape), atol=1e-6)
             corners = outlines.get_paths()[number].vertices
             np.testing.assert_allclose(corners.min(axis=0), [left + margin - 0.5, margin - 0.5])
             np.testing.assert_allclose(corners.max(axis=0), [left + margin + PATCH - 0.5, margin + PATCH - 0.5])
@@ -170,7 +170,7 @@ def test_surroundings_are_those_of_the_image_and_white_beyond_it(tokenizer, tmp_
         np.testing.assert_allclose(axes.images[0].get_array()[:, :16], expected, atol=1e-6)
 
 
-def test_grey_images_and_an_odd_patch_size(tmp_path):
+def test_gray_images_and_an_odd_patch_size(tmp_path):
     torch.manual_seed(0)
     sizes = dict(hidden_size=24, num_hidden_layers=1, num_attention_heads=3, decoder_num_hidden_layers=1)
     config = VQKDConfig(

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_mim.analysis.masks import GREY, plot_masks
+from hf_mim.analysis.masks import GRAY, plot_masks
 
 
 def shown(figure) -> list[np.ndarray]:
@@ -19,7 +19,7 @@ def test_masked_patches_are_grey(tmp_path):
     figure = plot_masks(views, masks, tmp_path / "masks.png")
     pictures = shown(figure)
     expected = views.flatten(0, 1).permute(0, 2, 3, 1).numpy() / 255
-    expected[2, 4:8, 4:8] = GREY
+    expected[2, 4:8, 4:8] = GRAY
     assert len(pictures) == 4 and all(np.allclose(a, b) for a, b in zip(pictures, expected, strict=True))
     assert [axes.get_title() for axes in figure.axes] == ["0% masked", "0% masked", "12% masked", "0% masked"]
     with Image.open(tmp_path / "masks.png") as picture:
@@ -31,7 +31,7 @@ def test_one_view_and_one_channel(tmp_path):
     masks = torch.tensor([[True, False, False, True]] * 3)
     pictures = shown(plot_masks(views, masks, tmp_path / "masks.png"))
     assert len(pictures) == 3 and pictures[0].shape == (8, 8, 3)
-    assert np.allclose(pictures[0][:4, 4:], 0.4) and np.allclose(pictures[0][:4, :4], GREY)
+    assert np.allclose(pictures[0][:4, 4:], 0.4) and np.allclose(pictures[0][:4, :4], GRAY)
 
 
 def test_patches_that_are_not_square(tmp_path):

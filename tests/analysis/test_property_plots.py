@@ -30,7 +30,7 @@ def test_distances_of_models_of_several_sizes(tmp_path: Path):
     assert points[0][0, 0] < 1 < points[1][0, 0]
     even = [line.get_ydata()[0] for line in axes.lines if len(line.get_xdata()) == 2]
     assert even == [60.0, 115.9]
-    assert legend(figure) == [*distances, "even attention of small (60.0 px)", "even attention of large (115.9 px)"]
+    assert legend(figure) == [*distances, "uniform attention of small (60.0 px)", "uniform attention of large (115.9 px)"]
     assert axes.get_ylabel() == "mean attention distance (pixels)" and axes.get_xlabel() == "layer"
     assert axes.get_ylim()[0] == 0 and axes.get_ylim()[1] > max(values.max() for values in distances.values())
     assert [file.name for file in tmp_path.iterdir()] == ["distance.png"]
@@ -41,7 +41,7 @@ def test_distances_of_models_of_several_sizes(tmp_path: Path):
 def test_distances_of_one_model_with_one_layer(tmp_path: Path):
     figure = plot_distances({"one": np.array([[3.0, 4.0]])}, {"one": 5.0}, tmp_path / "distance.pdf")
     np.testing.assert_array_equal(figure.axes[0].collections[0].get_offsets(), [[1, 3], [1, 4]])
-    assert legend(figure) == ["one", "even attention (5.0 px)"]
+    assert legend(figure) == ["one", "uniform attention (5.0 px)"]
 
 
 @pytest.mark.parametrize("top_k", [1, 5, 7])

@@ -60,7 +60,7 @@ def test_the_printed_report_and_the_exit_code(folder, capsys):
         "small       1 with a side of less than 32 pixels\n"
         "modes       RGB 3, L 1\n"
         "formats     PNG 4\n"
-        "duplicates  1, with exactly the bytes of another image\n"
+        "duplicates  1, with exactly the same bytes as another image\n"
         "  cat/a.png: 2 times\n"
         "unreadable  1\n"
         "  cat/c.png: image file is truncated\n"

@@ -14,14 +14,14 @@ from hf_mim.data.color import (
     BLUR,
     BRIGHTNESS,
     CONTRAST,
-    GREYSCALE,
+    GRAYSCALE,
     HUE,
     HUE_UNIT,
     JITTER_ORDERS,
     NEUTRAL,
     ORDER,
     SATURATION,
-    SOLARISE,
+    SOLARIZE,
     color_views,
 )
 from hf_mim.data.views import MultiCropViews
@@ -49,11 +49,11 @@ def pillow_augment(image: Image.Image, parameters: np.ndarray) -> Image.Image:
                 SATURATION: ImageEnhance.Color,
             }
             image = enhancer[operation](image).enhance(row[operation])
-    if row[GREYSCALE]:
+    if row[GRAYSCALE]:
         image = image.convert("L").convert("RGB")
     if row[BLUR]:
         image = image.filter(ImageFilter.GaussianBlur(row[BLUR]))
-    return ImageOps.solarize(image) if row[SOLARISE] else image
+    return ImageOps.solarize(image) if row[SOLARIZE] else image
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
@@ -150,16 +150,16 @@ def test_hue_arithmetic_for_all_shares_and_products():
     assert torch.equal(found.round(), expected.float())
 
 
-def test_greyscale_equals_pillow():
+def test_grayscale_equals_pillow():
     pixels = sample_pixels()
     expected = to_image(pixels).convert("L").convert("RGB")
-    assert torch.equal(augment(pixels, table(greyscale=1)), to_tensor(expected))
+    assert torch.equal(augment(pixels, table(grayscale=1)), to_tensor(expected))
 
 
-def test_solarise_equals_pillow():
+def test_solarize_equals_pillow():
     pixels = torch.arange(256, dtype=torch.uint8).view(1, 16, 16).repeat(3, 1, 1)
     expected = ImageOps.solarize(to_image(pixels), threshold=128)
-    assert torch.equal(augment(pixels, table(solarise=1)), to_tensor(expected))
+    assert torch.equal(augment(pixels, table(solarize=1)), to_tensor(expected))
 
 
 @settings(deadline=None, max_examples=100)
@@ -195,8 +195,8 @@ def test_one_channel():
     for parameters, expected in [
         (table(brightness=1.3), ImageEnhance.Brightness(image).enhance(1.3)),
         (table(contrast=0.6), ImageEnhance.Contrast(image).enhance(0.6)),
-        (table(solarise=1), ImageOps.solarize(image)),
-        (table(saturation=1.2, hue=0.1, greyscale=1), image),
+        (table(solarize=1), ImageOps.solarize(image)),
+        (table(saturation=1.2, hue=0.1, grayscale=1), image),
     ]:
         assert torch.equal(augment(pixels, parameters), to_tensor(expected))
 
@@ -204,7 +204,7 @@ def test_one_channel():
 def test_alpha_is_only_blurred():
     pixels = sample_pixels(channels=4)
     parameters = table(
-        brightness=1.3, contrast=0.7, saturation=1.2, hue=0.08, order=7, greyscale=1, blur=1.1, solarise=1
+        brightness=1.3, contrast=0.7, saturation=1.2, hue=0.08, order=7, grayscale=1, blur=1.1, solarize=1
     )
     output = augment(pixels, parameters)
     assert torch.equal(output[:3], to_tensor(pillow_augment(to_image(pixels[:3]), parameters[0])))

@@ -463,5 +463,5 @@ def test_unknown_splits_list_the_known_ones(tmp_path):
 def test_shards_must_name_all_their_splits_or_none(tmp_path):
     write_tar(tmp_path / "train-0.tar", [1])
     write_tar(tmp_path / "extra.tar", [2])
-    with pytest.raises(ValueError, match=r"extra\.tar names no split, and other files beside it do \(train\)"):
+    with pytest.raises(ValueError, match=r"extra\.tar names no split, but other files beside it do \(train\)"):
         load_image_dataset(data_dir=str(tmp_path))

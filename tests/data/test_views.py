@@ -15,12 +15,12 @@ from hf_mim.data.color import (
     BLUR,
     BRIGHTNESS,
     CONTRAST,
-    GREYSCALE,
+    GRAYSCALE,
     HUE,
     NEUTRAL,
     ORDER,
     SATURATION,
-    SOLARISE,
+    SOLARIZE,
 )
 from hf_mim.data.views import MultiCropViews
 
@@ -222,10 +222,10 @@ GROUPS = {"first": slice(0, 1), "further": slice(1, 4), "local": slice(4, 7)}
 def test_probabilities(parameters, group, blur, solarise):
     rows = parameters[:, GROUPS[group]].reshape(-1, 8)
     assert_frequency(rows[:, BRIGHTNESS] != 1, 0.8)
-    assert_frequency(rows[:, GREYSCALE] == 1, 0.2)
+    assert_frequency(rows[:, GRAYSCALE] == 1, 0.2)
     assert_frequency(rows[:, BLUR] != 0, blur)
-    assert_frequency(rows[:, SOLARISE] == 1, solarise)
-    assert set(np.unique(rows[:, [GREYSCALE, SOLARISE]])) <= {0, 1}
+    assert_frequency(rows[:, SOLARIZE] == 1, solarise)
+    assert set(np.unique(rows[:, [GRAYSCALE, SOLARIZE]])) <= {0, 1}
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -245,7 +245,7 @@ def test_ranges(parameters, group):
 
 
 def test_draws_are_independent(parameters):
-    columns = [BRIGHTNESS, GREYSCALE, BLUR, SOLARISE, HUE]
+    columns = [BRIGHTNESS, GRAYSCALE, BLUR, SOLARIZE, HUE]
     further = parameters[:, GROUPS["further"]]
     within = np.corrcoef(further.reshape(-1, 8)[:, columns].T)
     across = np.corrcoef(further[:, 0, columns].T, further[:, 1, columns].T)

@@ -68,7 +68,8 @@ def analyze_codes(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     model, image_processor = _load_tokenizer(tokenizer)
-    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the method's signature
     dataset = load_images(images, split, dataset_config_name, image_column_name)
     dataset = random_subset(dataset, max_images)
 

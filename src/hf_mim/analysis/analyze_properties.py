@@ -1,6 +1,6 @@
 """
-`hf-mim analyze distance MODEL IMAGES...` and `hf-mim analyze svd MODEL IMAGES...`: how far the heads of encoders look,
-and how few directions their patch features fill, layer by layer.
+`hf-mim analyze distance MODEL IMAGES...` and `hf-mim analyze svd MODEL IMAGES...`: measure how far the heads of
+encoders look, and how few directions their patch features fill, layer by layer.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from .property_plots import plot_distances, plot_shares
 
 
 PURPOSES = {
-    "distance": "mean attention distance of every head and layer of one or several encoders",
-    "svd": "share of the largest singular values of the patch features, layer by layer, of one or several encoders",
+    "distance": "Measure the mean attention distance of every head and layer of the encoders.",
+    "svd": "Measure the share of the largest singular values of patch features in every layer of the encoders.",
 }
 
 
@@ -35,7 +35,7 @@ Measure = Callable[[PreTrainedModel, torch.Tensor], torch.Tensor]
 
 @dataclass
 class _Viewer:
-    """An encoder and the way in which it sees images."""
+    """An encoder with its image processor, and the image size that the processor produces."""
 
     name: str
     source: str
@@ -44,7 +44,7 @@ class _Viewer:
     image_size: tuple[int, int] | None = None
 
     def see(self, dataset: datasets.Dataset, rows: range) -> torch.Tensor:
-        """Normalised images `[len(rows), C, H, W]`, of the size of the first image that was ever seen."""
+        """Return normalized images `[len(rows), C, H, W]`; all must have the size of the first one."""
         channels = getattr(self.encoder.config, "num_channels", 3)
         images = [process_images(dataset, [row], self.image_processor, channels) for row in rows]
         for image in images:
@@ -53,13 +53,14 @@ class _Viewer:
             if (height, width) != self.image_size:
                 raise ValueError(
                     f"the image processor of {self.source} gives images of {self.image_size[0]}x{self.image_size[1]} "
-                    f"and of {height}x{width} pixels; it has to bring all to one size"
+                    f"and of {height}x{width} pixels; it must resize all images to one size"
                 )
         return torch.cat(images)
 
     def describe(self, dataset: datasets.Dataset, measure: Measure) -> dict:
-        """What is known after the first image, which the model has to pass."""
+        """Run the measure on the first image, which fails if the model does not fit, and return the known facts."""
         pixel_values = self.see(dataset, range(1))
+        height, width = pixel_values.shape[-2:]
         try:
             measure(self.encoder, pixel_values)
         except ValueError as error:
@@ -67,7 +68,7 @@ class _Viewer:
         return {
             "name": self.name,
             "model": self.source,
-            "image_size": [*self.image_size],
+            "image_size": [height, width],
             "patch_size": [*patch_size(self.encoder)],
         }
 
@@ -79,14 +80,14 @@ class _Viewer:
         device: str | torch.device,
         progress: bool,
     ) -> np.ndarray:
-        """The mean of the measure over all images; the encoder is on the device for that time alone."""
-        self.encoder.to(device)
+        """Return the mean of the measure over all images; the encoder is on the device only meanwhile."""
+        self.encoder.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the method's signature
         starts = range(0, len(dataset), batch_size)
         parts = []
         for start in tqdm(starts, desc=self.name, unit="batch", disable=not progress, leave=False):
             rows = range(start, min(start + batch_size, len(dataset)))
             parts.append(measure(self.encoder, self.see(dataset, rows)))
-        self.encoder.to("cpu")
+        self.encoder.cpu()
         return torch.cat(parts).mean(dim=0).numpy()
 
 
@@ -105,35 +106,39 @@ def analyze_properties(
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> dict:
-    """One property of the blocks of one or several encoders, as a picture and as figures.
+    """
+    Measure one property of the blocks of one or several encoders, and write it as a plot and as JSON.
 
-    Each model sees the images as its own image processor makes them. The figures are means over the images; see
-    `hf_mim.analysis.properties` for what they are and how the original averages.
+    Each model gets the images as its own image processor makes them. The values are means over the images; see
+    [`hf_mim.analysis.properties`] for their definitions and for how the original averages.
 
     Args:
-        analysis: "distance" or "svd".
-        models: folders or Hub ids of plain ViTs with their image processors; of CLIP and the like the image tower is
-            taken, of a VQ-KD tokenizer the encoder.
-        images: files, folders, or names of data sets, in any mixture, as `hf_mim.analysis.inputs.load_images` reads.
-        output_dir: folder for two files, each written whole or not at all: `distance.png` or `svd.png`, and
-            `distance.json` or `svd.json` with what is returned.
-        top_k: K, the number of singular values of "svd".
-        split, dataset_config_name, image_column_name: for folders and data sets that need them.
-        max_images: use a random subset of this size, always the same one; None uses all.
-        batch_size: images per forward pass; the figures do not depend on it.
-        device: by default the GPU if there is one.
+        analysis (`str`): `"distance"` or `"svd"`.
+        models (`Sequence[str | Path]`): Folders or Hub ids of plain ViTs with their image processors. For CLIP and
+            similar models the image tower is used, for a VQ-KD tokenizer the encoder.
+        images (`Sequence[str | Path]`): Files, folders and names of datasets in any combination, as
+            [`~hf_mim.analysis.inputs.load_images`] reads them.
+        output_dir (`str` or `Path`): Folder for two files, each written atomically: `distance.png` or `svd.png`, and
+            `distance.json` or `svd.json` with the returned dictionary.
+        top_k (`int`, defaults to 5): K, the number of singular values of `"svd"`.
+        split, dataset_config_name, image_column_name (`str`, *optional*): For folders and datasets that need them.
+        max_images (`int`, *optional*, defaults to 500): Use a random subset of this size, always the same one. None
+            uses all images.
+        batch_size (`int`, defaults to 32): Images per forward pass; the results do not depend on it.
+        device (`str` or `torch.device`, *optional*): Defaults to the GPU if there is one.
+        progress (`bool`, defaults to `True`): Show a progress bar.
 
     Returns:
-        `images` (their number), `sources`, and `models`, one dictionary for each: its `name` in the picture, the
+        `dict`: `images` (their number), `sources`, and `models`, one dictionary for each: its `name` in the plot, the
         `model` as given, `image_size` and `patch_size` `[height, width]` in pixels, and, with L layers and h heads,
-        for "distance": `distance` `[L][h]`, `mean_distance` `[L]` and `even_distance`, that of attention which is the
-        same for all tokens, in pixels of what the model sees;
-        for "svd": `shares` `[L][K]` in (0, 1], of the 1, 2, ... K largest singular values.
+        for `"distance"`: `distance` `[L][h]`, `mean_distance` `[L]` and `even_distance`, the distance under uniform
+        attention, in pixels of the processed image;
+        for `"svd"`: `shares` `[L][K]` in (0, 1], of the 1, 2, ... K largest singular values.
 
     Raises:
-        ValueError: for an unknown analysis, what is no plain ViT, a model that is given twice, an unreadable image,
+        ValueError: For an unknown analysis, a model that is not a plain ViT or is given twice, an unreadable image,
             no images, or a `top_k` that is too large.
-        OSError: for a file that does not exist.
+        OSError: For a file that does not exist.
     """
     if analysis not in PURPOSES:
         raise ValueError(f"analysis must be one of {', '.join(PURPOSES)}, not {analysis!r}")
@@ -144,7 +149,7 @@ def analyze_properties(
     names = short_names(models)
     viewers = [_Viewer(name, str(model), *load_encoder(model)) for name, model in zip(names, models, strict=True)]
     dataset = random_subset(load_images(images, split, dataset_config_name, image_column_name), max_images)
-    # A model that is no plain ViT shows at the first image, not after those before it have seen all.
+    # A model that is not a plain ViT fails at the first image, not after the other models have processed all images.
     entries = [viewer.describe(dataset, measure) for viewer in viewers]
 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -170,14 +175,15 @@ def analyze_properties(
 
 
 def short_names(models: Sequence[str | Path]) -> list[str]:
-    """Names for the legend: as few of the last components of the paths as tell the models apart.
+    """
+    Return names for the legend: as few trailing components of the paths as distinguish the models.
 
     Raises:
-        ValueError: for no model, or one that is given twice.
+        ValueError: For no model, or one that is given twice.
     """
     paths = [(Path(model).resolve() if Path(model).is_dir() else Path(model)).parts for model in models]
     if not paths or len(set(paths)) < len(paths):
-        raise ValueError(f"there has to be at least one model, and none of them twice: {[*map(str, models)]}")
+        raise ValueError(f"give at least one model, and none of them twice, got {[*map(str, models)]}")
     for count in range(1, max(map(len, paths)) + 1):
         names = ["/".join(path[-count:]) for path in paths]
         if len(set(names)) == len(names):
@@ -186,7 +192,7 @@ def short_names(models: Sequence[str | Path]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run `analyze_properties` with the arguments of a command line, the analysis first, and print the figures."""
+    """Run [`analyze_properties`] with command-line arguments, the analysis first, and print a summary."""
     arguments = vars(_parser().parse_args(argv))
     models = [arguments.pop("model"), *arguments.pop("compare_with")]
     analysis, output_dir = arguments.pop("analysis"), arguments.pop("output_dir")
@@ -196,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             first, *_, last = 2 * entry["mean_distance"]
             print(
                 f"{entry['name']}: mean attention distance {first:.1f} pixels in the first layer, {last:.1f} in the "
-                f"last; even attention has {entry['even_distance']:.1f}"
+                f"last; uniform attention has {entry['even_distance']:.1f}"
             )
         else:
             first, *_, last = 2 * [100 * shares[-1] for shares in entry["shares"]]
@@ -215,14 +221,14 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("model", metavar="MODEL", help="folder or Hub id of a ViT with its image processor")
         command.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders, Hub ids, or photo-tiles")
         command.add_argument(
-            "--compare_with", metavar="MODEL", nargs="+", default=[], help="more models for the same picture"
+            "--compare_with", metavar="MODEL", nargs="+", default=[], help="more models for the same plot"
         )
         command.add_argument("--output_dir", required=True, help=f"folder for {analysis}.png and {analysis}.json")
         if analysis == "svd":
-            command.add_argument("--top_k", type=int, default=5, help="singular values (default: %(default)s)")
-        command.add_argument("--split", default="train", help="of folders and data sets (default: %(default)s)")
-        command.add_argument("--dataset_config_name", help="configuration of a Hub data set")
-        command.add_argument("--image_column_name", help="column of the images, where it has to be told")
+            command.add_argument("--top_k", type=int, default=5, help="number of singular values (default: 5)")
+        command.add_argument("--split", default="train", help="split of folders and datasets (default: %(default)s)")
+        command.add_argument("--dataset_config_name", help="configuration of a Hub dataset")
+        command.add_argument("--image_column_name", help="column of the images, where it cannot be guessed")
         command.add_argument(
             "--max_images", type=int, default=500, help="use a random subset of this size (default: %(default)s)"
         )

@@ -1,4 +1,4 @@
-"""What the codes of a visual tokenizer stand for: the patches that share a code, and how often each code is used."""
+"""Show what the codes of a visual tokenizer stand for: patches that share a code, and how often each code is used."""
 
 import math
 from pathlib import Path
@@ -19,9 +19,9 @@ from .curves import save_figure
 from .inputs import process_images, undo_normalization
 
 
-# Of the codes that are drawn so many are rare ones, the others the most used.
+# Fraction of the drawn codes that are rare; the others are the most used ones.
 RARE_SHARE = 0.25
-# How much of its colour is left to what surrounds a patch, half a patch on every side.
+# Opacity of the surroundings of a patch, half a patch on every side.
 CONTEXT_STRENGTH = 0.5
 
 
@@ -33,17 +33,21 @@ def encode_images(
     batch_size: int = 64,
     progress: bool = True,
 ) -> np.ndarray:
-    """Codes of all patches of all images, with the model in evaluation mode.
+    """
+    Compute the codes of all patches of all images, with the model in evaluation mode.
 
     Args:
-        dataset: with a column `image`, as `hf_mim.data.sources.load_image_dataset` gives.
-        image_processor: must bring all images to one size.
+        model (`VQKDModel`): The tokenizer.
+        dataset (`Dataset`): Has a column `image`, as [`~hf_mim.data.sources.load_image_dataset`] returns.
+        image_processor (`BaseImageProcessor`): Must resize all images to one size.
+        batch_size (`int`, defaults to 64): Images per forward pass.
+        progress (`bool`, defaults to `True`): Show a progress bar.
 
     Returns:
-        int64 `[images, h, w]`, h and w in patches.
+        `np.ndarray` of shape `(images, h, w)`: int64, h and w in patches.
 
     Raises:
-        UnreadableImageError, OSError: for an image that cannot be read; the message names it.
+        UnreadableImageError, OSError: For an image that cannot be read; the message names it.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -62,25 +66,29 @@ def encode_images(
 
 
 def choose_codes(counts: np.ndarray, num_codes: int, patches_per_code: int) -> tuple[list[int], list[int]]:
-    """Codes to draw: the most used ones, and a quarter that are rare but, where possible, fill their row of patches.
+    """
+    Choose the codes to draw: the most used ones, and a quarter that are rare but, where possible, fill their row.
 
     Args:
-        counts: `[K]`, how often each code is used.
+        counts (`np.ndarray` of shape `(K,)`): How often each code is used.
+        num_codes (`int`): Number of codes to choose.
+        patches_per_code (`int`): Patches in a full row.
 
     Returns:
-        The most used and the rare codes, each by falling use; together `num_codes`, or all that are used.
+        `tuple[list[int], list[int]]`: The most used and the rare codes, each in descending order of use; together
+        `num_codes`, or all codes in use.
     """
     by_use = np.argsort(-counts, kind="stable")[: (counts > 0).sum()]
     rare = round(RARE_SHARE * num_codes) if len(by_use) > num_codes else 0
     frequent, others = by_use[: num_codes - rare], by_use[num_codes - rare :]
     filling = others[counts[others] >= patches_per_code]
-    # Where too few fill their row, as of few images, the least rare ones show most.
+    # If too few fill their row, as with few images, take the most frequent of the others.
     chosen = filling[len(filling) - rare :] if len(filling) >= rare else others[:rare]
     return frequent.tolist(), chosen.tolist()
 
 
 def choose_patches(codes: np.ndarray, code: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Up to `count` random patches with a code, of as many images as possible: (image, row, column), int `[n, 3]`."""
+    """Draw up to `count` patches with a code, from as many images as possible: (image, row, column), int `[n, 3]`."""
     places = rng.permutation(np.argwhere(codes == code))
     is_first = np.zeros(len(places), dtype=bool)
     is_first[np.unique(places[:, 0], return_index=True)[1]] = True
@@ -96,19 +104,24 @@ def plot_codes(
     num_codes: int = 32,
     patches_per_code: int = 12,
 ) -> Figure:
-    """Draw one row per code: patches that have it, outlined, each with the faded patches around it.
+    """
+    Draw one row per code: patches that have it, outlined, each with its faded surroundings.
 
     Args:
-        codes: `[images, h, w]` of `encode_images` for this dataset.
-        path: picture to write (`.png`, `.pdf`, `.svg`); written whole or not at all.
-        num_codes: at most so many codes: three quarters the most used, the others rare.
-        patches_per_code: at most so many patches of each; always the same ones, from as many images as possible.
+        model (`VQKDModel`): The tokenizer.
+        dataset (`Dataset`): Has a column `image`.
+        image_processor (`BaseImageProcessor`): Image processor of the tokenizer.
+        codes (`np.ndarray` of shape `(images, h, w)`): Result of [`encode_images`] for this dataset.
+        path (`str` or `Path`): Picture to write (`.png`, `.pdf`, `.svg`), atomically.
+        num_codes (`int`, defaults to 32): Maximum number of codes: three quarters the most used, the others rare.
+        patches_per_code (`int`, defaults to 12): Maximum number of patches per code; always the same ones, from as
+            many images as possible.
 
     Returns:
-        The figure.
+        `Figure`: The figure.
 
     Raises:
-        ValueError: for fewer than one code or patch.
+        ValueError: For fewer than one code or patch.
     """
     if num_codes < 1 or patches_per_code < 1:
         raise ValueError(f"num_codes and patches_per_code must be at least 1, not {num_codes} and {patches_per_code}")
@@ -136,14 +149,15 @@ def plot_codes(
 
 
 def plot_usage(counts: np.ndarray, path: str | Path) -> Figure:
-    """Draw how often each code is used, the most used first, and write the picture.
+    """
+    Draw how often each code is used, the most used first, and write the picture.
 
     Args:
-        counts: `[K]`, how often each code is used; at least one is.
-        path: picture to write (`.png`, `.pdf`, `.svg`); written whole or not at all.
+        counts (`np.ndarray` of shape `(K,)`): How often each code is used; at least one is.
+        path (`str` or `Path`): Picture to write (`.png`, `.pdf`, `.svg`), atomically.
 
     Returns:
-        The figure.
+        `Figure`: The figure.
     """
     statistics = code_statistics(torch.from_numpy(counts))
     used, total = len(counts) - statistics["dead_codes"], counts.sum()
@@ -172,7 +186,7 @@ def _cut_out(
     image_processor: BaseImageProcessor,
     places: dict[int, np.ndarray],
 ) -> dict[int, list[np.ndarray]]:
-    """For (image, row, column) of some patches per code: the patches with their faded surroundings."""
+    """Cut out the patches at (image, row, column) of every code, with their faded surroundings."""
     rows = np.unique(np.concatenate(list(places.values()))[:, 0])
     patch, context = model.config.patch_size, model.config.patch_size // 2
     pictures = {}
@@ -182,9 +196,9 @@ def _cut_out(
         )[0]
         if picture.ndim == 2:
             picture = picture[..., None].repeat(3, axis=2)
-        # Beyond the image it is white.
+        # White beyond the image.
         pictures[row] = np.pad(picture, ((context, context), (context, context), (0, 0)), constant_values=1.0)
-    thumbnails = {}
+    thumbnails: dict[int, list[np.ndarray]] = {}
     for code, found in places.items():
         thumbnails[code] = []
         for row, top, left in found.tolist():
@@ -197,7 +211,7 @@ def _cut_out(
 
 
 def _draw_row(axes: Axes, pictures: list[np.ndarray], patch: int, places: int) -> None:
-    """Pictures `[S, S, 3]` side by side, with room for so many, and an outline around the patch in their middle."""
+    """Draw pictures `[S, S, 3]` side by side, in a row of `places`, and outline the patch in the middle of each."""
     side = len(pictures[0])
     step = side + max(1, side // 12)
     strip = np.ones((side, places * step, 3))
@@ -205,7 +219,7 @@ def _draw_row(axes: Axes, pictures: list[np.ndarray], patch: int, places: int) -
     for number, picture in enumerate(pictures):
         left = number * step
         strip[:, left : left + side] = picture
-        margin = patch // 2 - 0.5  # the middle of the first pixel is 0
+        margin = patch // 2 - 0.5  # the center of the first pixel is at 0
         outlines.append(Rectangle((left + margin, margin), patch, patch))
     axes.imshow(strip)
     axes.add_collection(PatchCollection(outlines, facecolor="none", edgecolor="crimson", linewidth=0.8))

@@ -1,4 +1,4 @@
-"""The training curves of a run, from the Trainer's log."""
+"""Draw the training curves of a run from the Trainer's log."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from ..utils.files import replaced_file
 
 
-# title of the panel, and which keys of the log belong to it
+# Title of each panel, and which keys of the log belong to it.
 _PANELS: list[tuple[str, Callable[[str], bool]]] = [
     ("loss", lambda key: key.startswith("loss")),
     ("loss on held-out images", lambda key: key.startswith("eval_loss")),
@@ -27,24 +27,25 @@ _COLUMNS = 3
 
 
 def plot_curves(log_history: list[dict], path: str | Path) -> Figure:
-    """Draw one panel per kind of figure in the log over the optimisation step, and write the picture.
+    """
+    Draw one panel per group of logged values over the optimization step, and write the picture.
 
-    Panels, each only if the log has its keys: the loss and its parts (every key that starts with `loss`), the same of
-    an evaluation (`eval_loss*`), the accuracies of BEiT v2's heads beside what a constant guess would reach
-    (`accuracy_*`, `majority_code`), k-NN accuracy (`eval_knn_*_top1`), `learning_rate`, and the health figures
-    `target_entropy`, `feature_std`, `rankme`, `prototypes_used`, `codes_used` and, in training and evaluation,
+    Panels, each only if the log has its keys: the loss and its parts (every key that starts with `loss`), the same
+    for the evaluation (`eval_loss*`), the accuracies of BEiT v2's heads next to that of a constant guess
+    (`accuracy_*`, `majority_code`), k-NN accuracy (`eval_knn_*_top1`), `learning_rate`, and the health metrics
+    `target_entropy`, `feature_std`, `rankme`, `prototypes_used`, `codes_used` and, for training and evaluation,
     `codebook_usage` and `perplexity`. Where `stage` changes (dBOT), a dashed line crosses every panel, at the last
-    entry before the one with the new stage.
+    entry before the new stage.
 
     Args:
-        log_history: `trainer.state.log_history`; entries without `step` are passed over.
-        path: picture to write (`.png`, `.pdf`, `.svg`); written whole or not at all.
+        log_history (`list[dict]`): `trainer.state.log_history`; entries without `step` are ignored.
+        path (`str` or `Path`): Picture to write (`.png`, `.pdf`, `.svg`), atomically.
 
     Returns:
-        The figure; a line's label is its key in the log.
+        `Figure`: The figure; the label of a line is its key in the log.
 
     Raises:
-        ValueError: if the log holds nothing to draw.
+        ValueError: If the log has nothing to draw.
     """
     curves: dict[str, list[tuple[float, float]]] = {}
     for entry in log_history:
@@ -64,7 +65,7 @@ def plot_curves(log_history: list[dict], path: str | Path) -> Figure:
         axes = figure.add_subplot(rows, columns, number, sharex=axes)
         for key in keys:
             steps, values = zip(*curves[key], strict=True)
-            # a few points, such as one evaluation per epoch, are hard to see as a bare line
+            # A few points, such as one evaluation per epoch, are hard to see as a bare line.
             axes.plot(steps, values, label=key, linewidth=1.4, marker="o" if len(steps) <= 30 else None, markersize=3)
         for step in _stage_ends(log_history):
             axes.axvline(step, color="0.4", linewidth=1, linestyle="--")
@@ -78,8 +79,9 @@ def plot_curves(log_history: list[dict], path: str | Path) -> Figure:
 
 
 def _stage_ends(log_history: list[dict]) -> list[float]:
-    """Steps of the entries after which the next one that tells its stage tells another."""
-    ends, stage, last = [], None, None
+    """Return the last step of every stage but the last one."""
+    ends: list[float] = []
+    stage, last = None, 0.0
     for entry in log_history:
         if "stage" in entry and "step" in entry:
             if stage is not None and entry["stage"] != stage:
@@ -90,11 +92,11 @@ def _stage_ends(log_history: list[dict]) -> list[float]:
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write the figure, whole or not at all; the suffix tells the format."""
+    """Write a figure atomically; the suffix of `path` determines the format."""
     with replaced_file(path) as temporary:
         figure.savefig(temporary, dpi=120)
 
 
 def _by_number(key: str) -> list[tuple[int, str]]:
-    """Sort key that puts eval_knn_20_top1 before eval_knn_100_top1."""
+    """Return a sort key that puts eval_knn_20_top1 before eval_knn_100_top1."""
     return [(int(part) if part.isdigit() else -1, part) for part in key.split("_")]

@@ -1,4 +1,4 @@
-"""Images that an analysis reads, as a model gets them and as a person sees them."""
+"""Images of an analysis: load them, process them for a model, and turn them back into pictures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,17 +15,18 @@ from ..data.sources import load_image_dataset
 def load_images(
     sources: Sequence[str | Path], split: str = "train", config_name: str | None = None, column: str | None = None
 ) -> datasets.Dataset:
-    """All images of several sources in their order, in the column `image`.
+    """
+    Load the images of several sources, in their order, into the column `image`.
 
     Args:
-        sources: files, folders, or names of data sets ("photo-tiles", the id of a Hub data set), in any mixture, as
-            `hf_mim.data.sources.load_image_dataset` reads them.
-        split: of folders and data sets that have splits.
-        config_name, column: configuration and image column of data sets that need them.
+        sources (`Sequence[str | Path]`): Files, folders and names of datasets ("photo-tiles", ids of Hub datasets) in
+            any combination, as [`~hf_mim.data.sources.load_image_dataset`] reads them.
+        split (`str`, defaults to `"train"`): Split of folders and datasets that have splits.
+        config_name, column (`str`, *optional*): Configuration and image column of datasets that need them.
 
     Raises:
-        FileNotFoundError: for an image file that does not exist.
-        ValueError: as `load_image_dataset`, for instance for a folder without images.
+        FileNotFoundError: For an image file that does not exist.
+        ValueError: As for `load_image_dataset`, for example for a folder without images.
     """
     parts = []
     for source in map(str, sources):
@@ -44,10 +45,17 @@ def load_images(
 def process_images(
     dataset: datasets.Dataset, rows: list[int] | range, image_processor: BaseImageProcessor, num_channels: int
 ) -> torch.Tensor:
-    """Normalised images `[len(rows), C, H, W]` of a dataset with a column `image`.
+    """
+    Return some images of a dataset as a model takes them, normalized: `[len(rows), C, H, W]`.
+
+    Args:
+        dataset (`Dataset`): Has a column `image`.
+        rows (`list[int]` or `range`): Rows to process.
+        image_processor (`BaseImageProcessor`): Image processor of the model.
+        num_channels (`int`): Channels of the images: 1, 3 or 4.
 
     Raises:
-        UnreadableImageError, OSError: for an image that cannot be read; the message names it.
+        UnreadableImageError, OSError: For an image that cannot be read; the message names it.
     """
     images = []
     for row, source in zip(rows, dataset.select(rows)["image"], strict=True):
@@ -60,11 +68,13 @@ def process_images(
 
 
 def undo_normalization(pixel_values: torch.Tensor, image_processor: BaseImageProcessor) -> np.ndarray:
-    """Pictures `[B, H, W, 3]` (`[B, H, W]` for one channel) in [0, 1] from the processor's output `[B, C, H, W]`."""
-    if image_processor.do_normalize:
+    """Turn a processor's output `[B, C, H, W]` into pictures in [0, 1], `[B, H, W, 3]` or, in gray, `[B, H, W]`."""
+    settings = image_processor.to_dict()
+    if settings.get("do_normalize"):
         channels = pixel_values.shape[1]
-        mean = torch.tensor(image_processor.image_mean).expand(channels)[:, None, None]
-        std = torch.tensor(image_processor.image_std).expand(channels)[:, None, None]
+        mean, std = (
+            torch.tensor(settings[name]).expand(channels)[:, None, None] for name in ("image_mean", "image_std")
+        )
         pixel_values = pixel_values * std + mean
     pictures = pixel_values.clamp(0, 1).permute(0, 2, 3, 1).numpy()
     return pictures[..., 0] if pictures.shape[-1] == 1 else pictures[..., :3]

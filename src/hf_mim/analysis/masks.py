@@ -1,4 +1,4 @@
-"""What a training hides: views with their masked patches in grey."""
+"""Show what a training hides: views with their masked patches in gray."""
 
 import math
 from pathlib import Path
@@ -10,22 +10,23 @@ from matplotlib.figure import Figure
 from .curves import save_figure
 
 
-GREY = 0.55
+GRAY = 0.55
 
 
 def plot_masks(pixel_values: torch.Tensor, masks: torch.Tensor, path: str | Path) -> Figure:
-    """Draw one row per image: each of its views, with masked patches in grey.
+    """
+    Draw one row per image: each of its views, with masked patches in gray.
 
     Args:
-        pixel_values: views, uint8 `[B, C, H, W]`, or `[B, G, C, H, W]` for several of an image.
-        masks: bool `[B, N]` or `[B, G, N]`, True = masked, row after row of a grid of square patches.
-        path: picture to write (`.png`, `.pdf`, `.svg`); written whole or not at all.
+        pixel_values (`torch.Tensor`): Views, uint8 `[B, C, H, W]`, or `[B, G, C, H, W]` for several views per image.
+        masks (`torch.Tensor`): bool `[B, N]` or `[B, G, N]`, True = masked, row-major over a grid of square patches.
+        path (`str` or `Path`): Picture to write (`.png`, `.pdf`, `.svg`), atomically.
 
     Returns:
-        The figure.
+        `Figure`: The figure.
 
     Raises:
-        ValueError: if the patches of the masks are not square in these views.
+        ValueError: If the patches of the masks are not square in these views.
     """
     if pixel_values.ndim == 4:
         pixel_values, masks = pixel_values[:, None], masks[:, None]
@@ -38,7 +39,7 @@ def plot_masks(pixel_values: torch.Tensor, masks: torch.Tensor, path: str | Path
     pictures = pixel_values.permute(0, 1, 3, 4, 2).numpy()[..., :3] / 255
     if pictures.shape[-1] == 1:
         pictures = pictures.repeat(3, axis=-1)
-    pictures = np.where(hidden[..., None], GREY, pictures)
+    pictures = np.where(hidden[..., None], GRAY, pictures)
 
     rows, columns = pictures.shape[:2]
     figure = Figure(figsize=(1.9 * columns, 2.15 * rows), layout="constrained")

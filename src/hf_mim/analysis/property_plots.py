@@ -1,4 +1,4 @@
-"""Pictures of the properties of `properties.py`, with several models in each."""
+"""Plots of the properties in `properties.py`, for several models in one figure."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,20 +11,21 @@ from matplotlib.ticker import MaxNLocator
 from .curves import save_figure
 
 
-# Of the room between two layers, the share in which the heads of all models lie side by side.
+# Fraction of the space between two layers over which the heads of all models are spread.
 SPREAD = 0.6
 
 
 def plot_distances(distances: Mapping[str, np.ndarray], even: Mapping[str, float], path: str | Path) -> Figure:
-    """Draw a point per head and a line through the means of the heads, over the layers, in one colour per model.
+    """
+    Draw a point per head and a line through the means of the heads, over the layers, in one color per model.
 
     Args:
-        distances: `[layers, heads]` in pixels by the model's name, as it stands in the legend.
-        even: by the same names, the distance of attention that is the same for all tokens; a dotted line.
-        path: picture to write (`.png`, `.pdf`, `.svg`); written whole or not at all.
+        distances (`Mapping[str, np.ndarray]`): `[layers, heads]` in pixels for every model, by its name in the legend.
+        even (`Mapping[str, float]`): Distance under uniform attention, by the same names; drawn as a dotted line.
+        path (`str` or `Path`): Picture to write (`.png`, `.pdf`, `.svg`), atomically.
 
     Returns:
-        The figure.
+        `Figure`: The figure.
     """
     figure = Figure(figsize=(_width(distances), 5.0), layout="constrained")
     axes = figure.subplots()
@@ -41,25 +42,29 @@ def plot_distances(distances: Mapping[str, np.ndarray], even: Mapping[str, float
         lines.setdefault(round(value, 1), []).append(name)
     for value, names in lines.items():
         of = "" if len(lines) == 1 else f" of {', '.join(names)}"
-        axes.axhline(value, color="0.45", linestyle=":", linewidth=1.2, label=f"even attention{of} ({value:.1f} px)")
+        axes.axhline(
+            value, color="0.45", linestyle=":", linewidth=1.2, label=f"uniform attention{of} ({value:.1f} px)"
+        )
     axes.set_ylabel("mean attention distance (pixels)")
     axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     _layer_axis(axes, distances)
-    axes.set_title("how far each head (dot) looks, and the mean of a layer's heads (line)", fontsize=10)
+    axes.set_title("attention distance of each head (dots) and mean over a layer's heads (line)", fontsize=10)
     _legend(figure, axes)
     save_figure(figure, path)
     return figure
 
 
 def plot_shares(shares: Mapping[str, np.ndarray], path: str | Path) -> Figure:
-    """Draw a panel for every number of singular values, with their share over the layers, a line per model.
+    """
+    Draw one panel per number of singular values, with their share over the layers and one line per model.
 
     Args:
-        shares: `[layers, K]` in 0..1 by the model's name, as it stands in the legend; K is the same for all.
-        path: picture to write (`.png`, `.pdf`, `.svg`); written whole or not at all.
+        shares (`Mapping[str, np.ndarray]`): `[layers, K]` in [0, 1] for every model, by its name in the legend; K is
+            the same for all.
+        path (`str` or `Path`): Picture to write (`.png`, `.pdf`, `.svg`), atomically.
 
     Returns:
-        The figure.
+        `Figure`: The figure.
     """
     panels = next(iter(shares.values())).shape[1]
     columns = min(panels, 5)
@@ -79,7 +84,7 @@ def plot_shares(shares: Mapping[str, np.ndarray], path: str | Path) -> Figure:
         _layer_axis(axes, shares)
         axes.set_title("the largest" if number == 0 else f"the {number + 1} largest", fontsize=10)
     grid[0, 0].set_ylim(0, None)
-    figure.supylabel("share in the sum of all", fontsize=10)
+    figure.supylabel("share of the sum of all", fontsize=10)
     figure.suptitle("singular values of an image's patch features: share of the largest ones", fontsize=10)
     _legend(figure, grid[0, 0])
     save_figure(figure, path)
@@ -87,7 +92,7 @@ def plot_shares(shares: Mapping[str, np.ndarray], path: str | Path) -> Figure:
 
 
 def _width(values: Mapping[str, np.ndarray]) -> float:
-    """Inches in which the dots of all models find room side by side."""
+    """Return the width in inches that fits the dots of all models side by side."""
     layers = max(len(one) for one in values.values())
     return min(15.0, max(6.4, 2.0 + layers * (0.3 + 0.16 * len(values))))
 
@@ -101,7 +106,7 @@ def _layer_axis(axes: Axes, values: Mapping[str, np.ndarray]) -> None:
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
-    """Outside, because names of models are long and the data may be anywhere."""
+    """Draw the legend outside the axes: names of models are long, and the data may be anywhere."""
     handles, labels = axes.get_legend_handles_labels()
     room = figure.get_figwidth() / (0.7 + 0.07 * max(map(len, labels)))
     figure.legend(handles, labels, loc="outside lower center", ncols=max(1, min(int(room), len(labels))), fontsize=8)

@@ -1,4 +1,4 @@
-"""`hf-mim check-data SOURCE`: reads every image as training would, and tells what is there and what is broken."""
+"""`hf-mim check-data SOURCE`: read every image as training would, and report sizes, duplicates and broken images."""
 
 import argparse
 import dataclasses
@@ -25,25 +25,28 @@ from .sources import load_image_dataset
 from .workers import ignore_stop_signals
 
 
-# Below this side, in pixels, every view that is made of a picture is an enlargement.
+# Images with a shorter side below this many pixels are only ever enlarged.
 SMALL_SIDE = 32
-# Groups of duplicates that the printed report names; the others are in the JSON.
+# Number of groups of duplicates in the printed report; the JSON has all of them.
 MAX_GROUPS = 10
 
 
 @dataclasses.dataclass
 class DataReport:
-    """What `check_dataset` finds. Images are named as in a clean list (`hf_mim.data.clean_list`), rows as "row 7".
+    """
+    Report of [`check_dataset`]. Images are named as in a clean list (`hf_mim.data.clean_list`), rows as "row 7".
 
     Attributes:
-        images: number of images, unreadable ones included.
-        unreadable: name and reason of every image that `decode_image` refuses.
-        unreadable_rows: their row numbers.
-        labels: number of images of every class, by its name, and of those without one ("none"); None without labels.
-        smallest, median, largest: (width, height) in pixels, upright, in the order of the area; None without images.
-        small: number of images with a side of less than 32 pixels.
-        modes, formats: number of images of every Pillow mode and file format.
-        duplicates: groups of readable images of exactly the same bytes.
+        images (`int`): Number of images, including unreadable ones.
+        unreadable (`dict[str, str]`): Name and reason of every image that `decode_image` refuses.
+        unreadable_rows (`list[int]`): Their row numbers.
+        labels (`dict[str, int]`, *optional*): Number of images per class name, and without a class ("none"); None
+            without labels.
+        smallest, median, largest (`tuple[int, int]`, *optional*): (width, height) in pixels, upright, ordered by
+            area; None without images.
+        small (`int`): Number of images with a side of less than 32 pixels.
+        modes, formats (`dict[str, int]`): Number of images per Pillow mode and file format.
+        duplicates (`list[list[str]]`): Groups of readable images with exactly the same bytes.
     """
 
     images: int
@@ -62,30 +65,33 @@ class DataReport:
 def check_dataset(
     dataset: Dataset, root: str | None = None, num_workers: int = 0, progress: bool = False
 ) -> DataReport:
-    """Decode every image of a data set once and report on them. Nothing of an image is kept but a checksum.
+    """
+    Decode every image of a dataset once and report on them. Of each image, only a checksum stays in memory.
 
     Args:
-        dataset: with the column `image` and perhaps `label`, as `load_image_dataset` gives it.
-        root: the folder it was loaded from, if any: images are named relative to it.
-        num_workers: processes that decode; 0 for none but this one.
-        progress: show a bar on stderr, if that is a terminal.
+        dataset (`Dataset`): Has the column `image` and perhaps `label`, as `load_image_dataset` returns it.
+        root (`str`, *optional*): The folder it was loaded from; images are named relative to it.
+        num_workers (`int`, defaults to 0): Processes that decode images; 0 decodes in this process.
+        progress (`bool`, defaults to `False`): Show a progress bar on stderr, if it is a terminal.
     """
     names, _ = image_names(dataset, root)
     is_row = [name == str(row) for row, name in enumerate(names)]
     names = [f"row {name}" if is_row[row] else name for row, name in enumerate(names)]
-    sizes, modes, formats = Counter(), Counter(), Counter()
+    sizes: Counter[tuple[int, int]] = Counter()
+    modes: Counter[str] = Counter()
+    formats: Counter[str] = Counter()
     unreadable: dict[int, tuple[str, str]] = {}
     first: dict[bytes, int] = {}
     copies: dict[int, list[int]] = {}
     for row, facts in enumerate(_inspected(dataset, num_workers, progress)):
         if isinstance(facts, _Failure):
-            # What the shard calls the image helps where the row alone must name it.
+            # The name within the shard helps to find an image that is otherwise named by its row.
             name = f"{names[row]} ({facts.path})" if is_row[row] and facts.path else names[row]
             unreadable[row] = name, facts.reason
             continue
         sizes[facts.size] += 1
         modes[facts.mode] += 1
-        formats[facts.format] += 1
+        formats[facts.format or "unknown"] += 1
         original = first.setdefault(facts.digest, row)
         if original != row:
             copies.setdefault(original, [original]).append(row)
@@ -109,7 +115,7 @@ def check_dataset(
 class _Facts(NamedTuple):
     size: tuple[int, int]
     mode: str
-    format: str
+    format: str | None
     digest: bytes
 
 
@@ -136,7 +142,7 @@ def _inspected(dataset: Dataset, num_workers: int, progress: bool) -> Iterator[_
 
 def _inspect_all(rows: list[dict[str, Any]]) -> list[_Facts | _Failure]:
     with warnings.catch_warnings():
-        # Pillow warns of what does not keep it from reading an image.
+        # Pillow warns of defects that do not keep it from reading an image.
         warnings.simplefilter("ignore")
         return [_inspect(row["image"]) for row in rows]
 
@@ -171,13 +177,15 @@ def _count_labels(dataset: Dataset) -> dict[str, int] | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check a data set and print the report.
+    """
+    Check a dataset and print the report.
 
     Returns:
-        The exit code of the process: 1 if an image is unreadable, 0 otherwise.
+        `int`: Exit code of the process: 1 if an image is unreadable, 0 otherwise.
 
     Raises:
-        ValueError, OSError: as `load_image_dataset`; for a number of processes below 1; a list that cannot be written.
+        ValueError, OSError: As for `load_image_dataset`; for a number of processes below 1; and if the clean list
+            cannot be written.
     """
     arguments = _parser().parse_args(argv)
     if arguments.num_workers < 1:
@@ -208,15 +216,14 @@ def _text(report: DataReport) -> str:
     if report.labels is not None:
         numbers = report.labels.values()
         lines.append(f"labels      {len(report.labels)}, of {min(numbers)} to {max(numbers)} images each")
+    sizes = (report.smallest, report.median, report.largest)
     if report.smallest is not None:
-        smallest, median, largest = (
-            f"{width} x {height}" for width, height in (report.smallest, report.median, report.largest)
-        )
+        smallest, median, largest = (f"{size[0]} x {size[1]}" for size in sizes if size is not None)
         lines.append(f"sizes       smallest {smallest}, median {median}, largest {largest} (width x height in pixels)")
         lines.append(f"small       {report.small} with a side of less than {SMALL_SIDE} pixels")
     lines += [f"modes       {counts(report.modes)}", f"formats     {counts(report.formats)}"]
     extra = sum(map(len, report.duplicates)) - len(report.duplicates)
-    lines.append(f"duplicates  {extra}, with exactly the bytes of another image")
+    lines.append(f"duplicates  {extra}, with exactly the same bytes as another image")
     lines += [f"  {group[0]}: {len(group)} times" for group in report.duplicates[:MAX_GROUPS]]
     if len(report.duplicates) > MAX_GROUPS:
         lines.append(f"  ... and {len(report.duplicates) - MAX_GROUPS} more (--json names all)")
@@ -228,14 +235,14 @@ def _text(report: DataReport) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hf-mim check-data",
-        description="Read every image once, as training would, and tell what is there and what is broken.",
-        epilog="The exit code is 1 if an image is unreadable, 0 otherwise, 2 for a mistake in the arguments.",
+        description="Read every image once, as training would, and report sizes, duplicates and broken images.",
+        epilog="The exit code is 0, 1 if an image is unreadable, or 2 after a mistake in the arguments.",
         allow_abbrev=False,
     )
     parser.add_argument("source", metavar="SOURCE", help="folder, parquet or tar files, Hub id, or photo-tiles")
-    parser.add_argument("--split", default="train", help="the images to check (default: %(default)s)")
-    parser.add_argument("--dataset_config_name", help="configuration of a Hub data set")
-    parser.add_argument("--image_column_name", help="column of the images, where it has to be told")
+    parser.add_argument("--split", default="train", help="split to check (default: %(default)s)")
+    parser.add_argument("--dataset_config_name", help="configuration of a Hub dataset")
+    parser.add_argument("--image_column_name", help="column of the images, where it cannot be guessed")
     parser.add_argument(
         "--num_workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)"
     )
@@ -243,6 +250,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--write_clean_list",
         metavar="FILE",
-        help="write the names of the readable images to this file, which hf-mim pretrain takes as --clean_list",
+        help="write the names of the readable images to this file, for --clean_list of hf-mim pretrain",
     )
     return parser

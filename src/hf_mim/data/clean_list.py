@@ -1,9 +1,10 @@
-"""Lists of the images that can be read, as `hf-mim check-data` writes and `hf-mim pretrain` takes them.
+"""
+Clean lists: which images of a dataset can be read, as `hf-mim check-data` writes and `hf-mim pretrain` reads them.
 
-A text file in UTF-8. Its first line says of which data set it is: the number of all images and a checksum of their
-names (for image files) or of the sizes of their encodings (for tables and archives). Every other line is an image: the
-path relative to the folder, or the row number, from 0, of an image that is not a file in the folder or whose path
-holds unprintable characters. Lines may be removed.
+A clean list is a text file in UTF-8. Its first line identifies the dataset: the number of all images and a checksum of
+their names (for image files) or of the sizes of their encodings (for tables and archives). Every other line is an
+image: its path relative to the folder, or its row number, from 0, if it is not a file in the folder or its path has
+unprintable characters. Lines may be removed.
 """
 
 import os
@@ -17,18 +18,21 @@ from datasets import Dataset
 from ..utils.files import replaced_file
 
 
+# The wording is part of the file format.
 HEADER = "# images of a hf-mim data set: {count} in all, checksum {checksum:08x}"
 
 
 def image_names(dataset: Dataset, root: str | None) -> tuple[list[str], int]:
-    """The name of every row in a clean list, and the checksum; no image is read.
+    """
+    Return the name of every row in a clean list, and the checksum. No image is read.
 
     Args:
-        dataset: with the column `image`, as `load_image_dataset` gives it.
-        root: the folder it was loaded from, if any.
+        dataset (`Dataset`): Has the column `image`, as `load_image_dataset` returns it.
+        root (`str`, *optional*): The folder it was loaded from.
     """
     start = None if root is None else os.path.join(os.path.abspath(os.path.expanduser(root)), "")
-    names, checksum = [], 0
+    names: list[str] = []
+    checksum = 0
     for table in dataset.select_columns("image").with_format("arrow").iter(1000):
         images = table.column("image")
         paths = pc.struct_field(images, "path").to_pylist()
@@ -45,7 +49,7 @@ def image_names(dataset: Dataset, root: str | None) -> tuple[list[str], int]:
 
 
 def write_clean_list(path: str | Path, dataset: Dataset, root: str | None, unreadable: Collection[int]) -> None:
-    """List all rows but those of `unreadable`; the file is written whole or not at all."""
+    """Write a clean list of all rows except those in `unreadable`, atomically."""
     names, checksum = image_names(dataset, root)
     lines = [HEADER.format(count=len(names), checksum=checksum)]
     lines += [name for row, name in enumerate(names) if row not in unreadable]
@@ -54,11 +58,17 @@ def write_clean_list(path: str | Path, dataset: Dataset, root: str | None, unrea
 
 
 def keep_listed(dataset: Dataset, path: str | Path, root: str | None) -> Dataset:
-    """The rows of a data set that a clean list names, in the order of the data set.
+    """
+    Return the rows of a dataset that a clean list names, in the order of the dataset.
+
+    Args:
+        dataset (`Dataset`): Has the column `image`.
+        path (`str` or `Path`): The clean list.
+        root (`str`, *optional*): The folder the dataset was loaded from.
 
     Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when it is no clean list, or one of other images or of none.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a clean list, belongs to other images, or is empty.
     """
     header, *lines = Path(path).read_bytes().decode("utf-8", errors="replace").splitlines() or [""]
     if not header.startswith(HEADER.partition("{")[0]):

@@ -1,4 +1,4 @@
-"""Collators: stack the samples of a [`~hf_mim.data.datasets.ViewsDataset`] and draw a mask or noise for every view."""
+"""Collators: stack the samples of a dataset of views, and draw a mask or noise for every view."""
 
 from collections.abc import Callable
 
@@ -10,9 +10,9 @@ from .masking import BlockMaskGenerator, MaskGenerator, mask_seeds, uniforms
 
 class IBotCollator:
     """
-    Stacks the samples of a [`~hf_mim.data.datasets.ViewsDataset`] and draws a mask for every global view.
+    Stack the samples of a [`~hf_mim.data.datasets.ViewsDataset`] and draw a mask for every global view.
 
-    A mask depends on `(seed, epoch, index, view)` only.
+    A mask depends only on `(seed, epoch, index, view)`.
 
     Args:
         mask_generator (`MaskGenerator`): Draws the masks; its grid is that of a global view.
@@ -20,9 +20,9 @@ class IBotCollator:
         make_samples (`Callable`, *optional*): For a stream, `StreamedViewsDataset.samples`: makes the samples of a
             batch from its rows.
 
-    Returns (of a call):
-        A dict with `pixel_values` (uint8 `[B, G, C, H, W]`), `bool_masked_pos` (bool `[B, G, N]`), `mask_indices`
-        (int64 `[M]`, its true entries), `color_parameters` (NumPy `[B, G+L, 8]`, for
+    Returns (when called):
+        `dict`: `pixel_values` (uint8 `[B, G, C, H, W]`), `bool_masked_pos` (bool `[B, G, N]`), `mask_indices`
+        (int64 `[M]`, positions of its true entries), `color_parameters` (NumPy `[B, G+L, 8]`, for
         [`~hf_mim.data.color.color_views`]) and, with local views, `local_pixel_values` (uint8 `[B, L, C, h, w]`). If
         images could not be read, `unreadable` has one line for each of them (`list[str]`).
     """
@@ -47,7 +47,7 @@ class IBotCollator:
             "pixel_values": pixel_values,
             "bool_masked_pos": masks,
             "mask_indices": masked_positions(masks),
-            # A NumPy array stays on the host, where the colour operations are sorted out.
+            # A NumPy array stays on the host, where the color operations are scheduled.
             "color_parameters": np.stack([sample["color_parameters"] for sample in samples]),
         }
         local_views = torch.stack([sample["local_views"] for sample in samples])
@@ -58,10 +58,10 @@ class IBotCollator:
 
 class Beitv2Collator:
     """
-    Stacks the samples of a [`~hf_mim.data.datasets.ViewsDataset`] with [`~hf_mim.data.views.CropViews`] and draws
+    Stack the samples of a [`~hf_mim.data.datasets.ViewsDataset`] with [`~hf_mim.data.views.CropViews`] and draw
     a mask for each.
 
-    A mask depends on `(seed, epoch, index)` only.
+    A mask depends only on `(seed, epoch, index)`.
 
     Args:
         mask_generator (`BlockMaskGenerator`): Draws the masks; its grid is that of the student's view.
@@ -69,8 +69,8 @@ class Beitv2Collator:
         make_samples (`Callable`, *optional*): For a stream, `StreamedViewsDataset.samples`: makes the samples of a
             batch from its rows.
 
-    Returns (of a call):
-        A dict with `pixel_values` (uint8 `[B, C, H, W]`), `bool_masked_pos` (bool `[B, N]`), `mask_indices` (int64
+    Returns (when called):
+        `dict`: `pixel_values` (uint8 `[B, C, H, W]`), `bool_masked_pos` (bool `[B, N]`), `mask_indices` (int64
         `[M]`, its true entries) and, if the samples have a second view, `target_pixel_values` (uint8
         `[B, C, H2, W2]`). If images could not be read, `unreadable` has one line for each of them (`list[str]`).
     """
@@ -99,10 +99,10 @@ class Beitv2Collator:
 
 class DBotCollator:
     """
-    Stacks the samples of a [`~hf_mim.data.datasets.ViewsDataset`] with [`~hf_mim.data.views.CropViews`] and draws
-    the noise by which patches are kept (`models_mae.py`, `random_masking`).
+    Stack the samples of a [`~hf_mim.data.datasets.ViewsDataset`] with [`~hf_mim.data.views.CropViews`] and draw
+    the noise that decides which patches are kept (`random_masking` in `models_mae.py`).
 
-    The noise of a sample depends on `(seed, epoch, index)` only.
+    The noise of a sample depends only on `(seed, epoch, index)`.
 
     Args:
         seed (`int`): Seed, at least 0.
@@ -110,12 +110,12 @@ class DBotCollator:
         make_samples (`Callable`, *optional*): For a stream, `StreamedViewsDataset.samples`: makes the samples of a
             batch from its rows.
 
-    Returns (of a call):
-        A dict with `pixel_values` (uint8 `[B, C, H, W]`) and `noise` (float32 `[B, N]`, uniform in [0, 1]). If images
+    Returns (when called):
+        `dict`: `pixel_values` (uint8 `[B, C, H, W]`) and `noise` (float32 `[B, N]`, uniform in [0, 1]). If images
         could not be read, `unreadable` has one line for each of them (`list[str]`).
 
     Raises:
-        ValueError: If there are no patches.
+        ValueError: If `num_patches` is below 1.
     """
 
     def __init__(self, seed: int, num_patches: int, make_samples: Callable[[list[dict]], list[dict]] | None = None):
@@ -134,14 +134,14 @@ class DBotCollator:
 
 class VQKDCollator:
     """
-    Stacks the samples of a [`~hf_mim.data.datasets.ViewsDataset`] with [`~hf_mim.data.views.CropViews`].
+    Stack the samples of a [`~hf_mim.data.datasets.ViewsDataset`] with [`~hf_mim.data.views.CropViews`].
 
     Args:
         make_samples (`Callable`, *optional*): For a stream, `StreamedViewsDataset.samples`: makes the samples of a
             batch from its rows.
 
-    Returns (of a call):
-        A dict with `pixel_values` (uint8 `[B, C, H, W]`). If images could not be read, `unreadable` has one line for
+    Returns (when called):
+        `dict`: `pixel_values` (uint8 `[B, C, H, W]`). If images could not be read, `unreadable` has one line for
         each of them (`list[str]`).
     """
 
@@ -155,18 +155,18 @@ class VQKDCollator:
 
 
 def sample_mask_seeds(seed: int, samples: list[dict], views: int) -> np.ndarray:
-    """Seeds of the masks of a batch, uint64 `[B, views]`, from `(seed, epoch, index, view)` of every sample."""
-    # Where a stream begins again, a batch holds samples of two epochs.
+    """Return the seeds of a batch's masks, uint64 `[B, views]`, from `(seed, epoch, index, view)` of every sample."""
+    # Where a stream restarts, a batch has samples of two epochs.
     epochs, indices = (np.array([sample[key] for sample in samples]) for key in ("epoch", "index"))
     return mask_seeds(seed, epochs, indices, views)
 
 
 def masked_positions(bool_masked_pos: torch.Tensor) -> torch.Tensor:
-    """The true entries of masks bool `[..., N]`, counted over the whole batch: int64 `[M]`."""
+    """Return the positions of the true entries of masks, bool `[..., N]`, in the flattened batch: int64 `[M]`."""
     return bool_masked_pos.flatten().nonzero().squeeze(1)
 
 
 def unreadable_lines(samples: list[dict]) -> dict[str, list[str]]:
-    """`{"unreadable": one line for each image that could not be read}`, or nothing if all could."""
+    """Return `{"unreadable": one line for each image that could not be read}`, or `{}` if all could be read."""
     lines = [line for sample in samples for line in sample.get("unreadable", ())]
     return {"unreadable": lines} if lines else {}

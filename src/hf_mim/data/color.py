@@ -1,14 +1,15 @@
-"""Colour augmentation of multi-crop views: batched on the tensor's device, with the 8-bit arithmetic of Pillow.
+"""
+Color augmentation of multi-crop views: batched on the tensor's device, with the 8-bit arithmetic of Pillow.
 
-The recipe is that of iBOT's code (`main_ibot.py: DataAugmentationiBOT`), which works on Pillow images: colour jitter
-in a random order, greyscale, Gaussian blur, solarisation. Here the random numbers are drawn on the host
-(`hf_mim.data.views`) and the arithmetic runs on batches of uint8 views. Every operation gives exactly the bytes that
-Pillow gives on x86-64; the tests compare them, for the hue shift over all 2^24 colours.
+The recipe is that of iBOT's code (`main_ibot.py: DataAugmentationiBOT`), which works on Pillow images: color jitter in
+a random order, grayscale, Gaussian blur, solarization. Here the random numbers are drawn on the host
+(`hf_mim.data.views`), and the arithmetic runs on batches of uint8 views. Every operation gives exactly the bytes that
+Pillow gives on x86-64; the tests compare them, for the hue shift over all 2^24 colors.
 
-Exactness rests on float32 being exact for integers below 2^24, on int32 for the blur's 24-bit fixed point, and on
-never dividing by a Python number, which CUDA replaces by a multiplication with the rounded reciprocal.
+Results are exact because float32 is exact for integers below 2^24, the blur's 24-bit fixed point uses int32, and
+nothing is divided by a Python number, which CUDA would replace by a multiplication with the rounded reciprocal.
 
-What happens to which view is sorted out on the host, in NumPy: nothing here waits for the device.
+Which operation applies to which view is decided on the host, in NumPy: nothing here waits for the device.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,24 +23,28 @@ from torch import Tensor
 
 
 # Columns of a parameter table [M, 8]. The first four are also the numbers of the jitter operations in JITTER_ORDERS.
-BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, GREYSCALE, BLUR, SOLARISE = range(8)
+BRIGHTNESS, CONTRAST, SATURATION, HUE, ORDER, GRAYSCALE, BLUR, SOLARIZE = range(8)
 JITTER_ORDERS = tuple(permutations((BRIGHTNESS, CONTRAST, SATURATION, HUE)))
 NEUTRAL = (1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
-# Values to work on at once: on a CPU as many as its caches hold, on a GPU few enough to bound the memory for copies.
+# Values to process at once: on a CPU as many as its caches hold, on a GPU few enough to bound the memory of copies.
 PIECE_ON_CPU, PIECE_ON_GPU = 2**19, 2**26
 
 # 1 / 255^2, see `_shift_hue`.
 HUE_UNIT = 1 / 65025
 
+Operation = Callable[[Tensor, np.ndarray], None]
+
 
 def color_batch(batch: dict[str, Tensor], parameters: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Replace the uint8 views of a batch by augmented and normalised ones, see `color_views`.
+    """
+    Replace the uint8 views of a batch by augmented and normalized ones, see [`color_views`].
 
     Args:
-        batch: with `pixel_values` `[B, G, C, H, W]` and perhaps `local_pixel_values` `[B, L, C, h, w]`.
-        parameters: numpy `[B, G+L, 8]`.
-        mean, std: C numbers each.
+        batch (`dict[str, Tensor]`): Has `pixel_values` `[B, G, C, H, W]` and perhaps `local_pixel_values`
+            `[B, L, C, h, w]`.
+        parameters (`np.ndarray` of shape `(B, G+L, 8)`): Color parameters of the views.
+        mean, std (`Sequence[float]`): C numbers each.
     """
     num_globals = batch["pixel_values"].shape[1]
     parts = {"pixel_values": parameters[:, :num_globals], "local_pixel_values": parameters[:, num_globals:]}
@@ -51,27 +56,30 @@ def color_batch(batch: dict[str, Tensor], parameters: np.ndarray, mean: Sequence
 
 
 def color_views(views: Tensor, parameters: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Augment the colours of uint8 views and normalise them.
+    """
+    Augment the colors of uint8 views and normalize them.
 
-    Per view: the jitter operations in the view's order, greyscale, Gaussian blur, solarisation (threshold 128), then
-    `(x / 255 - mean) / std`. Neutral entries cost nothing, so a table of `NEUTRAL` rows only normalises.
+    Per view: the jitter operations in the view's order, grayscale, Gaussian blur, solarization (threshold 128), then
+    `(x / 255 - mean) / std`. Neutral entries cost nothing, so a table of `NEUTRAL` rows only normalizes.
 
-    With one channel, saturation, hue and greyscale do nothing, and contrast pivots on the mean of that channel. With
+    With one channel, saturation, hue and grayscale do nothing, and contrast pivots on the mean of that channel. With
     four (RGBA), the blur acts on all of them and everything else on the first three.
 
     Args:
-        views: uint8 `[M, C, H, W]`, C = 1, 3 or 4, on any device. Left unchanged.
-        parameters: numpy `[M, 8]`, columns as named in this module: factors of brightness, contrast and saturation
-            (>= 0, 1 = off), hue shift in turns (0 = off), index into `JITTER_ORDERS`, greyscale flag, Gaussian blur
-            radius in pixels (0 = off), solarise flag. It stays on the host: choosing what happens to a view never
-            waits for the device.
-        mean, std: C numbers each, for values in [0, 1].
+        views (`Tensor` of shape `(M, C, H, W)`): uint8, C = 1, 3 or 4, on any device. Not modified.
+        parameters (`np.ndarray` of shape `(M, 8)`): Columns as named in this module: factors of brightness, contrast
+            and saturation (>= 0, 1 = off), hue shift in turns (0 = off), index into `JITTER_ORDERS`, grayscale flag,
+            Gaussian blur radius in pixels (0 = off), solarize flag. It stays on the host, so that nothing waits for
+            the device.
+        mean, std (`Sequence[float]`): C numbers each, for values in [0, 1].
 
     Returns:
-        float32 `[M, C, H, W]` on the device of `views`; a view's result does not depend on the rest of the batch.
+        `Tensor` of shape `(M, C, H, W)`: float32 on the device of `views`. The result of a view does not depend on the
+        rest of the batch.
 
     Raises:
-        ValueError: on another dtype, rank or channel count, a table of another shape, mean or std of another length.
+        ValueError: For another dtype, rank or channel count, a table of another shape, or mean or std of another
+            length.
     """
     if views.dtype != torch.uint8 or views.ndim != 4 or views.shape[1] not in (1, 3, 4):
         raise ValueError(f"views must be uint8 [M, C, H, W] with C = 1, 3 or 4, got {views.dtype} {list(views.shape)}")
@@ -85,8 +93,8 @@ def color_views(views: Tensor, parameters: np.ndarray, mean: Sequence[float], st
 
     device = views.device
     white = torch.full((), 255.0, device=device)
-    mean, std = (_upload(np.asarray(v, dtype=np.float32).reshape(-1, 1, 1), device) for v in (mean, std))
-    # Like views go together, so that most operations find theirs side by side.
+    center, scale = (_upload(np.asarray(v, dtype=np.float32).reshape(-1, 1, 1), device) for v in (mean, std))
+    # Sort similar views next to each other, so that most operations can work on a slice.
     jittered = (parameters[:, :4] != NEUTRAL[:4]).any(axis=1)
     rows = np.lexsort((parameters[:, BLUR], np.where(jittered, parameters[:, ORDER], -1)))
     step = max(1, (PIECE_ON_CPU if device.type == "cpu" else PIECE_ON_GPU) // max(1, views[0:1].numel()))
@@ -95,19 +103,19 @@ def color_views(views: Tensor, parameters: np.ndarray, mean: Sequence[float], st
         piece = rows[start : start + step]
         x = _gather(views, piece).float()
         _augment(x, parameters[piece])
-        _scatter(x.div_(white).sub_(mean).div_(std), colored, piece)
+        _scatter(x.div_(white).sub_(center).div_(scale), colored, piece)
     return colored
 
 
 def normalize_views(views: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """`(x / 255 - mean) / std` of uint8 views `[M, C, H, W]` in float32; arguments and errors as for `color_views`."""
+    """Return `(x / 255 - mean) / std` of uint8 views `[M, C, H, W]` in float32; otherwise as [`color_views`]."""
     return color_views(views, np.tile(NEUTRAL, (len(views), 1)), mean, std)
 
 
 def _augment(x: Tensor, parameters: np.ndarray) -> None:
-    """Apply all operations in place. `x` [M, C, H, W]: float32 holding integers from 0 to 255, as everywhere below."""
+    """Apply all operations in place. Here and below, `x` `[M, C, H, W]` is float32 with integers from 0 to 255."""
     colors = x[:, :3]
-    operations = [(BRIGHTNESS, _brightness), (CONTRAST, _contrast)]
+    operations: list[tuple[int, Operation]] = [(BRIGHTNESS, _brightness), (CONTRAST, _contrast)]
     if x.shape[1] > 1:
         operations += [(SATURATION, _saturation), (HUE, _shift_hue)]
     orders = np.asarray(JITTER_ORDERS)[parameters[:, ORDER].astype(np.int64)]
@@ -116,13 +124,13 @@ def _augment(x: Tensor, parameters: np.ndarray) -> None:
             wanted = (orders[:, position] == column) & (parameters[:, column] != NEUTRAL[column])
             _apply(operation, colors, parameters[:, column], wanted)
     if x.shape[1] > 1:
-        _apply(_greyscale, colors, parameters[:, GREYSCALE], parameters[:, GREYSCALE] != 0)
+        _apply(_grayscale, colors, parameters[:, GRAYSCALE], parameters[:, GRAYSCALE] != 0)
     _apply_blur(x, parameters[:, BLUR])
-    _apply(_solarise, colors, parameters[:, SOLARISE], parameters[:, SOLARISE] != 0)
+    _apply(_solarize, colors, parameters[:, SOLARIZE], parameters[:, SOLARIZE] != 0)
 
 
-def _apply(operation: Callable[[Tensor, np.ndarray], None], x: Tensor, values: np.ndarray, wanted: np.ndarray) -> None:
-    """Run the in-place `operation(views, values)` on the wanted views of `x` only."""
+def _apply(operation: Operation, x: Tensor, values: np.ndarray, wanted: np.ndarray) -> None:
+    """Run the in-place `operation(views, values)` on the wanted views of `x`."""
     rows = np.flatnonzero(wanted)
     if len(rows) == 0:
         return
@@ -140,7 +148,7 @@ def _gather(x: Tensor, rows: np.ndarray) -> Tensor:
 
 
 def _scatter(part: Tensor, x: Tensor, rows: np.ndarray) -> None:
-    # A few launches on a GPU, and on a CPU three times as fast as index_copy_.
+    # Few kernel launches on a GPU, and three times as fast as index_copy_ on a CPU.
     torch._foreach_copy_([x[row] for row in rows], list(part.unbind()))
 
 
@@ -153,7 +161,7 @@ def _per_view(values: np.ndarray, dtype: type, device: torch.device) -> Tensor:
 
 
 def _luminance(x: Tensor) -> Tensor:
-    """Pillow's mode L: `[M, 3 or 1, H, W]` -> `[M, 1, H, W]`."""
+    """Convert to Pillow's mode L: `[M, 3 or 1, H, W]` -> `[M, 1, H, W]`."""
     if x.shape[1] == 1:
         return x
     red, green, blue = x.split(1, dim=1)
@@ -173,7 +181,7 @@ def _blend(x: Tensor, degenerate: Tensor, factors: np.ndarray) -> None:
 
 def _contrast(x: Tensor, factors: np.ndarray) -> None:
     pixels = x.shape[2] * x.shape[3]
-    # Sums of a row fit in float32 exactly, those of an image do not.
+    # The sum of a row is exact in float32, the sum of an image is not.
     total = _luminance(x).sum(dim=3, keepdim=True).long().sum(dim=2, keepdim=True)
     _blend(x, ((2 * total + pixels) // (2 * pixels)).float(), factors)
 
@@ -182,17 +190,17 @@ def _saturation(x: Tensor, factors: np.ndarray) -> None:
     _blend(x, _luminance(x), factors)
 
 
-def _greyscale(x: Tensor, _: np.ndarray) -> None:
+def _grayscale(x: Tensor, _: np.ndarray) -> None:
     x.copy_(_luminance(x).expand_as(x))
 
 
-def _solarise(x: Tensor, _: np.ndarray) -> None:
+def _solarize(x: Tensor, _: np.ndarray) -> None:
     torch.minimum(x, 255 - x, out=x)
 
 
 @cache
 def _hue_table(device: torch.device) -> Tensor:
-    """Pillow's 8-bit hue as a function of the differences R - G and G - B: entry 511 (R - G + 255) + (G - B + 255)."""
+    """Return Pillow's 8-bit hue by the differences R - G and G - B: entry 511 (R - G + 255) + (G - B + 255)."""
     red, blue = np.meshgrid(np.arange(-255, 256), np.arange(255, -256, -1), indexing="ij")
     colors = np.stack([red, np.zeros_like(red), blue], axis=-1)
     colors -= colors.min(axis=-1, keepdims=True)
@@ -201,7 +209,7 @@ def _hue_table(device: torch.device) -> Tensor:
 
 
 def _shift_hue(x: Tensor, shifts: np.ndarray) -> None:
-    """RGB -> HSV -> RGB in Pillow's 8 bits, the hue moved by int(255 * shift) in between."""
+    """Convert to HSV and back in Pillow's 8 bits, with the hue shifted by int(255 * shift) in between."""
     red, green, blue = x.split(1, dim=1)
     value = torch.maximum(torch.maximum(red, green), blue)
     chroma = torch.minimum(torch.minimum(red, green), blue).neg_().add_(value)
@@ -211,8 +219,8 @@ def _shift_hue(x: Tensor, shifts: np.ndarray) -> None:
     hue = _hue_table(x.device).index_select(0, index.flatten()).view(index.shape)
     hue += _per_view((shifts * 255).astype(np.int64) % 256, np.uint8, x.device)  # uint8: wraps around, as it must
 
-    # Each channel is the value minus a share of value * saturation that is a trapezium over the hue circle of 6 * 255
-    # steps. Rounded factors do no harm: for all shares and products the result rounds to the right integer.
+    # Each channel is the value minus a share of value * saturation, which is a trapezoid over the hue circle of
+    # 6 * 255 steps. Rounded factors do no harm: for all shares and products the result rounds to the right integer.
     product = chroma.mul_(255).div_(value.clamp(min=1)).floor_().mul_(value).mul_(HUE_UNIT)
     hue = hue.float().mul_(6)
     shares = ((hue - 765).abs_().neg_().add_(510), (hue - 510).abs_().sub_(255), (hue - 1020).abs_().sub_(255))
@@ -221,10 +229,11 @@ def _shift_hue(x: Tensor, shifts: np.ndarray) -> None:
 
 
 def _apply_blur(x: Tensor, radii: np.ndarray) -> None:
-    """Pillow's GaussianBlur: three extended box blurs along each axis, each of them rounded to 8 bits.
+    """
+    Apply Pillow's GaussianBlur: three extended box blurs along each axis, each of them rounded to 8 bits.
 
-    A box weighs the pixels up to `reach` away by `inner` and the next ones by `outer`, in units of 2^-24. Its width is
-    that of Gwosdek et al., "Theoretical foundations of Gaussian convolution by extended box filtering" (SSVM 2011),
+    A box weights the pixels up to `reach` away by `inner` and the next ones by `outer`, in units of 2^-24. Its width
+    is that of Gwosdek et al., "Theoretical foundations of Gaussian convolution by extended box filtering" (SSVM 2011),
     computed in single precision as Pillow does.
     """
     one = np.float32(1)
@@ -242,16 +251,16 @@ def _apply_blur(x: Tensor, radii: np.ndarray) -> None:
 
 
 def _box_blurs(x: Tensor, boxes: np.ndarray) -> None:
-    """`boxes`: numpy int64 [M, 3], columns reach (the same in all rows), inner and outer weight."""
+    """Blur with `boxes`, int64 [M, 3]: reach (the same in all rows), inner and outer weight."""
     reach = int(boxes[0, 0])
-    # Centred at 128, the weighted sums fit in int32. The weights may fall short of 1 by one unit.
+    # Centered at 128, the weighted sums fit in int32. The weights may fall short of 1 by one unit.
     shortfall = 2**24 - boxes @ [0, 2 * reach + 1, 2]
     rounding, inner, outer = (
         _per_view(column, np.int32, x.device).flatten(1)
         for column in (2**23 - 128 * shortfall, boxes[:, 1], boxes[:, 2])
     )
-    # Planes with a margin are contiguous, however they are shifted: what a shift carries from one row or plane into
-    # the next lands in the margin, which is filled anew before each pass.
+    # Planes with a margin stay contiguous under any shift: what a shift carries from one row or plane into the next
+    # lands in the margin, which is refilled before each pass.
     margin = reach + 1
     height, width = x.shape[2:]
     planes = x.new_empty((*x.shape[:2], height + 2 * margin, width + 2 * margin), dtype=torch.int32)
@@ -268,8 +277,8 @@ def _box_blurs(x: Tensor, boxes: np.ndarray) -> None:
                 planes.flatten(1).narrow(1, shift * stride, length) for shift in range(2 * margin + 1)
             )
             y = torch.add(far_left, far_right, out=others.flatten(1).narrow(1, margin * stride, length)).mul_(outer)
-            for neighbour in near:
-                y.addcmul_(neighbour, inner)
+            for neighbor in near:
+                y.addcmul_(neighbor, inner)
             y.add_(rounding).bitwise_right_shift_(24)
             planes, others = others, planes
     x.copy_(planes[inside]).add_(128)

@@ -1,4 +1,4 @@
-"""Training data sets: images in, augmented views out, every random draw from (seed, epoch, index)."""
+"""Training datasets: images in, augmented views out, every random draw from (seed, epoch, index)."""
 
 import itertools
 import zlib
@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, IterableDataset
 from .images import UnreadableImageError, decode_image
 
 
-# Images tried for one sample. Even of a folder with every tenth unreadable, all ten are a matter of 1e-10.
+# Images tried for one sample. With 10 % unreadable images, ten failures in a row have a probability of 1e-10.
 MAX_ATTEMPTS = 10
 
 Views = Callable[[Image.Image, np.random.Generator], dict[str, Any]]
@@ -22,19 +22,19 @@ Views = Callable[[Image.Image, np.random.Generator], dict[str, Any]]
 
 class ViewsDataset(Dataset):
     """
-    A map-style data set of images as augmented views.
+    A map-style dataset of augmented views of images.
 
-    A sample depends on `(seed, epoch, index)` only: it is the same for any number of workers and processes, and after
-    a resume. In place of an unreadable image another one is taken, whose index is drawn from the same numbers; views
-    and masks stay those of `index`. The sample then has the key `unreadable`: one line for each image that could not
-    be read.
+    A sample depends only on `(seed, epoch, index)`: it is the same for any number of workers and processes, and after
+    a resume. An unreadable image is replaced by another one, whose index is drawn from the same numbers; views and
+    masks are still drawn for `index`. The sample then has the key `unreadable`: one line for each image that could
+    not be read.
 
     Args:
-        dataset (`datasets.Dataset`): Rows with a column `image`, as [`~hf_mim.data.sources.load_image_dataset`] gives.
-        views (`Callable`):
-            Makes a dict of views from an image and a generator: `MultiCropViews` or `CropViews`. Called in the
-            loading processes.
-        num_channels (`int`, defaults to 3): Channels of the views: 1 (greyscale), 3 (RGB) or 4 (RGBA).
+        dataset (`datasets.Dataset`): Rows with a column `image`, as [`~hf_mim.data.sources.load_image_dataset`]
+            returns.
+        views (`Callable`): Makes a dictionary of views from an image and a generator: `MultiCropViews` or `CropViews`.
+            Called in the data-loading processes.
+        num_channels (`int`, defaults to 3): Channels of the views: 1 (grayscale), 3 (RGB) or 4 (RGBA).
         seed (`int`, defaults to 0): Seed, at least 0.
 
     Raises (from indexing):
@@ -43,11 +43,11 @@ class ViewsDataset(Dataset):
 
     def __init__(self, dataset: datasets.Dataset, views: Views, num_channels: int = 3, seed: int = 0):
         self.dataset, self.views, self.num_channels, self.seed = dataset, views, num_channels, seed
-        # Shared, so that workers which outlive an epoch see the next one.
+        # In shared memory, so that persistent workers see the next epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int):
-        """Make the views of another epoch from now on."""
+        """Set the epoch of the views made from now on."""
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
@@ -70,17 +70,19 @@ class ViewsDataset(Dataset):
 
 class StreamedViewsDataset(IterableDataset):
     """
-    A stream of encoded images, begun again whenever it ends, and their augmented views (`samples`).
+    An endless stream of encoded images, restarted whenever it ends, and their augmented views (`samples`).
 
-    The stream itself yields rows with the keys `image`, `index` and `epoch`. Of several processes each reads all of
-    them and keeps its share, so that views are only made when a batch is put together, of what is in it.
+    The stream itself yields rows with the keys `image`, `index` and `epoch`. Each process reads all rows and keeps its
+    share, so views are made only when a batch is put together.
 
-    In place of an index, a sample's random draws come from a checksum of its encoded bytes, so that they too do not
-    depend on the number of workers and processes. Identical files get identical views within an epoch.
+    Instead of an index, a checksum of the encoded bytes seeds the random draws of a sample, so that they do not depend
+    on the number of workers and processes either. Identical files get identical views within an epoch.
 
-    Args: as for [`ViewsDataset`], with `dataset` a `datasets.IterableDataset`, and
-        order (`dict`, *optional*): What decides the order of the images, such as the size of a shuffle buffer; a run
-            is only resumed with the same.
+    Args:
+        dataset (`datasets.IterableDataset`): Rows with a column `image`.
+        views, num_channels, seed: As for [`ViewsDataset`].
+        order (`dict`, *optional*): Settings that determine the order of the images, such as the size of a shuffle
+            buffer. A run can only be resumed with the same settings.
     """
 
     def __init__(
@@ -95,7 +97,7 @@ class StreamedViewsDataset(IterableDataset):
         self.order = {"number of shards": dataset.num_shards} | (order or {})
 
     def __iter__(self) -> Iterator[dict]:
-        # Endless, because Trainer takes the whole run for one epoch and skips that many samples on a resume.
+        # Endless, because the Trainer treats the whole run as one epoch and skips that many samples on a resume.
         for epoch in itertools.count():
             self.dataset.set_epoch(epoch)
             row = None
@@ -106,15 +108,16 @@ class StreamedViewsDataset(IterableDataset):
 
     def samples(self, rows: list[dict]) -> list[dict]:
         """
-        The samples of a batch, as a [`ViewsDataset`] makes them, from rows of the stream.
+        Make the samples of a batch from rows of the stream, as a [`ViewsDataset`] does.
 
-        In place of an unreadable image the next readable one of the batch is taken, after the last the first; views
-        and masks stay those of the unreadable one's checksum.
+        An unreadable image is replaced by the next readable one of the batch, cyclically; views and masks are still
+        drawn for the unreadable one's checksum.
 
         Raises:
             UnreadableImageError: If no image of the batch can be read; the message names them.
         """
-        samples, errors = [], {}
+        samples: list[dict] = []
+        errors: dict[int, str] = {}
         for number, row in enumerate(rows):
             for candidate in (*range(number, len(rows)), *range(number)):
                 if candidate in errors:

@@ -1,4 +1,4 @@
-"""From the bytes of an image file to an upright 8-bit picture with the wanted number of channels."""
+"""Decode image files into upright 8-bit images with a given number of channels."""
 
 import io
 from pathlib import Path
@@ -11,12 +11,12 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 IMAGE_EXTENSIONS = frozenset(
     ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()
 )
-# Pillow also knows formats that start another program (EPS) or need one (GRIB); data files have no business there.
+# Pillow also reads formats that start or need another program (EPS, GRIB), which data files must not do.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
-# EXIF orientation -> the operation that puts the picture upright; 1 is upright, other values are undefined.
+# EXIF orientation -> the operation that turns the image upright; 1 is upright, other values are undefined.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -35,29 +35,30 @@ class UnreadableImageError(ValueError):
 def decode_image(
     source: bytes | str | Path | Image.Image | dict[str, Any] | None, num_channels: int = 3
 ) -> Image.Image:
-    """Decode an image, turn it upright and bring it to 8 bits per channel.
+    """
+    Decode an image, turn it upright and convert it to 8 bits per channel.
 
-    - The EXIF orientation is applied; an undefined or broken one is ignored. Of an animation the first frame counts.
-    - 16-bit greyscale is scaled from 0 ... 65535 to 0 ... 255. Pictures of floats are refused: their range is unknown.
-    - Transparency is dropped, not blended, for one or three channels; the colours under it are taken as stored.
-    - Colour profiles are ignored.
+    - The EXIF orientation is applied; an undefined or broken one is ignored. Animations give their first frame.
+    - 16-bit grayscale is scaled from 0 ... 65535 to 0 ... 255. Float images are refused: their range is unknown.
+    - Transparency is dropped, not blended, for one or three channels; the colors under it are used as stored.
+    - Color profiles are ignored.
 
     Pillow's settings are respected and never changed. A file of more than `PIL.Image.MAX_IMAGE_PIXELS` (normally 89
     million) pixels is refused before it is decoded.
 
     Args:
-        source: the bytes of a file, its path, an opened image, or the dictionary {"bytes", "path"} of a
-            `datasets.Image(decode=False)` column, of which the bytes are used if there are any.
-        num_channels: 1 (greyscale), 3 (RGB) or 4 (RGBA).
+        source (`bytes`, `str`, `Path`, `PIL.Image.Image` or `dict`): The bytes of a file, its path, an opened image,
+            or the dictionary {"bytes", "path"} of a `datasets.Image(decode=False)` column; bytes take precedence.
+        num_channels (`int`, defaults to 3): 1 (grayscale), 3 (RGB) or 4 (RGBA).
 
     Returns:
-        A new image in mode "L", "RGB" or "RGBA", without metadata.
+        `PIL.Image.Image`: A new image in mode "L", "RGB" or "RGBA", without metadata.
 
     Raises:
-        UnreadableImageError: when the file is not an image, is damaged or too large, or has an unsuitable pixel type.
-            Also for None and a dictionary with neither bytes nor path, which is how tables say that there is none.
-        OSError: when there is no file at the path (FileNotFoundError), or it must not be read.
-        ValueError: for another number of channels.
+        UnreadableImageError: If the file is not an image, is damaged or too large, or has an unsuitable pixel type.
+            Also for None and a dictionary with neither bytes nor path, which mark a missing image in tables.
+        OSError: If there is no file at the path (`FileNotFoundError`) or it may not be read.
+        ValueError: For another number of channels.
     """
     if num_channels not in MODES:
         raise ValueError(f"num_channels must be 1, 3 or 4, not {num_channels!r}")
@@ -68,13 +69,13 @@ def decode_image(
         name, data = read_image(source)
     try:
         return _convert(source if isinstance(source, Image.Image) else _open(data), MODES[num_channels])
-    # Pillow's readers raise whatever they stumble over in damaged data: OSError, SyntaxError, struct.error, KeyError.
+    # On damaged data Pillow's readers raise all kinds of exceptions: OSError, SyntaxError, struct.error, KeyError.
     except Exception as error:
         raise UnreadableImageError(f"cannot read image {name}: {_cause(error, data)}") from error
 
 
 def read_image(source: bytes | str | Path | dict[str, Any] | None) -> tuple[str, bytes]:
-    """Name and contents of an image file; raises what `decode_image` does when there is none."""
+    """Return name and contents of an image file; raises like [`decode_image`] if there is none."""
     if isinstance(source, bytes):
         source = {"bytes": source}
     elif not isinstance(source, dict):
@@ -89,7 +90,7 @@ def read_image(source: bytes | str | Path | dict[str, Any] | None) -> tuple[str,
 
 def _open(data: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(data), formats=FORMATS)
-    # Between this limit and its double, Pillow warns, which is an error or not as the process is set up.
+    # Between this limit and twice the limit Pillow only warns, which depends on the process's warning filters.
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
         raise ValueError(f"{image.width} x {image.height} pixels are more than PIL.Image.MAX_IMAGE_PIXELS = {limit}")
@@ -108,7 +109,7 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
     image = image.convert(mode)
     if orientation in UPRIGHT:
         image = image.transpose(UPRIGHT[orientation])
-    # The orientation must not be applied a second time by whoever gets the picture.
+    # The orientation must not be applied a second time by a later reader.
     image.info = {}
     return image
 
@@ -116,7 +117,7 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
 def _orientation(image: Image.Image) -> Any:
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # a picture whose EXIF block is garbage is still a good picture
+    except Exception:  # an image with a broken EXIF block is still usable
         return None
 
 

@@ -1,10 +1,11 @@
-"""Which patches the student does not see: blockwise and random masks, for many views at once.
+"""
+Blockwise and random masks of the patches that the student does not see, for many views at once.
 
 A mask is a function of one 64-bit seed. Every random number is a hash of (seed, counter), so a mask does not depend on
 which other masks are drawn with it, on the worker that draws it, or on how often a generator was used before.
 
-Blocks are placed on all masks of a batch side by side. While that goes on a grid is held as bits: a word of 64 bits
-holds as many whole rows as fit into it or, of a grid wider than that, 64 columns of one row.
+Blocks are placed on all masks of a batch in parallel. Meanwhile a grid is stored as bits: a 64-bit word holds as many
+whole rows as fit into it or, for a wider grid, 64 columns of one row.
 """
 
 import math
@@ -14,37 +15,40 @@ from typing import Literal
 import numpy as np
 
 
-# Logarithms of the block's aspect ratio start here and span so much: from 0.3 to 1 / 0.3.
+# Start and length of the range of a block's log aspect ratio: from log(0.3) to log(1 / 0.3).
 LOG_ASPECT_RATIO = math.log(0.3)
 LOG_ASPECT_RATIO_SPAN = math.log(1 / 0.3) - LOG_ASPECT_RATIO
 TRIES_PER_BLOCK = 10
-# Most blocks fit at once: large batches take a first look at so many tries only.
+# Most blocks fit at the first try, so large batches compute only a few tries at first.
 FIRST_TRIES, LARGE_BATCH = 2, 64
 
-# A mask's counters: two to choose its ratio, then either four for each try of each block, or one for each cell.
+# Counters of a mask: two to choose its ratio, then either four for every try of every block, or one per cell.
 ENTRY, RATIO, FIRST_FREE = 0, 1, 2
 DRAWS_PER_BLOCK = 4 * TRIES_PER_BLOCK
 
 
 class MaskGenerator:
-    """Draw boolean masks over a grid of patches (`ImageFolderMask` in `loader.py` of the original iBOT code).
+    """
+    Draw boolean masks over a grid of patches (`ImageFolderMask` in `loader.py` of the original iBOT code).
 
-    The share of masked patches is drawn per mask: one entry of `pred_ratio` is picked uniformly, then a value between
-    that ratio - half-width and ratio + half-width. The default leaves every second mask empty and covers 10 to 50 % of
-    the others.
+    The ratio of masked patches is drawn per mask: one entry of `pred_ratio` is chosen uniformly, then a value within
+    the half-width around it. By default every second mask is empty, and the others cover 10 to 50 % of the patches.
+
+    A block is always smaller than the grid in both directions, so `"block"` masks nothing on a single row or column.
 
     Args:
-        grid_size: (height, width) in patches.
-        pred_ratio: share of masked patches in [0, 1], or several of them to choose from.
-        pred_ratio_var: half-width (not a variance) around each ratio; one value stands for all.
-        pred_shape: "block" places rectangles of aspect ratio 0.3 to 1/0.3 until the share is reached: never more,
-            often one or two patches less. "rand" masks exactly int(share * height * width) patches anywhere.
-        pred_start_epoch: masks are empty in the epochs before this one.
-
-    A block is always smaller than the grid in both directions, so "block" masks nothing on a single row or column.
+        grid_size (`tuple[int, int]`): Height and width in patches.
+        pred_ratio (`float` or `Sequence[float]`, defaults to `(0.0, 0.3)`): Ratio of masked patches in [0, 1], or
+            several to choose from.
+        pred_ratio_var (`float` or `Sequence[float]`, defaults to `(0.0, 0.2)`): Half-width (not a variance) around
+            each ratio, or one for all.
+        pred_shape (`"block"` or `"rand"`, defaults to `"block"`): `"block"` places rectangles of aspect ratio 0.3 to
+            1/0.3 until the ratio is reached: never more, often one or two patches fewer. `"rand"` masks exactly
+            int(ratio * height * width) patches anywhere.
+        pred_start_epoch (`int`, defaults to 0): Masks are empty in the epochs before this one.
 
     Raises:
-        ValueError: for a size, shape or ratio outside these ranges.
+        ValueError: For a size, shape or ratio out of range.
     """
 
     def __init__(
@@ -65,14 +69,15 @@ class MaskGenerator:
         self._blocks = _Blocks(self.height, self.width, smallest=(min(grid_size) // 3) ** 2)
 
     def __call__(self, seeds: np.ndarray, epoch: int) -> np.ndarray:
-        """Draw one mask per seed.
+        """
+        Draw one mask per seed.
 
         Args:
-            seeds: uint64 [M], see `mask_seeds`.
-            epoch: current epoch, from 0; only compared with `pred_start_epoch`.
+            seeds (`np.ndarray` of shape `(M,)`): uint64, see [`mask_seeds`].
+            epoch (`int`): Current epoch, from 0; only compared with `pred_start_epoch`.
 
         Returns:
-            bool [M, height, width], True = masked.
+            `np.ndarray` of shape `(M, height, width)`: bool, True = masked.
         """
         masks = np.zeros((len(seeds), self.height, self.width), dtype=bool)
         if epoch >= self.pred_start_epoch:
@@ -84,7 +89,7 @@ class MaskGenerator:
         return masks
 
     def _draw_ratios(self, seeds: np.ndarray) -> np.ndarray:
-        """Share of masked patches per seed, float64 [M]."""
+        """Draw the ratio of masked patches per seed, float64 [M]."""
         choice, position = uniforms(seeds, np.array([ENTRY, RATIO])).T
         entry = (choice * len(self.lowest)).astype(int)
         return self.lowest[entry] + (self.highest - self.lowest)[entry] * position
@@ -97,23 +102,25 @@ class MaskGenerator:
 
 
 class BlockMaskGenerator:
-    """Draw blockwise masks of a number of patches (`masking_generator.py` of BEiT v2, and of dBOT's branch `beit`).
+    """
+    Draw blockwise masks of a number of patches (`masking_generator.py` of BEiT v2, and of dBOT's branch `beit`).
 
     Rectangles of aspect ratio 0.3 to 1/0.3 are placed until the number is reached or ten tries for a rectangle fail.
-    BEiT v2 makes up for what is missing then by patches anywhere, so that the number is always exact. (It also takes
-    patches away from masks with too many. No mask gets there: no rectangle adds more than what is missing.) BEiT and
-    dBOT leave it at that.
+    BEiT v2 then fills up with single patches anywhere, so that the number is always exact. (It would also remove
+    patches from masks with too many, but no mask has too many: no rectangle adds more than what is missing.) BEiT and
+    dBOT do not fill up.
 
     Args:
-        grid_size: (height, width) in patches.
-        num_masking_patches: number of masked patches, from 1 to height * width; BEiT v2 masks 75 of 14 x 14.
-        min_mask_patches_per_block: smallest area of a rectangle, at least 1. Where this exceeds what a rectangle may
-            still add, its area is drawn between the two.
-        max_mask_patches_per_block: no rectangle adds more patches than this, at least 1; None means no limit.
-        exact: whether what is missing is made up.
+        grid_size (`tuple[int, int]`): Height and width in patches.
+        num_masking_patches (`int`, defaults to 75): Number of masked patches, from 1 to height * width. BEiT v2 masks
+            75 of 14 x 14.
+        min_mask_patches_per_block (`int`, defaults to 16): Smallest area of a rectangle, at least 1. If it exceeds
+            what a rectangle may still add, the area is drawn between the two.
+        max_mask_patches_per_block (`int`, *optional*): Maximum number of patches that a rectangle adds, at least 1.
+        exact (`bool`, defaults to `True`): Fill up to the exact number with single patches.
 
     Raises:
-        ValueError: for a number outside these ranges.
+        ValueError: For a number out of range.
     """
 
     def __init__(
@@ -142,19 +149,20 @@ class BlockMaskGenerator:
         self._blocks = _Blocks(self.height, self.width, min_mask_patches_per_block, largest)
 
     def __call__(self, seeds: np.ndarray) -> np.ndarray:
-        """Draw one mask per seed.
+        """
+        Draw one mask per seed.
 
         Args:
-            seeds: uint64 [M], see `mask_seeds`.
+            seeds (`np.ndarray` of shape `(M,)`): uint64, see [`mask_seeds`].
 
         Returns:
-            bool [M, height, width], True = masked, `num_masking_patches` of them in each mask (or not more than that,
-            unless it is exact).
+            `np.ndarray` of shape `(M, height, width)`: bool, True = masked; `num_masking_patches` of them per mask,
+            or at most that many if not `exact`.
         """
         wanted, cells = self.num_masking_patches, self.height * self.width
         masks = self._blocks.draw(seeds, np.full(len(seeds), float(wanted))).astype(bool).reshape(-1, cells)
         short = (masks.sum(axis=1) < wanted).nonzero()[0] if self.exact else np.arange(0)
-        # No mask takes more than `cells` blocks, so that these counters are still free.
+        # No mask takes more than `cells` blocks, so these counters are still unused.
         numbers = uniforms(seeds[short], FIRST_FREE + DRAWS_PER_BLOCK * cells + np.arange(cells))
         numbers[masks[short]] = -1
         chosen = np.argpartition(numbers, wanted - 1, axis=1)[:, :wanted]
@@ -163,12 +171,13 @@ class BlockMaskGenerator:
 
 
 class _Blocks:
-    """Places rectangles on many masks side by side.
+    """
+    Place rectangles on many masks in parallel.
 
     Args:
-        height, width: of the grid, in patches.
-        smallest: lower end of the areas that are drawn.
-        largest: number of patches that a rectangle may add.
+        height, width (`int`): Size of the grid in patches.
+        smallest (`int`): Lower bound of the drawn areas.
+        largest (`float`, defaults to infinity): Maximum number of patches that a rectangle may add.
     """
 
     def __init__(self, height: int, width: int, smallest: int, largest: float = math.inf):
@@ -180,14 +189,15 @@ class _Blocks:
         self._places = self._sides + 1
 
     def draw(self, seeds: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Add a block to every unfinished mask, until no mask takes another.
+        """
+        Add blocks to every mask, until no mask takes another one.
 
         Args:
-            seeds: uint64 [M].
-            targets: float64 [M], number of patches to mask.
+            seeds (`np.ndarray` of shape `(M,)`): uint64.
+            targets (`np.ndarray` of shape `(M,)`): float64, number of patches to mask.
 
         Returns:
-            uint8 [M, height, width] of 0 and 1.
+            `np.ndarray` of shape `(M, height, width)`: uint8, 0 and 1.
         """
         masks = np.zeros((len(self._rows_above) * len(self._columns_before), len(seeds)), dtype=np.uint64)
         counts = np.zeros(len(seeds))
@@ -217,20 +227,21 @@ class _Blocks:
     def _next_block(
         self, masks: np.ndarray, numbers: np.ndarray, budgets: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Choose a block for each of A masks: T tries side by side, the first that fits counts.
+        """
+        Choose a block for each of A masks: the first of T tries that fits.
 
         Args:
-            masks: uint64 [words, A], what is masked so far.
-            numbers: float64 [4, T, A] in [0, 1): area, aspect ratio, row and column of each try. Overwritten.
-            budgets: float64 [A], number of patches that a block may add.
+            masks (`np.ndarray` of shape `(words, A)`): uint64, the masks so far.
+            numbers (`np.ndarray` of shape `(4, T, A)`): float64 in [0, 1): area, aspect ratio, row and column of each
+                try. Overwritten.
+            budgets (`np.ndarray` of shape `(A,)`): float64, number of patches that a block may add.
 
         Returns:
-            placed: bool [A], False where none of the tries fits.
-            blocks: uint64 [words, placed.sum()].
-            sizes: float64 [placed.sum()], patches that the block adds to its mask.
+            `tuple[np.ndarray, np.ndarray, np.ndarray]`: `placed`, bool [A], False where no try fits; `blocks`, uint64
+            [words, placed.sum()]; `sizes`, float64 [placed.sum()], the patches that each block adds to its mask.
         """
         area, aspect, starts = numbers[0], numbers[1], numbers[2:]
-        # The smallest area may exceed the budget; the area is then drawn between the two all the same.
+        # If the smallest area exceeds the budget, the area is drawn between the two all the same.
         area *= budgets - self.smallest
         area += self.smallest
         aspect *= LOG_ASPECT_RATIO_SPAN
@@ -240,7 +251,7 @@ class _Blocks:
         np.multiply(area, aspect, out=sides[0])
         np.divide(area, aspect, out=sides[1])
         np.rint(np.sqrt(sides, out=sides), out=sides)
-        # An oversized block becomes an empty one, which adds nothing and is refused below.
+        # An oversized block becomes an empty one, which adds nothing and is rejected below.
         shorter = sides < self._sides
         sides *= shorter[0] & shorter[1]
         starts *= self._places - sides
@@ -261,7 +272,7 @@ class _Blocks:
         return placed, blocks[:, attempt, mask], added[attempt, mask]
 
     def _unpack(self, masks: np.ndarray) -> np.ndarray:
-        """uint64 [words, M] -> uint8 [M, height, width] of 0 and 1."""
+        """Unpack uint64 [words, M] to uint8 [M, height, width] of 0 and 1."""
         octets = np.ascontiguousarray(masks.T, dtype="<u8").view(np.uint8)
         bits = np.unpackbits(octets, axis=1, bitorder="little")
         words, columns = len(self._rows_above), self._rows_per_word * self.width
@@ -270,10 +281,17 @@ class _Blocks:
 
 
 def mask_seeds(seed: int, epoch: int | np.ndarray, indices: np.ndarray, views: int) -> np.ndarray:
-    """Seeds for the masks of every view of some samples, uint64 [len(indices), views].
+    """
+    Return seeds for the masks of every view of some samples, uint64 [len(indices), views].
 
-    Each one depends on (seed, epoch, index of the sample, number of the view) and on nothing else, and nearby
-    arguments give unrelated seeds. `epoch` is one number for all samples or an int array with one for each.
+    A seed depends only on (seed, epoch, index of the sample, number of the view), and nearby arguments give unrelated
+    seeds.
+
+    Args:
+        seed (`int`): Seed of the run, at least 0.
+        epoch (`int` or `np.ndarray`): One epoch for all samples, or an int array with one for each.
+        indices (`np.ndarray`): Indices of the samples.
+        views (`int`): Views per sample.
     """
     key = _mix(_mix(np.array([seed], dtype=np.uint64)) + np.asarray(epoch).astype(np.uint64))
     key = _mix(key + np.asarray(indices).astype(np.uint64))
@@ -281,7 +299,7 @@ def mask_seeds(seed: int, epoch: int | np.ndarray, indices: np.ndarray, views: i
 
 
 def uniforms(seeds: np.ndarray, counters: np.ndarray) -> np.ndarray:
-    """Random numbers in [0, 1) for every pair of seed and counter: uint64 [M], int [C] -> float64 [M, C]."""
+    """Return a random number in [0, 1) for every pair of seed and counter: uint64 [M], int [C] -> float64 [M, C]."""
     return _uniforms(_mix(np.asarray(seeds, dtype=np.uint64)) + _steps(counters)[:, None]).T
 
 
@@ -296,7 +314,7 @@ def _uniforms(states: np.ndarray) -> np.ndarray:
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's output function (Steele, Lea and Flood 2014): a bijection of uint64 in which every bit counts."""
+    """Apply SplitMix64's output function (Steele, Lea and Flood 2014), a bijection of uint64 that mixes all bits."""
     x = x ^ (x >> np.uint64(30))
     x *= np.uint64(0xBF58476D1CE4E5B9)
     x ^= x >> np.uint64(27)
@@ -306,7 +324,8 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def _bits_below(length: int, per_word: int, stride: int) -> np.ndarray:
-    """A bit for every position below each n from 0 to length: uint64 [words, length + 1].
+    """
+    Return the bit masks of all positions below n, for every n from 0 to `length`: uint64 [words, length + 1].
 
     A word holds `per_word` positions, `stride` bits apart.
     """
@@ -324,7 +343,7 @@ def _check_grid(grid_size: tuple[int, int]) -> None:
 def _ratio_ranges(
     ratio: float | Sequence[float], half_width: float | Sequence[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest ratio of each entry, float64 [entries] each."""
+    """Return the lowest and the highest ratio of each entry, float64 [entries] each."""
     ratios = np.atleast_1d(np.asarray(ratio, dtype=np.float64))
     spreads = np.atleast_1d(np.asarray(half_width, dtype=np.float64))
     if len(spreads) == 1:

@@ -1,4 +1,4 @@
-"""Real pictures without a download: tiles of the photographs that come with scikit-image and scikit-learn."""
+"""Real images without a download: tiles of the photographs that come with scikit-image and scikit-learn."""
 
 import importlib.util
 import io
@@ -37,21 +37,22 @@ TEST_EVERY = 4
 
 
 def load_photo_tiles(split: str = "train") -> Dataset:
-    """Tiles of 32 x 32 pixels, cut from 18 photographs; the class of a tile is its photograph.
+    """
+    Return tiles of 32 x 32 pixels, cut from 18 photographs; the class of a tile is its photograph.
 
-    Each photograph is resized (bicubic) to a shorter side of 384 pixels and cut into tiles that do not overlap; every
+    Each photograph is resized (bicubic) to a shorter side of 384 pixels and cut into tiles that do not overlap. Every
     fourth tile belongs to the split "test", the others to "train". Nothing is random.
 
     Args:
-        split: "train" or "test".
+        split (`str`, defaults to `"train"`): `"train"` or `"test"`.
 
     Returns:
-        A data set with the columns `image` (PNG bytes of an RGB picture, `Image(decode=False)`) and `label`
-        (`ClassLabel` with the names of the photographs).
+        `Dataset`: Columns `image` (PNG bytes of an RGB image, `Image(decode=False)`) and `label` (`ClassLabel` with
+        the names of the photographs).
 
     Raises:
-        ImportError: without scikit-image or scikit-learn.
-        ValueError: for another split.
+        ImportError: Without scikit-image or scikit-learn.
+        ValueError: For another split.
     """
     if split not in ("train", "test"):
         raise ValueError(f"photo-tiles has no split {split!r}, only test, train")
@@ -71,18 +72,21 @@ def load_photo_tiles(split: str = "train") -> Dataset:
 
 
 def _photo_files() -> list[Path]:
-    # Found and not imported, which would take a second.
-    packages = [importlib.util.find_spec(name) for name in ("skimage", "sklearn")]
-    if None in packages:
-        raise ImportError('photo-tiles needs scikit-image and scikit-learn: pip install "hf_mim[demo]"')
-    skimage, sklearn = (Path(package.origin).parent for package in packages)
-    files = [skimage / "data" / name for name in SKIMAGE_PHOTOS]
-    files += [sklearn / "datasets" / "images" / name for name in SKLEARN_PHOTOS]
+    files = [_package_folder("skimage") / "data" / name for name in SKIMAGE_PHOTOS]
+    files += [_package_folder("sklearn") / "datasets" / "images" / name for name in SKLEARN_PHOTOS]
     return sorted(files, key=lambda file: file.stem)
 
 
+def _package_folder(name: str) -> Path:
+    # Importing the packages would take a second.
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ImportError('photo-tiles needs scikit-image and scikit-learn: pip install "hf_mim[demo]"')
+    return Path(spec.origin).parent
+
+
 def _tiles(photo: Image.Image) -> list[Image.Image]:
-    """Tiles of an RGB photograph, row by row; what is left at the right and the bottom is dropped."""
+    """Cut a photograph into tiles, row by row; the rest at the right and the bottom is dropped."""
     scale = SHORT_SIDE / min(photo.size)
     photo = photo.resize((round(photo.width * scale), round(photo.height * scale)), Image.Resampling.BICUBIC)
     return [

@@ -1,9 +1,9 @@
-"""One way to name a set of images: a folder of files or shards, a data set of the Hub, or the built-in photo tiles."""
+"""Load images from a folder of files or shards, a dataset of the Hub, or the built-in photo tiles."""
 
 import glob
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from .images import IMAGE_EXTENSIONS
 from .photo_tiles import load_photo_tiles
 
 
-# The word for a split in a folder or file name -> the split it stands for.
+# Word in a folder or file name -> the split it stands for.
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
@@ -26,7 +26,7 @@ IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "images", "pictur
 LABEL_COLUMNS = ("label", "labels", "cls")
 FOLDER_BUILDERS = ("imagefolder", "parquet", "webdataset")
 
-# A folder read as a stream is cut into so many shards, of which each loader process takes its share.
+# Number of shards of a folder that is read as a stream; each data-loading process takes its share of them.
 STREAM_SHARDS = 64
 
 
@@ -42,35 +42,43 @@ def load_image_dataset(
     token: str | None = None,
     revision: str | None = None,
 ) -> Dataset | IterableDataset:
-    """Load one split of a set of images.
+    """
+    Load one split of an image dataset.
 
     With `data_dir` alone:
 
-    - A folder of image files of any depth. If all of them lie in sub-folders, the first level of sub-folders is the
-      class; names are numbered in alphabetical order over all splits, so that the numbers agree between splits.
+    - A folder of image files of any depth. If all of them are in sub-folders, the first level of sub-folders gives the
+      classes, numbered in alphabetical order over all splits, so that the numbers agree between splits.
     - A folder, a file or a glob of `*.parquet` files, or of WebDataset `*.tar` shards.
 
-    Sub-folders named like a split (`train`, `val`, `test` ...) are splits. Shards may instead carry the split in
-    their file names (`train-00000-of-00001.parquet`). Whatever names no split is "train". Names that start with a dot
-    are skipped.
+    Sub-folders named like a split (`train`, `val`, `test` ...) are splits. Shards may instead have the split in their
+    file names (`train-00000-of-00001.parquet`). Without any name of a split, everything is "train". Names that start
+    with a dot are skipped.
 
-    With `dataset_name`: "photo-tiles" (`hf_mim.data.photo_tiles`), or anything that `datasets.load_dataset` takes: a
-    data set of the Hub, a local data set folder, or "imagefolder", "parquet" or "webdataset" together with `data_dir`
-    (for instance for a folder with a `metadata.csv`).
+    With `dataset_name`: "photo-tiles" ([`~hf_mim.data.photo_tiles`]), or anything that `datasets.load_dataset`
+    accepts: a dataset of the Hub, a local dataset folder, or "imagefolder", "parquet" or "webdataset" together with
+    `data_dir` (for example for a folder with a `metadata.csv`).
 
     Args:
-        split: "validation" also finds `val`, `valid` and `dev` in folder and file names, and so on.
-        image_column_name: when None, the only column of images, or else the one with a usual name.
-        label_column_name: when None, an integer column `label`, `labels` or `cls`, or else the only `ClassLabel`.
-        streaming: read while iterating instead of preparing the whole set before.
+        dataset_name (`str`, *optional*): See above.
+        dataset_config_name (`str`, *optional*): Configuration of a Hub dataset.
+        data_dir (`str`, *optional*): See above.
+        split (`str`, defaults to `"train"`): Name of the split. "validation" also matches `val`, `valid` and `dev` in
+            folder and file names, and so on.
+        image_column_name (`str`, *optional*): Defaults to the only column of images, or else the one with a usual
+            name.
+        label_column_name (`str`, *optional*): Defaults to an integer column `label`, `labels` or `cls`, or else the
+            only `ClassLabel`.
+        streaming (`bool`, defaults to `False`): Read while iterating, instead of preparing the whole dataset first.
+        cache_dir, token, revision (`str`, *optional*): As for `datasets.load_dataset`.
 
     Returns:
-        A data set with the column `image`, which holds {"bytes", "path"} for `decode_image`, and, when there is one,
-        `label` (`ClassLabel` or integers).
+        `Dataset` or `IterableDataset`: Has the column `image`, which holds {"bytes", "path"} for `decode_image`, and,
+        if there is one, `label` (`ClassLabel` or integers).
 
     Raises:
-        FileNotFoundError: when the folder or file does not exist.
-        ValueError: when there are no images, the split or column is unknown (the message lists those there are), or
+        FileNotFoundError: If the folder or file does not exist.
+        ValueError: If there are no images, the split or column is unknown (the message lists the known ones), or
             files of several kinds are mixed.
     """
     if dataset_name == "photo-tiles":
@@ -94,15 +102,15 @@ def load_image_dataset(
     elif data_dir is not None:
         dataset = _load_files(data_dir, split, streaming, cache_dir, image_column_name, label_column_name)
     else:
-        raise ValueError("no images given: set data_dir (a folder) or dataset_name (of the Hub, or photo-tiles)")
+        raise ValueError("no images given: set data_dir (a folder) or dataset_name (a Hub dataset, or photo-tiles)")
 
     dataset = _keep_image_and_label(dataset, image_column_name, label_column_name)
-    # Streamed folders and archives of the Hub yield addresses instead of bytes.
+    # Streamed folders and archives of the Hub yield URLs instead of bytes.
     return dataset.map(partial(_fetch, token=token), features=dataset.features) if streaming else dataset
 
 
 def random_subset(dataset: Dataset, count: int | None, seed: int = 0) -> Dataset:
-    """`count` rows drawn by `seed`, or all when there are no more; not the first ones: folders go class by class."""
+    """Return `count` random rows, or all if there are no more. The first rows would be of few classes only."""
     if count is None or count >= len(dataset):
         return dataset
     return dataset.shuffle(seed=seed).select(range(count))
@@ -147,16 +155,16 @@ def _load_files(
         by_split = {"train": files} if kind == "image" else _group_by_split(files, split)
         files = _pick(by_split, split, data_dir)
     if kind == "image":
-        dataset = _image_files(files, folder, list(split_folders.values()) or [folder])
+        dataset = _image_files(files, folder, list(split_folders.values()))
         return _stream(dataset) if streaming else dataset
     builder = {"parquet": "parquet", "tar": "webdataset"}[kind]
-    # The names are names, not patterns, even where they contain brackets.
+    # These are names, not patterns, even if they contain brackets.
     files = [glob.escape(file) for file in files]
-    options = {"data_files": files, "split": "train", "cache_dir": cache_dir}
+    prepare = partial(_prepare, data_dir, builder, data_files=files, split="train", cache_dir=cache_dir)
     if not streaming:
-        # To prepare large shards takes long; a stream knows the columns at once.
-        _keep_image_and_label(_prepare(data_dir, builder, **options, streaming=True), image_column, label_column)
-    return _prepare(data_dir, builder, **options, streaming=streaming)
+        # Preparing large shards takes long; a stream reports wrong columns at once.
+        _keep_image_and_label(prepare(streaming=True), image_column, label_column)
+    return prepare(streaming=streaming)
 
 
 def _prepare(source: str, name: str, config: str | None = None, **options: Any) -> Dataset | IterableDataset:
@@ -168,8 +176,8 @@ def _prepare(source: str, name: str, config: str | None = None, **options: Any) 
         raise ValueError(f"split {options['split']!r} of {source} is empty") from error
 
 
-def _image_files(files: list[str], folder: Path | None, split_folders: list[Path | None]) -> Dataset:
-    """Image files, with their classes when the folder that they come from is sorted into classes."""
+def _image_files(files: list[str], folder: Path | None, split_folders: Sequence[Path]) -> Dataset:
+    """Return a dataset of image files, with their classes if their folder is sorted into classes."""
     try:
         columns = {"image": pa.array(files)}
     except UnicodeEncodeError as error:
@@ -177,7 +185,7 @@ def _image_files(files: list[str], folder: Path | None, split_folders: list[Path
         raise ValueError(f"{ascii(name)}: file names must be UTF-8, rename it") from error
     features = {"image": Image(decode=False)}
     if folder is not None and _class_names(folder):
-        names = sorted(set().union(*map(_class_names, split_folders)))
+        names = sorted({name for part in split_folders or [folder] for name in _class_names(part)})
         number = {name: i for i, name in enumerate(names)}
         start = len(os.path.join(folder, ""))
         columns["label"] = pa.array([number[file[start:].split(os.sep)[0]] for file in files])
@@ -186,7 +194,7 @@ def _image_files(files: list[str], folder: Path | None, split_folders: list[Path
 
 
 def _class_names(folder: Path) -> set[str]:
-    """Sub-folders that hold images; none when there are images beside them."""
+    """Return the names of sub-folders with images, or none if there are also images beside them."""
     entries = list(_visible(folder))
     if any(_kind(entry.name) == "image" and not entry.is_dir() for entry in entries):
         return set()
@@ -195,7 +203,7 @@ def _class_names(folder: Path) -> set[str]:
 
 
 def _split_folders(folder: Path, split: str) -> dict[str, Path]:
-    """Sub-folders that are splits, by the name of the split."""
+    """Return the sub-folders that are splits, by the name of the split."""
     found: dict[str, Path] = {}
     for entry in _visible(folder):
         name = split if entry.name == split else SPLIT_WORDS.get(entry.name.lower())
@@ -205,7 +213,7 @@ def _split_folders(folder: Path, split: str) -> dict[str, Path]:
 
 
 def _group_by_split(files: list[str], split: str) -> dict[str, list[str]]:
-    """Shards by the split in their names; shards that name none are "train" when none of them does."""
+    """Group shards by the split in their names; if no shard names a split, all are "train"."""
     groups: dict[str, list[str]] = {}
     for file in files:
         words = re.split(r"[^a-z]+", Path(file).name.lower())
@@ -213,7 +221,7 @@ def _group_by_split(files: list[str], split: str) -> dict[str, list[str]]:
         groups.setdefault(named[0] if named else "", []).append(file)
     unnamed = groups.pop("", [])
     if unnamed and groups:
-        raise ValueError(f"{unnamed[0]} names no split, and other files beside it do ({', '.join(sorted(groups))})")
+        raise ValueError(f"{unnamed[0]} names no split, but other files beside it do ({', '.join(sorted(groups))})")
     return groups or {"train": unnamed}
 
 
@@ -225,7 +233,7 @@ def _pick(splits: dict[str, Any], split: str, source: str) -> Any:
 
 
 def _walk(folder: Path, parents: tuple[Path, ...] = ()) -> Iterator[str]:
-    """All files below a folder in the order of their names; links are followed, but not in circles."""
+    """Yield all files below a folder in the order of their names; links are followed, but not in circles."""
     real = folder.resolve()
     if real in parents:
         return
@@ -280,7 +288,7 @@ def _find_image_column(features: Features, wanted: str | None) -> str:
     for name in IMAGE_COLUMNS:
         if name in candidates:
             return name
-    raise ValueError(f"cannot tell which column holds the images: set image_column_name to one of {list(features)}")
+    raise ValueError(f"cannot guess which column has the images: set image_column_name to one of {list(features)}")
 
 
 def _find_label_column(features: Features, wanted: str | None) -> str | None:
@@ -302,7 +310,7 @@ def _check_exists(features: Features, option: str, column: str | None) -> None:
 
 
 def _can_hold_images(feature: Any) -> bool:
-    """Encoded bytes, the path of a file, or {"bytes", "path"}."""
+    """Return True for encoded bytes, paths of files, or {"bytes", "path"}."""
     if isinstance(feature, Value):
         return feature.dtype in ("binary", "large_binary", "string", "large_string")
     return isinstance(feature, Image) or (isinstance(feature, dict) and {"bytes", "path"} == set(feature))

@@ -18,13 +18,13 @@ from .color import (
     BLUR,
     BRIGHTNESS,
     CONTRAST,
-    GREYSCALE,
+    GRAYSCALE,
     HUE,
     JITTER_ORDERS,
     NEUTRAL,
     ORDER,
     SATURATION,
-    SOLARISE,
+    SOLARIZE,
 )
 
 
@@ -33,35 +33,34 @@ JITTERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
 
 class MultiCropViews:
-    """Two scales of random views of an image, as in iBOT's code (`main_ibot.py: DataAugmentationiBOT`).
+    """
+    Random views of an image at two scales, as in iBOT's code (`main_ibot.py: DataAugmentationiBOT`).
 
     A view is a random resized crop (aspect ratio 3/4 to 4/3, Pillow's bicubic filter), mirrored with probability 0.5.
-    Its colour parameters are drawn with these probabilities:
+    Its color parameters are drawn with these probabilities:
 
     | | global 1 | further globals | locals |
     |---|---|---|---|
     | jitter of brightness 0.4, contrast 0.4, saturation 0.2, hue 0.1, in random order | 0.8 | 0.8 | 0.8 |
-    | greyscale | 0.2 | 0.2 | 0.2 |
+    | grayscale | 0.2 | 0.2 | 0.2 |
     | Gaussian blur, radius 0.1 to 2 pixels | 1.0 | 0.1 | 0.5 |
-    | solarisation | 0 | 0.2 | 0 |
+    | solarization | 0 | 0.2 | 0 |
 
     Args:
         global_crops_number (`int`, defaults to 2): G, at least 1.
         global_crop_size (`int` or `(height, width)`, defaults to 224): Size of the global views in pixels.
-        global_crops_scale (`(float, float)`, defaults to (0.25, 1.0)):
-            Smallest and largest share of the image's area that a global crop covers, in (0, 1].
+        global_crops_scale (`(float, float)`, defaults to (0.25, 1.0)): Smallest and largest fraction of the image's
+            area that a global crop covers, in (0, 1].
         local_crops_number (`int`, defaults to 10): L, may be 0.
         local_crop_size (`int` or `(height, width)`, defaults to 96): Size of the local views in pixels.
         local_crops_scale (`(float, float)`, defaults to (0.05, 0.25)): The same for local crops.
-        color (`bool`, defaults to True):
-            False leaves colours alone (all parameters neutral), for images whose channels are measurements. The crops
-            drawn from a generator stay the same.
-        blur (`bool`, defaults to True):
-            False leaves out the Gaussian blur, whose radii of up to 2 pixels are made for views of 224 pixels and wipe
-            out small ones. All else that is drawn from a generator stays the same.
+        color (`bool`, defaults to True): False leaves all color parameters neutral, for images whose channels are
+            measurements. The crops drawn from a generator stay the same.
+        blur (`bool`, defaults to True): False skips the Gaussian blur, whose radii of up to 2 pixels are made for
+            views of 224 pixels and wipe out small ones. Everything else drawn from a generator stays the same.
 
     Raises:
-        ValueError: naming the argument that is out of range.
+        ValueError: If an argument is out of range; the message names it.
     """
 
     def __init__(
@@ -88,18 +87,19 @@ class MultiCropViews:
         self.color, self.blur = color, blur
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> dict[str, Tensor | np.ndarray]:
-        """Draw all views of one image.
+        """
+        Draw all views of one image.
 
         Args:
-            image: In mode L, RGB or RGBA, of any size; C is its number of channels.
-            rng: The only source of randomness.
+            image (`PIL.Image.Image`): In mode L, RGB or RGBA, of any size; C is its number of channels.
+            rng (`np.random.Generator`): The only source of randomness.
 
         Returns:
-            `global_views` uint8 [G, C, H, W], `local_views` uint8 [L, C, h, w] and `color_parameters`, numpy float64
-            [G + L, 8] for `color_views`, globals first.
+            `dict`: `global_views`, uint8 [G, C, H, W], `local_views`, uint8 [L, C, h, w], and `color_parameters`,
+            NumPy float64 [G + L, 8] for `color_views`, globals first.
 
         Raises:
-            ValueError: if the image is in another mode.
+            ValueError: If the image is in another mode.
         """
         check_mode(image)
         views = {
@@ -119,7 +119,7 @@ class MultiCropViews:
         if not self.color:
             return parameters
         blur_probability = np.repeat([1.0, 0.1, 0.5], [1, further, local])
-        solarise_probability = np.repeat([0.0, 0.2, 0.0], [1, further, local])
+        solarize_probability = np.repeat([0.0, 0.2, 0.0], [1, further, local])
 
         jittered = rng.random(count) < 0.8
         for column, low, high in (
@@ -130,33 +130,34 @@ class MultiCropViews:
         ):
             parameters[:, column] = np.where(jittered, rng.uniform(low, high, count), NEUTRAL[column])
         parameters[:, ORDER] = rng.integers(len(JITTER_ORDERS), size=count)
-        parameters[:, GREYSCALE] = rng.random(count) < 0.2
+        parameters[:, GRAYSCALE] = rng.random(count) < 0.2
         blurred = rng.random(count) < blur_probability
         radius = rng.uniform(0.1, 2.0, count)
         parameters[:, BLUR] = np.where(blurred & self.blur, radius, 0.0)
-        parameters[:, SOLARISE] = rng.random(count) < solarise_probability
+        parameters[:, SOLARIZE] = rng.random(count) < solarize_probability
         return parameters
 
 
 class CropViews:
-    """A random resized crop, mirrored with probability 0.5, of an image whose colours may be jittered before.
+    """
+    A random resized crop, mirrored with probability 0.5, of an image with optional color jitter.
 
-    BEiT v2 (`datasets.py: DataAugmentationForBEiT` and `transforms.py` of the original code) shows one and the same
-    crop to the student and to its tokenizer, whose view may have another size or filter. VQ-KD
-    (`run_vqkd_training.py`) needs the first view only.
+    BEiT v2 (`datasets.py: DataAugmentationForBEiT` and `transforms.py` of the original code) shows the same crop to
+    the student and to its tokenizer, whose view may have another size or filter. VQ-KD (`run_vqkd_training.py`) needs
+    only the first view.
 
     Args:
         size (`int` or `(height, width)`): Size of the view in pixels; Pillow's bicubic filter.
-        scale (`(float, float)`): Smallest and largest share of the image's area that the crop covers, in (0, 1].
-        color_jitter (`float`, defaults to 0.0):
-            Brightness, contrast and saturation of the whole image are each multiplied by a factor between 1 - this
-            (at least 0) and 1 + this, in random order; 0 leaves colours alone. BEiT v2 takes 0.4. Of greyscale images
-            only the first two change; alpha never does. The crop drawn from a generator does not depend on this.
-        second_size (`int` or `(height, width)`, *optional*): Size of the second view; by default that of the first.
+        scale (`(float, float)`): Smallest and largest fraction of the image's area that the crop covers, in (0, 1].
+        color_jitter (`float`, defaults to 0.0): Brightness, contrast and saturation of the whole image are each
+            multiplied by a factor between 1 - `color_jitter` (at least 0) and 1 + `color_jitter`, in random order; 0
+            keeps the colors. BEiT v2 uses 0.4. For grayscale images only the first two change; alpha never does. The
+            crop drawn from a generator does not depend on it.
+        second_size (`int` or `(height, width)`, *optional*): Size of the second view; defaults to that of the first.
         second_interpolation (`str`, defaults to `"bicubic"`): Filter of the second view, `"bicubic"` or `"lanczos"`.
 
     Raises:
-        ValueError: naming the argument that is out of range.
+        ValueError: If an argument is out of range; the message names it.
     """
 
     def __init__(
@@ -178,17 +179,18 @@ class CropViews:
         self.second_interpolation = INTERPOLATIONS[second_interpolation]
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Draw the views of one image.
+        """
+        Draw the views of one image.
 
         Args:
-            image: In mode L, RGB or RGBA, of any size; C is its number of channels.
-            rng: The only source of randomness.
+            image (`PIL.Image.Image`): In mode L, RGB or RGBA, of any size; C is its number of channels.
+            rng (`np.random.Generator`): The only source of randomness.
 
         Returns:
-            `view` uint8 [C, H, W] and, if its size or filter is another one, `second_view` uint8 [C, H2, W2].
+            `dict`: `view`, uint8 [C, H, W], and, if its size or filter differs, `second_view`, uint8 [C, H2, W2].
 
         Raises:
-            ValueError: if the image is in another mode.
+            ValueError: If the image is in another mode.
         """
         check_mode(image)
         box, mirrored = draw_box(*image.size, self.scale, rng), rng.random() < 0.5
@@ -216,7 +218,7 @@ class CropViews:
 def _draw_crops(
     image: Image.Image, number: int, size: tuple[int, int], scale: tuple[float, float], rng: np.random.Generator
 ) -> Tensor:
-    """uint8 [number, C, height, width]."""
+    """Draw `number` crops: uint8 [number, C, height, width]."""
     crops = np.empty((number, len(image.getbands()), *size), dtype=np.uint8)
     for crop in crops:
         box = draw_box(*image.size, scale, rng)
@@ -226,7 +228,7 @@ def _draw_crops(
 
 
 def check_size(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) in pixels; raises ValueError naming the argument."""
+    """Return (height, width) in pixels; raises `ValueError` naming the argument."""
     sides = (size, size) if isinstance(size, int) else tuple(size)
     if len(sides) != 2 or min(sides) < 1:
         raise ValueError(f"{name} must be a positive number of pixels or a (height, width) pair of them, got {size}")
@@ -234,16 +236,16 @@ def check_size(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def check_scale(name: str, scale: tuple[float, float]) -> tuple[float, float]:
-    """(smallest, largest) share of the area; raises ValueError naming the argument."""
+    """Return (smallest, largest) fraction of the area; raises `ValueError` naming the argument."""
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
         raise ValueError(
-            f"{name} must be (smallest, largest) share of the area with 0 < smallest <= largest <= 1, got {scale}"
+            f"{name} must be (smallest, largest) fraction of the area with 0 < smallest <= largest <= 1, got {scale}"
         )
-    return tuple(scale)
+    return scale[0], scale[1]
 
 
 def check_mode(image: Image.Image) -> None:
-    """Raises ValueError for a mode other than L, RGB and RGBA."""
+    """Raise `ValueError` for a mode other than L, RGB and RGBA."""
     if image.mode not in ("L", "RGB", "RGBA"):
         raise ValueError(f"views need an image in mode L, RGB or RGBA, got {image.mode}")
 
@@ -251,7 +253,8 @@ def check_mode(image: Image.Image) -> None:
 def draw_box(
     image_width: int, image_height: int, scale: tuple[float, float], rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) in pixels, with the distribution of torchvision's RandomResizedCrop.
+    """
+    Draw (left, top, right, bottom) in pixels, with the distribution of torchvision's RandomResizedCrop.
 
     Ten attempts to place a rectangle of random area and aspect ratio (log-uniform in 3/4 to 4/3), then the largest
     central crop with an admissible aspect ratio.
@@ -276,7 +279,7 @@ def draw_box(
 def render_crop(
     image: Image.Image, box: tuple[int, int, int, int], size: tuple[int, int], interpolation: Image.Resampling
 ) -> np.ndarray:
-    """The rectangle `box` of an image at `size` (height, width): uint8 [C, height, width]."""
+    """Resize the rectangle `box` of an image to `size` (height, width): uint8 [C, height, width]."""
     height, width = size
     resized = image.crop(box).resize((width, height), interpolation)
     return np.asarray(resized).reshape(height, width, -1).transpose(2, 0, 1)

@@ -1,4 +1,4 @@
-"""What the processes that load data have in common."""
+"""Data-loading processes: they ignore stop signals and never outlive the main process."""
 
 import atexit
 import multiprocessing
@@ -7,13 +7,14 @@ from collections.abc import Callable
 
 
 def ignore_stop_signals(worker_id: int, before: Callable[[int], None] | None = None) -> None:
-    """Leave SIGTERM and SIGINT to the main process, which tells its workers when it ends (a `worker_init_fn`).
+    """
+    Ignore SIGTERM and SIGINT in a worker; the main process stops its workers itself. Use as `worker_init_fn`.
 
-    A signal often goes to the whole group of processes; a worker that died of it would take the step with it.
+    A signal often goes to the whole process group. A worker that dies of it would make the current step fail.
 
     Args:
-        worker_id: number of the worker, given by the `DataLoader`.
-        before: another `worker_init_fn`, called first.
+        worker_id (`int`): Number of the worker, from the `DataLoader`.
+        before (`Callable`, *optional*): Another `worker_init_fn`, called first.
     """
     if before is not None:
         before(worker_id)
@@ -23,7 +24,8 @@ def ignore_stop_signals(worker_id: int, before: Callable[[int], None] | None = N
 
 @atexit.register
 def _end_workers() -> None:
-    # After an exception some may still be there. Python ends its processes with SIGTERM, and would wait for ever.
+    # After an exception, workers may still be running. Python ends them with SIGTERM, which they ignore, and would
+    # wait forever.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for process in multiprocessing.active_children():
         if process.daemon:

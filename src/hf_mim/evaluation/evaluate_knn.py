@@ -52,7 +52,7 @@ def evaluate_knn(
         dataset (`str` or `Path`): A dataset for [`~hf_mim.data.sources.load_image_dataset`]. An existing path without
             `dataset_config_name` is its `data_dir`; anything else ("photo-tiles", the id of a Hub dataset) is its
             `dataset_name`.
-        image_processor (`BaseImageProcessor`, *optional*): Defaults to the one saved with the model.
+        image_processor (`BaseImageProcessor`, *optional*): Defaults to the one saved with the model, on Pillow.
         train_split (`str`, defaults to `"train"`): Split whose images are the neighbors.
         test_split (`str`, defaults to `"test"`): Split whose images are classified.
         dataset_config_name, image_column_name, label_column_name (`str`, *optional*): For datasets that need them.

@@ -1,4 +1,5 @@
-"""Weighted k-nearest-neighbour classification, the training-free measure of a frozen encoder.
+"""
+Weighted k-nearest-neighbor classification, which measures a frozen encoder without any training.
 
 Wu et al. 2018 (https://arxiv.org/abs/1805.01978), section 3.4, with the constants of iBOT's `evaluation/eval_knn.py`:
 temperature 0.07 and k in {10, 20, 100, 200}.
@@ -10,7 +11,8 @@ import torch
 import torch.nn.functional as F
 
 
-# One neighbour is one int64: cosine similarity on a grid of 2^-24 (float32 precision at 1) above, bank index below.
+# A neighbor is stored in one int64: high bits, cosine similarity in steps of 2^-24 (float32 precision at 1); low bits,
+# index in the bank.
 _SIMILARITY_STEPS = 2**24
 _INDEX_RANGE = 2**32
 
@@ -25,29 +27,31 @@ def knn_classify(
     query_chunk_size: int = 512,
     bank_chunk_size: int = 16384,
 ) -> dict[int, torch.Tensor]:
-    """Rank the classes of each query by the votes exp(similarity / temperature) of its k nearest neighbours.
+    """
+    Rank the classes of each query by the votes exp(similarity / temperature) of its k nearest neighbors.
 
-    Features are L2-normalised here, so the similarity is the cosine. It is computed in float64 (float32 on Apple's
-    MPS, which has no float64) and compared on a grid of 2^-24; with that the result depends neither on the chunk
-    sizes nor on the device, and equal similarities (duplicate images) are recognised as equal: the neighbour with
-    the lowest index goes first, and of two classes with equal votes the lower id.
+    Features are L2-normalized here, so the similarity is the cosine. It is computed in float64 (float32 on Apple's
+    MPS, which has no float64) and rounded to steps of 2^-24. Therefore the result depends neither on the chunk sizes
+    nor on the device, and duplicate images have equal similarities: the neighbor with the lowest index goes first,
+    and of two classes with equal votes the lower id.
 
     Args:
-        train_features: the bank, float `[n, D]`.
-        train_labels: class ids, integer `[n]`, in `0 .. num_classes - 1`.
-        test_features: the queries, float `[m, D]`, on the bank's device.
-        k: one number of neighbours or several, all answered in one pass. Above n it means all n.
-        temperature: above 0.
-        num_classes: C; by default the highest training label plus 1.
-        query_chunk_size, bank_chunk_size: rows compared at a time. Memory is bounded by their product (about 24
-            bytes per pair) and by `query_chunk_size * C`.
+        train_features (`torch.Tensor` of shape `(n, D)`): The bank, float.
+        train_labels (`torch.Tensor` of shape `(n,)`): Class ids, integers in `0 .. num_classes - 1`.
+        test_features (`torch.Tensor` of shape `(m, D)`): The queries, float, on the bank's device.
+        k (`int` or `Sequence[int]`): One or several numbers of neighbors, all evaluated in one pass. Above n it means
+            all n.
+        temperature (`float`, defaults to 0.07): Above 0.
+        num_classes (`int`, *optional*): C; defaults to the highest training label plus 1.
+        query_chunk_size, bank_chunk_size (`int`): Rows compared at a time. Memory is bounded by their product (about
+            24 bytes per pair) and by `query_chunk_size * C`.
 
     Returns:
-        For each k, int64 `[m, min(5, C)]`: the best classes, best first. A class without a single vote is never
-        listed; where fewer classes got votes the row ends in -1.
+        `dict[int, torch.Tensor]`: For each k, int64 `[m, min(5, C)]`: the best classes, best first. A class without a
+        vote is never listed; if fewer classes got votes, the row ends in -1.
 
     Raises:
-        ValueError: for empty, non-finite or mismatched features, labels out of range, k < 1 or temperature <= 0.
+        ValueError: For empty, non-finite or mismatched features, labels out of range, k < 1 or temperature <= 0.
     """
     ks = sorted({k} if isinstance(k, int) else set(k))
     if not ks or ks[0] < 1:
@@ -84,30 +88,36 @@ def knn_accuracy(
     k: int | Sequence[int] = (10, 20, 100, 200),
     **options,
 ) -> dict[str, float]:
-    """Accuracy of `knn_classify` in percent: `{"knn_10_top1": ..., "knn_10_top5": ..., "knn_20_top1": ...}`.
+    """
+    Return the accuracy of [`knn_classify`] in percent: `{"knn_10_top1": ..., "knn_10_top5": ..., "knn_20_top1": ...}`.
 
-    `test_labels`: integer `[m]`, at least 0; a class that the bank lacks is never right. `options` are those of
-    `knn_classify`. top-5 counts only classes that got a vote (with fewer than 5 such classes, the original's top-5
-    depends on how its sort orders the zeros). A k above the bank's size keeps its name and uses the whole bank.
+    Top-5 counts only classes that got a vote; with fewer than 5 such classes, the original's top-5 depends on how its
+    sort orders the zeros. A k above the bank's size keeps its name and uses the whole bank.
+
+    Args:
+        train_features, train_labels, test_features, k: As for [`knn_classify`].
+        test_labels (`torch.Tensor` of shape `(m,)`): Integers, at least 0. A class that the bank lacks is never
+            right.
+        **options: `temperature` and so on, as for [`knn_classify`].
     """
     _check_labels("test_labels", test_labels, len(test_features))
     metrics = {}
     rankings = knn_classify(train_features, train_labels, test_features, k, **options)
-    for neighbours, ranking in rankings.items():
+    for neighbors, ranking in rankings.items():
         hits = ranking == test_labels.to(ranking.device)[:, None]
-        metrics[f"knn_{neighbours}_top1"] = 100 * hits[:, 0].sum().item() / len(hits)
-        metrics[f"knn_{neighbours}_top5"] = 100 * hits.any(dim=1).sum().item() / len(hits)
+        metrics[f"knn_{neighbors}_top1"] = 100 * hits[:, 0].sum().item() / len(hits)
+        metrics[f"knn_{neighbors}_top5"] = 100 * hits.any(dim=1).sum().item() / len(hits)
     return metrics
 
 
 def _nearest(bank: torch.Tensor, queries: torch.Tensor, k: int, chunk_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k nearest rows of bank `[n, D]` to each of the queries `[q, D]`: similarities and indices `[q, k]`."""
+    """Return similarities and indices, `[q, k]`, of the k rows of a bank `[n, D]` nearest to each query `[q, D]`."""
     dtype = torch.float32 if bank.device.type == "mps" else torch.float64
     queries = F.normalize(queries.to(dtype), dim=1) * _SIMILARITY_STEPS
     best = torch.empty(len(queries), 0, dtype=torch.int64, device=bank.device)
     for start in range(0, len(bank), chunk_size):
         chunk = F.normalize(bank[start : start + chunk_size].to(dtype), dim=1)
-        # torch.topk orders equal values arbitrarily; these keys are all different
+        # torch.topk orders equal values arbitrarily, but these keys are all different.
         index = torch.arange(start, start + len(chunk), device=bank.device)
         keys = (queries @ chunk.T).round_().long().mul_(_INDEX_RANGE).sub_(index)
         keys = torch.cat([best, keys.topk(min(k, len(chunk)), dim=1).values], dim=1)
@@ -119,18 +129,18 @@ def _nearest(bank: torch.Tensor, queries: torch.Tensor, k: int, chunk_size: int)
 def _vote(
     similarities: torch.Tensor, labels: torch.Tensor, ks: list[int], temperature: float, num_classes: int
 ) -> dict[int, torch.Tensor]:
-    """Ranked classes per k from the neighbours' similarities and labels, both `[q, K]`, nearest first."""
-    # measured from the nearest neighbour: the same ranking, and no overflow at a small temperature
+    """Rank the classes for each k by the neighbors' similarities and labels, both `[q, K]`, nearest first."""
+    # Relative to the nearest neighbor: the same ranking, and no overflow at a small temperature.
     weights = ((similarities - similarities[:, :1]) / temperature).exp()
     votes = weights.new_full((len(weights), num_classes), -1.0)  # -1 = no vote
     rankings = {}
-    # one neighbour at a time: the sums are then the same on every device, and each smaller k is met on the way
-    for neighbour in range(labels.shape[1]):
-        column = labels[:, neighbour, None]
-        total = votes.gather(1, column).clamp_min(0) + weights[:, neighbour, None]
+    # One neighbor at a time: the sums are then the same on every device, and every smaller k is passed on the way.
+    for neighbor in range(labels.shape[1]):
+        column = labels[:, neighbor, None]
+        total = votes.gather(1, column).clamp_min(0) + weights[:, neighbor, None]
         votes.scatter_(1, column, total)
         for k in ks:
-            if neighbour + 1 == min(k, labels.shape[1]):
+            if neighbor + 1 == min(k, labels.shape[1]):
                 ranked = votes.sort(dim=1, descending=True, stable=True)
                 rankings[k] = ranked.indices.where(ranked.values >= 0, -1)[:, :5]
     return rankings
@@ -147,4 +157,4 @@ def _check_labels(name: str, labels: torch.Tensor, length: int) -> None:
     if labels.shape != (length,) or labels.is_floating_point():
         raise ValueError(f"{name} must be integers [{length}], not {labels.dtype} {[*labels.shape]}")
     if labels.min() < 0:
-        raise ValueError(f"{name} hold {int(labels.min())}; unlabelled images (negative labels) cannot be scored")
+        raise ValueError(f"{name} hold {int(labels.min())}; unlabeled images (negative labels) cannot be scored")

@@ -1,21 +1,22 @@
-"""Statistics of a feature matrix that need no labels: the early signs of a collapsed representation."""
+"""Statistics of a feature matrix that need no labels and reveal a collapsed representation early."""
 
 import torch
 import torch.nn.functional as F
 
 
 def feature_std(features: torch.Tensor) -> float:
-    """Spread of L2-normalised features: mean over the dimensions of their standard deviation, times sqrt(D).
+    """
+    Return the spread of L2-normalized features: mean standard deviation over the dimensions, times sqrt(D).
 
-    1 for features that point everywhere alike (isotropic, zero mean), 0 when all images get the same direction
-    (collapse). A common offset of all features lowers it. The collapse check of SimSiam (Chen & He 2021, figure 2),
-    rescaled so that it does not depend on the width.
+    It is 1 for isotropic features with zero mean, and 0 if all images get the same direction (collapse). A common
+    offset of all features lowers it. This is the collapse check of SimSiam (Chen & He 2021, figure 2), rescaled so
+    that it does not depend on the width.
 
     Args:
-        features: float `[n, D]`, n >= 1.
+        features (`torch.Tensor` of shape `(n, D)`): Float, n >= 1.
 
     Returns:
-        A number in [0, 1].
+        `float`: A number in [0, 1].
     """
     _check(features)
     directions = F.normalize(features.double(), dim=1)
@@ -23,16 +24,17 @@ def feature_std(features: torch.Tensor) -> float:
 
 
 def rankme(features: torch.Tensor) -> float:
-    """Effective rank: the exponential of the entropy of the normalised singular values.
+    """
+    Return the effective rank: the exponential of the entropy of the normalized singular values.
 
     RankMe, Garrido et al. 2023 (https://arxiv.org/abs/2210.02885), equation 2: p_i = s_i / sum(s) + 1e-7. The
-    features are neither centred nor normalised.
+    features are neither centered nor normalized.
 
     Args:
-        features: float `[n, D]`, n >= 1.
+        features (`torch.Tensor` of shape `(n, D)`): Float, n >= 1.
 
     Returns:
-        A number in [1, min(n, D)], up to the epsilon; 1 when all features lie on one line.
+        `float`: A number in [1, min(n, D)], up to the epsilon; 1 if all features lie on one line.
     """
     _check(features)
     values = torch.linalg.svdvals(features.double())

@@ -1,4 +1,4 @@
-"""`--config_overrides NAME=VALUE,...`, as every command reads it."""
+"""Parse and check `--config_overrides NAME=VALUE,...`, for every command."""
 
 import re
 from collections.abc import Mapping
@@ -14,14 +14,16 @@ from .console import did_you_mean
 
 def parse_overrides(text: str | None) -> dict[str, Any]:
     """
-    `"hidden_size=384,norm_last_layer=false,depths=[2,2],id2label={0: cat, 1: dog}"` as a dict with YAML values; of
-    a name that comes twice, the last one counts.
+    Parse overrides such as `hidden_size=384,norm_last_layer=false,depths=[2,2],id2label={0: cat, 1: dog}`.
+
+    Args:
+        text (`str`, *optional*): Entries `name=value` with YAML values. If a name is repeated, the last one counts.
 
     Raises:
-        ValueError: For an entry that is not `name=value`, or a value that is no YAML.
+        ValueError: For an entry that is not `name=value`, or a value that is not YAML.
     """
-    overrides = {}
-    # Commas inside brackets and braces part the elements of one value.
+    overrides: dict[str, Any] = {}
+    # Commas inside brackets and braces separate the elements of one value.
     for entry in filter(None, re.split(r",(?![^\[{]*[\]}])", text or "")):
         name, separator, value = entry.strip().partition("=")
         if not (name and separator):
@@ -35,12 +37,17 @@ def parse_overrides(text: str | None) -> dict[str, Any]:
 
 def check_overrides(overrides: Mapping[str, Any], config_class: type[PreTrainedConfig]) -> dict[str, Any]:
     """
-    The overrides, numbers such as 1e-6, which YAML takes for text, as numbers.
+    Check that a configuration has the overridden fields, and convert numbers such as 1e-6, which YAML reads as text.
+
+    Args:
+        overrides (`Mapping[str, Any]`): As from [`parse_overrides`].
+        config_class (`type`): Class of the configuration.
 
     Raises:
-        ValueError: For a name that the configuration does not have (the nearest is named), or an unknown activation.
-            What transformers adds to every configuration, names of classes aside, would have no effect.
+        ValueError: For a name that the configuration does not have (the nearest one is suggested), or an unknown
+            activation.
     """
+    # Fields that transformers adds to every configuration would have no effect, apart from the class names.
     of_all = PreTrainedConfig.__dataclass_fields__.keys() - {"id2label", "label2id"}
     fields = config_class.__dataclass_fields__
     known = {name: fields[name] for name in fields if name not in of_all and not name.startswith("_")}

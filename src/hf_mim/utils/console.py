@@ -1,4 +1,4 @@
-"""Commands whose mistakes end in one line, and the wording that their messages share."""
+"""Run commands so that mistakes end in one line, and word their messages."""
 
 import difflib
 import os
@@ -40,7 +40,7 @@ def run(main: Callable[[list[str]], Any], argv: list[str]) -> int:
 
 
 def one_line(error: Exception) -> str:
-    """Message of an exception in one line; of one from a data-loading process, without that process's traceback."""
+    """Return the message of an exception in one line, without the traceback of a data-loading process."""
     message = str(error).strip()
     if message.startswith("Caught ") and "\nOriginal Traceback" in message:
         return message.splitlines()[-1].split(": ", 1)[-1]
@@ -48,11 +48,11 @@ def one_line(error: Exception) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """First line of an exception's message, for messages that quote another library's."""
+    """Return the first line of an exception's message, to quote messages of other libraries."""
     return str(error).strip().partition("\n")[0]
 
 
 def did_you_mean(name: str, names: Iterable[str], prefix: str = "") -> str:
-    """End of a message about an unknown `name`: `, did you mean 'NEAREST'?`, or nothing when there are no `names`."""
+    """Return the end of a message about an unknown `name`: `, did you mean 'NEAREST'?`, or `""` without `names`."""
     nearest = difflib.get_close_matches(name, list(names), n=1, cutoff=0.0)
     return f", did you mean '{prefix}{nearest[0]}'?" if nearest else ""

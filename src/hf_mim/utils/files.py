@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, also when the process or the machine stops half-way."""
+"""Write files and folders atomically: whole or not at all, even if the process or the machine stops midway."""
 
 import os
 import shutil
@@ -9,13 +9,17 @@ from pathlib import Path
 
 @contextmanager
 def replaced_file(path: Path | str) -> Iterator[Path]:
-    """A temporary name in the folder of `path`, for a file that takes the place of `path` when the block ends.
+    """
+    Yield a temporary path beside `path`; the file written there replaces `path` when the block ends.
 
-    The file is on the disk before it is renamed. On an exception it is removed, and what was at `path` stays. The
-    temporary name keeps the suffix; the folder is created if need be.
+    The file is flushed to disk before it is renamed. On an exception it is removed and `path` stays as it was. The
+    temporary name keeps the suffix; the folder is created if needed.
+
+    Args:
+        path (`str` or `Path`): File to write.
 
     Raises:
-        FileNotFoundError: when the block has not written the file.
+        FileNotFoundError: If the block has not written the file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,10 +36,14 @@ def replaced_file(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def replaced_folder(path: Path | str) -> Iterator[Path]:
-    """A new, empty folder `.{name}.new` beside `path`, which takes the place of `path` when the block ends.
+    """
+    Yield a new, empty folder `.{name}.new` beside `path`, which replaces `path` when the block ends.
 
-    All files in it are on the disk before it is renamed. On an exception it is removed, and what was at `path` stays.
-    A folder cannot be replaced in one step: the old one is called `.{name}.old` for a moment, and is removed last.
+    All its files are flushed to disk before it is renamed. On an exception it is removed and `path` stays as it was. A
+    folder cannot be replaced in one step: the old one is named `.{name}.old` for a moment and is removed last.
+
+    Args:
+        path (`str` or `Path`): Folder to write.
     """
     path = Path(path)
     temporary, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
@@ -58,7 +66,7 @@ def replaced_folder(path: Path | str) -> Iterator[Path]:
 
 
 def sync_folder(path: Path) -> None:
-    """Bring a folder with all that is in it to the disk."""
+    """Flush a folder with all its contents to disk."""
     for folder, _, files in os.walk(path):
         for name in files:
             sync(Path(folder, name))
@@ -66,8 +74,8 @@ def sync_folder(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
-    if os.name == "nt":  # neither a folder nor a file that is only read can be synchronised there
+    """Flush a file, or the names in a folder, to disk."""
+    if os.name == "nt":  # Windows can sync neither folders nor files opened for reading
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -59,9 +59,21 @@ def load_config(source: str | Path, **options: Any) -> PreTrainedConfig:
 
 
 def load_image_processor(source: str | Path, **options: Any) -> BaseImageProcessor:
-    """Load the image processor of a model; arguments and errors as for [`load_config`]."""
+    """
+    Load the image processor of a model, on Pillow unless `backend` says otherwise.
+
+    transformers alone would take torchvision where it is installed, whose resized pixels differ slightly. The same
+    command would then print other numbers, and k-NN accuracies other than the run's own, which uses Pillow.
+
+    Args:
+        source (`str` or `Path`): Folder or Hub id.
+        **options: Passed on to `from_pretrained`, such as `backend="torchvision"`.
+
+    Raises:
+        ValueError: If there is none.
+    """
     with _one_line_errors(source, "image processor"):
-        return AutoImageProcessor.from_pretrained(source, **options)
+        return AutoImageProcessor.from_pretrained(source, **{"backend": "pil", **options})
 
 
 @overload
