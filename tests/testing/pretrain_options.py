@@ -12,8 +12,9 @@ from typing import Any, get_type_hints
 
 from transformers import TrainingArguments
 
+from hf_mim.methods import METHOD_NAMES
 from hf_mim.training.pretrain.options import DataArguments, ModelArguments
-from hf_mim.training.run_pretrain import MODEL_TYPES, method_class
+from hf_mim.training.run_pretrain import run_class
 
 
 def default_of(field: dataclasses.Field) -> Any:
@@ -43,7 +44,7 @@ def options_of(*dataclass_types: type) -> dict[str, str]:
 def pretrain_options() -> dict[str, dict[str, str]]:
     """Options that all methods share, under "every method", and the others under the name of each method."""
     by_method = {
-        name: options_of(ModelArguments, DataArguments, method_class(name).arguments_class) for name in MODEL_TYPES
+        name: options_of(ModelArguments, DataArguments, run_class(name).arguments_class) for name in METHOD_NAMES
     }
     first, *others = by_method.values()
     shared = {name: text for name, text in first.items() if all(o.get(name) == text for o in others)}

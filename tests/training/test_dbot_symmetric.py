@@ -173,7 +173,7 @@ def test_an_encoder_that_transformers_loads(encoder, pictures):
         "normed",
         ["curves.png", "masks.png"],
     )
-    processor, features = AutoImageProcessor.from_pretrained(output), []
+    processor, features = AutoImageProcessor.from_pretrained(output, backend="pil"), []
     for split in ("train", "test"):
         dataset = load_image_dataset(data_dir=pictures, split=split)
         features += extract_features(native, dataset, processor, pooling="mean", progress=False)
@@ -260,7 +260,7 @@ def test_grey_images_that_are_not_square(pictures, vision_model, tmp_path):
         (("--num_masking_patches", "17"), "num_masking_patches must lie between 1 and the 16 patches"),
         (("--min_crop_scale", "0"), "min_crop_scale must lie in"),
         (("--model_name_or_path", "{teacher}"), "is a model of type 'vit'"),
-        (("--teacher_model_name_or_path", "{run}/wide", "--model_name_or_path", "{full}"), "24 numbers, those of"),
+        (("--teacher_model_name_or_path", "{run}/wide", "--model_name_or_path", "{full}"), "features of 24 numbers"),
         (("--config_overrides", DBOT_SYMMETRIC_SIZES + ",regression_loss=cosine"), "regression_loss must be"),
     ],
 )
@@ -280,5 +280,5 @@ def test_mistakes_are_refused(options, message, encoder, vision_model, pictures,
 def test_the_teacher_has_to_be_named(pictures, tmp_path):
     method = tiny_dbot_symmetric(Path("teacher"))
     place = method.index("--teacher_model_name_or_path")
-    with pytest.raises(ValueError, match="say with --teacher_model_name_or_path"):
+    with pytest.raises(ValueError, match="give --teacher_model_name_or_path"):
         pretrain("--train_dir", pictures, output=tmp_path, method=method[:place] + method[place + 2 :])

@@ -19,6 +19,7 @@ from hf_mim.data.collators import IBotCollator
 from hf_mim.hub.remote_code import add_code
 from hf_mim.training import run_pretrain
 from hf_mim.training.pretrain import ibot as ibot_method
+from hf_mim.training.pretrain.data import example_images
 from hf_mim.training.pretrain.recipe_parser import list_recipes
 from tests.testing.tiny_training import SHORT, SIZES, logged_losses, pretrain
 
@@ -55,7 +56,7 @@ def test_encoder_loads_in_plain_transformers(finished, pictures):
 import sys, torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
-processor = AutoImageProcessor.from_pretrained({str(output)!r})
+processor = AutoImageProcessor.from_pretrained({str(output)!r}, backend="pil")
 model, info = AutoModel.from_pretrained({str(output)!r}, output_loading_info=True)
 assert not info["missing_keys"] and not info["unexpected_keys"], info
 assert "hf_mim" not in sys.modules
@@ -232,7 +233,7 @@ def test_example_pictures_are_readable_ones_spread_over_the_data():
     features = datasets.Features({"image": datasets.Image(decode=False)})
     dataset = datasets.Dataset.from_dict({"image": rows}, features=features)
     for source, expected in ((dataset, [20, 60, 140, 20]), (dataset.to_iterable_dataset(), [20, 40, 80, 140])):
-        images = run_pretrain._first_images(source, num_channels=1, count=4)
+        images = example_images(source, num_channels=1, count=4)
         assert [image.getpixel((0, 0)) for image in images] == expected and images[0].mode == "L"
 
 

@@ -1,9 +1,10 @@
-"""Training arguments that all methods share."""
+"""Training arguments of all methods."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 from transformers import TrainingArguments
+from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import HubStrategy
 
 from ..hub.publish_checks import check_repo_id
@@ -12,123 +13,125 @@ from ..hub.publish_checks import check_repo_id
 @dataclass
 class MIMTrainingArguments(TrainingArguments):
     r"""
-    Arguments of [`MIMTrainer`]: those of transformers' `TrainingArguments`, with the defaults that pre-training needs,
-    and the following.
+    Arguments of [`MIMTrainer`]: those of transformers' `TrainingArguments`, with defaults for pre-training, and the
+    following ones.
 
-    > Parameters that control the optimisation
+    One epoch of a schedule is one pass over the data. A stream has no known length. An epoch of a stream is
+    `max_steps / num_train_epochs` steps.
+
+    > Parameters that control the optimization
 
     Args:
         base_learning_rate (`float`, defaults to 5e-4): Peak learning rate for a total batch of 256; the peak is
             `base_learning_rate · total batch / 256`.
-        learning_rate (`float`, *optional*): Peak learning rate itself; wins over `base_learning_rate`.
-        min_learning_rate (`float`, defaults to 1e-6): Learning rate that the cosine runs towards.
-        warmup_epochs (`float`, defaults to 10): Epochs of linear warm-up from 0. `warmup_steps` wins when it is given.
-        lr_scheduler_type (`str`, defaults to `"cosine"`): `"cosine"` is this warm-up and cosine; any other name is a
-            schedule of transformers, with `warmup_steps`.
-        weight_decay (`float`, defaults to 0.04): Weight decay at the start; none on biases and 1-dimensional tensors.
-        weight_decay_end (`float`, *optional*): Weight decay that a cosine runs towards; constant when not given.
-        grad_clip (`"per_tensor"` or `"global"`, defaults to `"per_tensor"`): What `max_grad_norm` limits: the norm of
-            each gradient tensor, as in the original code, or that of all of them together.
-        max_grad_norm (`float`, defaults to 3.0): Largest gradient norm; 0 turns clipping off.
+        learning_rate (`float`, *optional*): Peak learning rate. Overrides `base_learning_rate`.
+        min_learning_rate (`float`, defaults to 1e-6): Learning rate that the cosine approaches.
+        warmup_epochs (`float`, defaults to 10): Number of epochs of linear warm-up from 0. Overridden by
+            `warmup_steps`.
+        lr_scheduler_type (`str`, defaults to `"cosine"`): `"cosine"` is the warm-up and cosine of the original code.
+            Any other name is a schedule of transformers, with `warmup_steps`.
+        weight_decay (`float`, defaults to 0.04): Initial weight decay. Biases and 1-dimensional tensors have none.
+        weight_decay_end (`float`, *optional*): Weight decay that a cosine approaches. Constant by default.
+        grad_clip (`"per_tensor"` or `"global"`, defaults to `"per_tensor"`): Whether `max_grad_norm` limits the norm
+            of each gradient tensor, as in the original code, or the norm of all gradients together.
+        max_grad_norm (`float`, defaults to 3.0): Maximum gradient norm. 0 disables clipping.
 
-    > Parameters that control the evaluation while training
+    > Parameters that control the evaluation during training
 
-        knn_k (`list[int]`, defaults to `[10, 20]`): Numbers of neighbours of the k-NN evaluation, which runs whenever
-            `eval_strategy` says so and an evaluation data set with labels is given.
-        knn_temperature (`float`, defaults to 0.07): Temperature of the neighbours' votes.
-        knn_pooling (`"cls"` or `"mean"`, defaults to `"cls"`): Which feature is compared: the CLS token or the mean of
+        knn_k (`list[int]`, defaults to `[10, 20]`): Numbers of neighbors of the k-NN evaluation, which runs as
+            `eval_strategy` specifies if there is an evaluation dataset with labels.
+        knn_temperature (`float`, defaults to 0.07): Temperature of the neighbors' votes.
+        knn_pooling (`"cls"` or `"mean"`, defaults to `"cls"`): Feature of the k-NN evaluation: CLS token, or mean of
             the patches.
 
-    > Parameters that control what a run shows of itself
+    > Parameters that control profiling
 
-        profile (`bool`, defaults to `False`): Write a trace of a few steps and their top operators into
+        profile (`bool`, defaults to `False`): Write a trace of a few steps and a table of their slowest operators into
             `output_dir/profile/`.
 
     > Parameters that control what `hf-mim pretrain` uploads
 
-        push_to_hub (`bool`, defaults to `False`): Publish the result when the run is finished, as
-            `hf-mim publish OUTPUT_DIR HUB_MODEL_ID --full` does. The repositories are made before the first step.
-        hub_model_id (`str`, *optional*): Repository of the encoder, `"organisation/name"` or `"user/name"`; the full
-            model goes to the one with `-pretrain` behind its name. Needed with `push_to_hub`.
+        push_to_hub (`bool`, defaults to `False`): Publish the result of the finished run, like
+            `hf-mim publish OUTPUT_DIR HUB_MODEL_ID --full`. The repositories are created before the first step.
+        hub_model_id (`str`, *optional*): Repository of the encoder, `"organization/name"` or `"user/name"`. The
+            repository of the full model has the suffix `-pretrain`. Required by `push_to_hub`.
         hub_strategy (`"end"` or `"checkpoint"`, defaults to `"end"`): `"checkpoint"` also uploads the newest
-            checkpoint, in the background, as `last-checkpoint/` of the full model's repository, where the result
-            replaces it. Downloaded, it is for `--resume_from_checkpoint`; states of optimiser and random numbers in it
-            are pickles, which are read without running code.
-        hub_always_push (`bool`, defaults to `False`): Upload each checkpoint. Otherwise only the newest waits while
-            one before is on its way.
-        hub_private_repo (`bool`, *optional*): Make new repositories private, or public. When not given they are as the
-            organisation's are by default.
-        hub_token (`str`, *optional*): Token of the Hub; that of `hf auth login` or `HF_TOKEN` when not given.
+            checkpoint in the background, as `last-checkpoint/` of the full model's repository, where the result
+            replaces it. Once downloaded, it can be passed to `--resume_from_checkpoint`. Its states of optimizer and
+            random number generators are pickles, which are loaded without running code.
+        hub_always_push (`bool`, defaults to `False`): Upload every checkpoint. By default, a checkpoint is skipped if
+            a newer one is saved before the upload of an earlier one has finished.
+        hub_private_repo (`bool`, *optional*): Create private (or public) repositories. By default, the setting of the
+            organization applies.
+        hub_token (`str`, *optional*): Access token for the Hub. By default, the token of `hf auth login` or
+            `HF_TOKEN`.
 
-    > Parameters that control what happens to bad data
+    > Parameters that control the handling of unreadable images
 
-        max_unreadable_fraction (`float`, defaults to 0.01): Share of the images that may be unreadable, and are
-            replaced by others, before the run stops; of a stream, of the images read so far (of 1,000 at least).
-
-    One epoch of a schedule is one pass over the data. A stream has no length; there an epoch is
-    `max_steps / num_train_epochs` steps.
+        max_unreadable_fraction (`float`, defaults to 0.01): Maximum fraction of unreadable images, which are replaced
+            by others. The run stops if there are more. For a stream, the fraction of the images read so far, or of
+            1,000 if fewer were read.
     """
 
     base_learning_rate: float = field(
         default=5e-4, metadata={"help": "Peak learning rate for a total batch of 256 images."}
     )
-    learning_rate: float | None = field(
-        default=None, metadata={"help": "Peak learning rate itself; wins over --base_learning_rate."}
+    learning_rate: float | None = field(  # type: ignore[assignment]  # __post_init__ replaces None by a number
+        default=None, metadata={"help": "Peak learning rate. Overrides --base_learning_rate."}
     )
     min_learning_rate: float = field(
-        default=1e-6, metadata={"help": "Learning rate that the cosine schedule runs towards."}
+        default=1e-6, metadata={"help": "Learning rate that the cosine schedule approaches."}
     )
     warmup_epochs: float = field(
-        default=10.0, metadata={"help": "Epochs of linear warm-up; --warmup_steps wins when it is given."}
+        default=10.0, metadata={"help": "Number of epochs of linear warm-up. Overridden by --warmup_steps."}
     )
     lr_scheduler_type: str = field(
         default="cosine",
-        metadata={"help": "'cosine' is the schedule of the original code; other names are those of transformers."},
+        metadata={"help": "'cosine' is the schedule of the original code. Other names are schedules of transformers."},
     )
     weight_decay: float = field(default=0.04, metadata={"help": "Weight decay at the start of training."})
     weight_decay_end: float | None = field(
-        default=None, metadata={"help": "Weight decay that a cosine runs towards; constant when not given."}
+        default=None, metadata={"help": "Weight decay that a cosine approaches. Constant by default."}
     )
     grad_clip: Literal["per_tensor", "global"] = field(
-        default="per_tensor", metadata={"help": "What --max_grad_norm limits: each tensor, or all together."}
+        default="per_tensor",
+        metadata={"help": "Whether --max_grad_norm limits each gradient tensor, or all gradients together."},
     )
-    max_grad_norm: float = field(default=3.0, metadata={"help": "Largest gradient norm; 0 turns clipping off."})
+    max_grad_norm: float = field(default=3.0, metadata={"help": "Maximum gradient norm. 0 disables clipping."})
     knn_k: list[int] = field(
-        default_factory=lambda: [10, 20], metadata={"help": "Numbers of neighbours of the k-NN evaluation."}
+        default_factory=lambda: [10, 20], metadata={"help": "Numbers of neighbors of the k-NN evaluation."}
     )
-    knn_temperature: float = field(default=0.07, metadata={"help": "Temperature of the neighbours' votes."})
+    knn_temperature: float = field(default=0.07, metadata={"help": "Temperature of the neighbors' votes."})
     knn_pooling: Literal["cls", "mean"] = field(
         default="cls", metadata={"help": "Feature of the k-NN evaluation: CLS token, or mean of the patches."}
     )
     profile: bool = field(
-        default=False, metadata={"help": "Write a trace of a few steps and their top operators into profile/."}
+        default=False, metadata={"help": "Write a trace of a few steps and their slowest operators into profile/."}
     )
 
     max_unreadable_fraction: float = field(
         default=0.01,
-        metadata={"help": "Share of the images that may be unreadable, and are replaced, before the run stops."},
+        metadata={"help": "Maximum fraction of unreadable images, which are replaced by others."},
     )
 
     push_to_hub: bool = field(
-        default=False, metadata={"help": "Publish the result when the run is finished, as `hf-mim publish` does."}
+        default=False, metadata={"help": "Publish the result of the finished run, like `hf-mim publish`."}
     )
     hub_model_id: str | None = field(
         default=None,
-        metadata={"help": "Repository of the encoder, ORG/NAME; the full model goes to ORG/NAME-pretrain."},
+        metadata={"help": "Repository of the encoder, ORG/NAME. The full model goes to ORG/NAME-pretrain."},
     )
     hub_strategy: HubStrategy | str = field(
         default="end",
-        metadata={
-            "help": "'end' uploads the result; 'checkpoint' also the newest checkpoint, while training goes on."
-        },
+        metadata={"help": "'end' uploads the result, 'checkpoint' also the newest checkpoint during training."},
     )
-    hub_private_repo: bool | None = field(
-        default=None, metadata={"help": "Make new repositories private (or public)."}
-    )
+    hub_private_repo: bool | None = field(default=None, metadata={"help": "Create private (or public) repositories."})
 
-    # Defaults that differ from transformers', because pre-training needs them.
+    # Defaults of transformers that do not suit pre-training
     do_train: bool = field(default=True, metadata={"help": "Whether to run training."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Keep False: the collator needs them all."})
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Keep False: the collator needs all columns."}
+    )
     prediction_loss_only: bool = field(default=True, metadata={"help": "Keep True: there is nothing to predict."})
     label_names: list[str] | None = field(
         default_factory=lambda: ["pixel_values"], metadata={"help": "Keep: pre-training has no labels."}
@@ -138,25 +141,26 @@ class MIMTrainingArguments(TrainingArguments):
     )
     dataloader_drop_last: bool = field(default=True, metadata={"help": "Drop the last incomplete batch."})
     logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Keep False: a loss that is not finite must be seen."}
+        default=False, metadata={"help": "Keep False: a loss that is not finite must show."}
     )
-    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
+    logging_steps: float = field(default=10, metadata={"help": "Number of steps between logs."})
 
     def __post_init__(self):
         if self.learning_rate is None:
-            # The parent wants a number now; the devices, and with them the total batch, are only known afterwards.
+            # The parent class requires a number. It also determines the devices, and thereby the total batch.
             self.learning_rate = 0.0
             by_rule = True
         else:
             by_rule = False
         if self.accelerator_config is None:
-            # Otherwise the first process would make the views of a stream for all of them.
+            # By default, the first process would make the views of a stream for all processes.
             self.accelerator_config = {"dispatch_batches": False}
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False
         elif self.dataloader_pin_memory:
-            # Otherwise the host would wait at every batch for all that the device has yet to do.
+            # By default, the host would wait for the device at every batch.
+            assert isinstance(self.accelerator_config, AcceleratorConfig)
             self.accelerator_config.non_blocking = True
         if by_rule:
             total_batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
@@ -167,7 +171,7 @@ class MIMTrainingArguments(TrainingArguments):
         if self.grad_clip not in ("per_tensor", "global"):
             raise ValueError(f"grad_clip must be 'per_tensor' or 'global', got {self.grad_clip!r}")
         if not self.knn_k or min(self.knn_k) < 1:
-            raise ValueError(f"knn_k must be numbers of neighbours of at least 1, got {self.knn_k}")
+            raise ValueError(f"knn_k must be numbers of neighbors of at least 1, got {self.knn_k}")
         if self.knn_temperature <= 0:
             raise ValueError(f"knn_temperature must be positive, got {self.knn_temperature}")
         if self.knn_pooling not in ("cls", "mean"):
@@ -176,22 +180,22 @@ class MIMTrainingArguments(TrainingArguments):
             raise ValueError(f"max_unreadable_fraction must lie in [0, 1], got {self.max_unreadable_fraction}")
         if self.dataloader_persistent_workers:
             raise ValueError(
-                "dataloader_persistent_workers must stay False: it shifts the random numbers of a resumed run"
+                "dataloader_persistent_workers must stay False: it changes the random numbers of a resumed run"
             )
         if self.save_only_model or self.ignore_data_skip:
             name = "save_only_model" if self.save_only_model else "ignore_data_skip"
-            raise ValueError(f"{name} must stay False: a run is resumed exactly or not at all")
+            raise ValueError(f"{name} must stay False: resuming must continue the run exactly")
         names = self.evaluation_metrics
         if self.metric_for_best_model is not None and self.metric_for_best_model.removeprefix("eval_") not in names:
             raise ValueError(
                 f"metric_for_best_model must be one of {', '.join(names)}, got {self.metric_for_best_model!r}"
             )
         if self.remove_unused_columns:
-            raise ValueError("remove_unused_columns must stay False: the collator needs what it would remove")
+            raise ValueError("remove_unused_columns must stay False: the collator needs all columns")
         if self.load_best_model_at_end:
             raise ValueError(
-                "load_best_model_at_end would join the best student with the last teacher: use --save_strategy best "
-                f"--metric_for_best_model {names[-1]}, and go on from that checkpoint with --model_name_or_path"
+                "load_best_model_at_end would combine the best student with the last teacher: use --save_strategy "
+                f"best --metric_for_best_model {names[-1]}, and pass that checkpoint to --model_name_or_path"
             )
         if self.push_to_hub:
             self._check_hub_options()
@@ -201,20 +205,20 @@ class MIMTrainingArguments(TrainingArguments):
                 "or hide the others with CUDA_VISIBLE_DEVICES=0"
             )
 
-    def _check_hub_options(self):
+    def _check_hub_options(self) -> None:
         if self.hub_model_id is None:
-            raise ValueError("push_to_hub needs the repository: --hub_model_id ORGANISATION/NAME or USER/NAME")
+            raise ValueError("push_to_hub needs the repository: --hub_model_id ORGANIZATION/NAME or USER/NAME")
         check_repo_id(self.hub_model_id)
         check_repo_id(f"{self.hub_model_id}-pretrain")
         if self.hub_strategy not in (HubStrategy.END, HubStrategy.CHECKPOINT):
             raise ValueError(
-                f"hub_strategy must be 'end' or 'checkpoint', got {self.hub_strategy.value!r}: an encoder is "
-                "published with its card when the run is finished, and of the checkpoints the newest is kept"
+                f"hub_strategy must be 'end' or 'checkpoint', got {HubStrategy(self.hub_strategy).value!r}: the "
+                "encoder is published when the run is finished, and only the newest checkpoint is kept"
             )
         if self.hub_revision is not None:
             raise ValueError("hub_revision must stay empty: a result is uploaded to the main branch")
 
     @property
     def evaluation_metrics(self) -> list[str]:
-        """Names of what an evaluation measures, by which the best checkpoint can be chosen."""
+        """Names of the metrics of an evaluation, by which the best checkpoint can be selected."""
         return [f"knn_{k}_top{n}" for k in self.knn_k for n in (1, 5)]

@@ -9,28 +9,29 @@ from .beitv2_arguments import BlockMaskingArguments
 @dataclass
 class DBotSymmetricTrainingArguments(BlockMaskingArguments):
     r"""
-    Arguments of [`DBotSymmetricTrainer`]: those of [`BlockMaskingArguments`], and the following. The defaults are the
-    original's (branch `beit`), except for the number of epochs and the batch size, which are transformers'.
+    Arguments of [`DBotSymmetricTrainer`]: those of [`BlockMaskingArguments`] and the following ones.
 
-    Without `num_masking_patches` 78 of 196 patches are masked, rounded, and now and then a few less. Without a
-    learning rate the peak is 3e-3, which is meant for 4096 images per step.
+    The defaults are the original's (branch `beit`), except for the number of epochs and the batch size, which are
+    transformers'. By default, 78 of 196 patches are masked (the number is rounded, and some images have a few less),
+    and the peak learning rate is 3e-3, which is meant for 4096 images per step.
 
     > Parameters that control the teacher
 
     Args:
         teacher_model_name_or_path (`str`, *optional*): Folder or Hub id of the vision model whose features are
-            predicted; `hf-mim pretrain` needs it, and loads it.
-        teacher_feature (`"auto"`, `"projected"`, `"normed"` or `"raw"`, defaults to `"auto"`): Which of its features,
-            see [`FeatureTeacher`]; `"auto"` is the choice of the original for CLIP, projected.
-        teacher_resize (`"input"` or `"features"`, defaults to `"input"`): How the grid of the teacher becomes the
-            student's, see [`FeatureTeacher`].
+            predicted. Required and loaded by `hf-mim pretrain`.
+        teacher_feature (`"auto"`, `"projected"`, `"normed"` or `"raw"`, defaults to `"auto"`): Feature of the teacher,
+            see [`FeatureTeacher`]. `"auto"` is the original's choice for CLIP, projected.
+        teacher_resize (`"input"` or `"features"`, defaults to `"input"`): How features of the teacher are fit to the
+            student's grid, see [`FeatureTeacher`].
 
     > Parameters with another default
 
-        min_crop_scale (`float`, defaults to 0.4): Smallest share of the image's area that a crop covers, in (0, 1].
+        min_crop_scale (`float`, defaults to 0.4): Smallest fraction of the image's area that a crop covers, in
+            (0, 1].
         adam_epsilon (`float`, defaults to 1e-6): The ε of AdamW.
         knn_pooling (`"cls"` or `"mean"`, defaults to `"mean"`): Feature of the k-NN evaluation. The CLS token has no
-            target, and fine-tuning takes the mean of the patches.
+            target, and fine-tuning uses the mean of the patches.
     """
 
     published_learning_rate: ClassVar[float] = 3e-3
@@ -41,17 +42,19 @@ class DBotSymmetricTrainingArguments(BlockMaskingArguments):
     teacher_feature: Literal["auto", "projected", "normed", "raw"] = field(
         default="auto",
         metadata={
-            "help": "Which feature of the teacher: after its projection, after its final norm, or before that; 'auto' "
+            "help": "Feature of the teacher: after its projection, after its final norm, or before the norm. 'auto' "
             "is the first of these that it has."
         },
     )
     teacher_resize: Literal["input", "features"] = field(
         default="input",
-        metadata={"help": "What is resized where the grids of teacher and student differ: its images or features."},
+        metadata={
+            "help": "What is resized if the grids of teacher and student differ: the teacher's images or features."
+        },
     )
 
     min_crop_scale: float = field(
-        default=0.4, metadata={"help": "Smallest share of the image's area that a crop covers."}
+        default=0.4, metadata={"help": "Smallest fraction of the image's area that a crop covers."}
     )
     adam_epsilon: float = field(default=1e-6, metadata={"help": "The epsilon of AdamW."})
     knn_pooling: Literal["cls", "mean"] = field(

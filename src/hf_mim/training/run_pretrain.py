@@ -4,144 +4,67 @@ to an encoder that `AutoModel.from_pretrained` loads.
 """
 
 import argparse
-import glob
 import logging
 import math
 import os
+import pkgutil
 import sys
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import datasets
-import numpy as np
 import transformers
-from PIL import Image
-from transformers import set_seed
+from datasets import IterableDataset
+from transformers import BaseImageProcessor, set_seed
+from transformers.trainer_utils import IntervalStrategy
 
-from ..data.clean_list import keep_listed
-from ..data.datasets import MAX_ATTEMPTS, StreamedViewsDataset, ViewsDataset
-from ..data.images import UnreadableImageError, decode_image
-from ..data.sources import load_image_dataset, random_subset
+from ..data.datasets import StreamedViewsDataset, ViewsDataset
 from ..evaluation.features import raw_pixel_features
 from ..evaluation.knn import knn_accuracy
-from ..utils.console import run
+from ..methods import find_method
+from ..utils.console import run as run_command
 from .callbacks.checkpoint_uploads import check_access, upload_result
 from .checkpoints import list_checkpoints
+from .pretrain.data import PretrainData, example_images, load_data
 from .pretrain.options import DataArguments, ModelArguments
 from .pretrain.outputs import is_finished, save_run, summary
 from .pretrain.provenance import shown_command, shown_recipe
 from .pretrain.recipe_parser import load_recipe, parse_recipe_args
-from .pretrain.run import Method
+from .pretrain.run import PretrainRun
+from .trainer import MIMTrainer
 
 
 logger = logging.getLogger(__name__)
 
-MODEL_TYPES = ("ibot", "ibot_swin", "vqkd", "beitv2", "dbot", "dbot_symmetric")
+
+def run_class(model_type: str) -> type[PretrainRun]:
+    """Return the run of the method with this name. Raises `ValueError` for an unknown name."""
+    found: type[PretrainRun] = pkgutil.resolve_name(find_method(model_type).run)
+    return found
 
 
-def load_data(args: DataArguments, model_args: ModelArguments, seed: int, labels: bool = True):
+def parse_arguments(argv: list[str]) -> PretrainRun:
     """
-    Training images, and where there are labels also the two data sets of the k-NN evaluation.
+    Build the run from the command line.
 
-    Returns:
-        `(train, bank, queries)`; the last two are None when there is nothing to evaluate on, and the bank is None when
-        `labels` is False: the evaluation then takes the images alone.
+    `config_overrides` of the command line are merged into those of the recipe, field by field.
+
+    Args:
+        argv (`list[str]`): Arguments after the program name.
 
     Raises:
-        ValueError, FileNotFoundError: If a folder, split or column is missing.
-    """
-    common = {
-        "image_column_name": args.image_column_name,
-        "label_column_name": args.label_column_name,
-        "cache_dir": model_args.cache_dir,
-        "token": model_args.token,
-    }
-    for name, folder in (("train_dir", args.train_dir), ("validation_dir", args.validation_dir)):
-        is_name = folder is not None and "://" not in folder and not glob.has_magic(folder)
-        if is_name and not Path(folder).expanduser().exists():
-            raise FileNotFoundError(f"{name} {folder} does not exist")
-    source = {
-        "dataset_name": args.dataset_name,
-        "dataset_config_name": args.dataset_config_name,
-        "data_dir": args.train_dir,
-    }
-    train = load_image_dataset(**source, split=args.train_split, streaming=args.streaming, **common)
-    if args.streaming:
-        if args.eval_split or args.validation_dir or args.train_val_split:
-            logger.warning("of a stream nothing is held out: there is no evaluation")
-        if args.max_train_samples is not None:
-            train = train.take(args.max_train_samples)
-        return train.shuffle(seed=seed, buffer_size=args.shuffle_buffer_size), None, None
-    if args.clean_list is not None:
-        train = keep_listed(train, args.clean_list, args.train_dir)
-
-    queries = None
-    if args.validation_dir is not None:
-        queries = load_image_dataset(data_dir=args.validation_dir, split=args.eval_split or "train", **common)
-    elif args.eval_split is not None:
-        queries = load_image_dataset(**source, split=args.eval_split, **common)
-    elif args.train_val_split is not None:
-        parts = train.train_test_split(args.train_val_split, seed=seed)
-        train, queries = parts["train"], parts["test"]
-    train = random_subset(train, args.max_train_samples, seed)
-    if queries is None or not labels:
-        return train, None, random_subset(queries, args.max_eval_samples, seed) if queries is not None else None
-    for name, dataset in (("training", train), ("evaluation", queries)):
-        if "label" not in dataset.column_names:
-            raise ValueError(f"the {name} images have no labels, which the k-NN evaluation needs; leave out the split")
-    classes, other = (getattr(dataset.features["label"], "names", None) for dataset in (train, queries))
-    if classes != other:
-        raise ValueError(f"the evaluation images have other classes than the training images: {other} and {classes}")
-    bank = random_subset(train, args.max_bank_samples, seed)
-    return train, bank, random_subset(queries, args.max_eval_samples, seed)
-
-
-def method_class(model_type: str) -> type[Method]:
-    """The method that a `model_type` names; raises `ValueError` for an unknown one."""
-    if model_type == "ibot":
-        from .pretrain.ibot import IBotMethod
-
-        return IBotMethod
-    if model_type == "ibot_swin":
-        from .pretrain.ibot import IBotSwinMethod
-
-        return IBotSwinMethod
-    if model_type == "vqkd":
-        from .pretrain.vqkd import VQKDMethod
-
-        return VQKDMethod
-    if model_type == "beitv2":
-        from .pretrain.beitv2 import Beitv2Method
-
-        return Beitv2Method
-    if model_type == "dbot_symmetric":
-        from .pretrain.dbot import DBotSymmetricMethod
-
-        return DBotSymmetricMethod
-    if model_type == "dbot":
-        from .pretrain.dbot import DBotMethod
-
-        return DBotMethod
-    raise ValueError(f"model_type must be one of {', '.join(MODEL_TYPES)}, got {model_type!r}")
-
-
-def parse_arguments(argv: list[str]) -> Method:
-    """
-    The run that the options ask for. `config_overrides` of the command line are added to those of the recipe, name by
-    name.
-
-    Raises:
-        ValueError, OSError: For unknown or contradictory options.
+        ValueError, OSError: If options are unknown or contradict each other.
     """
     recipe = load_recipe(argv[0]) if argv and not argv[0].startswith("-") else {}
-    # Which options there are depends on the method.
+    # The method determines which options there are.
     chosen = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     chosen.add_argument("--model_type", "--model-type", default=recipe.get("model_type", ModelArguments.model_type))
     chosen.add_argument("--base_learning_rate", "--base-learning-rate")
     given = chosen.parse_known_args(argv)[0]
-    method = method_class(given.model_type)
-    # The rule that somebody asks for is not to be undone by the recipe's own rate.
+    method_run = run_class(given.model_type)
+    # A base learning rate of the command line replaces the recipe's learning rate.
     without = {"learning_rate"} if given.base_learning_rate is not None else ()
-    types = (ModelArguments, DataArguments, method.arguments_class)
+    types = (ModelArguments, DataArguments, method_run.arguments_class)
     model_args, data_args, args = parse_recipe_args(types, argv, without)
     overrides = recipe.get("config_overrides")
     if overrides and model_args.config_overrides != overrides:
@@ -155,129 +78,165 @@ def parse_arguments(argv: list[str]) -> Method:
     for name in ("dataloader_num_workers", "learning_rate"):
         if getattr(args, name) < 0:
             raise ValueError(f"{name} must not be negative, got {getattr(args, name)}")
-    run = method(model_args, data_args, args)
+    run = method_run(model_args, data_args, args)
     run.recipe, run.command = shown_recipe(argv), shown_command(argv)
     if args.do_train:
         _check_length(run)
     return run
 
 
-def _check_length(method: Method):
-    """What can be said about the length of the run before its data are known; the trainer says the rest."""
-    args = method.args
+def _check_length(run: PretrainRun) -> None:
+    """Check the length of the run as far as possible without its data. The trainer checks the rest."""
+    args = run.args
     if args.max_steps > 0:
         return
-    if method.data_args.streaming:
-        raise ValueError("a stream has no length: say with --max_steps how long to train")
+    if run.data_args.streaming:
+        raise ValueError("a stream has no length: give --max_steps, the number of steps to train")
     if args.num_train_epochs <= 0:
         raise ValueError(f"num_train_epochs must be positive, got {args.num_train_epochs:g}")
-    method.check_epochs(math.ceil(args.num_train_epochs))
+    run.check_epochs(math.ceil(args.num_train_epochs))
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """
-    Train, evaluate and save; gives the metrics.
+    Train, evaluate and save.
 
     Args:
-        argv: Arguments after the program name; those of the process when None.
+        argv (`list[str]`, *optional*): Arguments after the program name. By default, those of the process.
+
+    Returns:
+        Metrics of training and of the last evaluation.
 
     Raises:
-        ValueError, OSError: For options and data that do not fit together, before any training.
+        ValueError, OSError: If options contradict each other or the data. Raised before any training.
     """
-    method = parse_arguments(sys.argv[1:] if argv is None else argv)
-    model_args, data_args, args = method.model_args, method.data_args, method.args
-    logging.basicConfig(level=logging.INFO if args.should_log else logging.WARNING, format="%(message)s")
-    # One line per HTTP request or cache lookup would bury what matters.
-    for name in ("httpx", "httpx2", "fsspec", "matplotlib", "datasets"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    transformers.utils.logging.set_verbosity_warning()
-    # The bars of single files being read and written; the one of the training stays.
-    transformers.utils.logging.disable_progress_bar()
-    datasets.utils.logging.set_verbosity_warning()
-    if args.do_train and is_finished(args.output_dir):
-        print(summary(method, args.output_dir))
-        full_model = os.path.join(args.output_dir, "pretraining") if method.keeps_full_model else args.output_dir
-        print(
-            f"This run is finished. For another one, choose another --output_dir or remove {args.output_dir}; to go "
-            f"on from its weights, pass --model_name_or_path {full_model}."
-        )
-        if args.push_to_hub and args.process_index == 0:
-            upload_result(args, method.keeps_full_model)
+    run = parse_arguments(sys.argv[1:] if argv is None else argv)
+    args = run.args
+    set_verbosity(args.should_log)
+    if args.do_train and is_finished(str(args.output_dir)):
+        report_finished(run)
         return {}
 
-    # What is wrong with sizes and data shows here, before weights are made or fetched.
-    views, collator, processor = method.build_views(), method.build_collator(None), method.build_processor()
-    train, bank, queries = load_data(data_args, model_args, args.seed, method.trainer_class.needs_bank)
-    if queries is None and not args.do_train:
-        raise ValueError("an evaluation needs held-out images: --eval_split, --validation_dir or --train_val_split")
-    if queries is None and (args.eval_strategy != "no" or args.eval_on_start):
-        logger.warning(
-            "no held-out images (--eval_split, --validation_dir or --train_val_split): the evaluation is left out"
-        )
-        args.eval_strategy, args.eval_on_start = "no", False
-    channels = method.config.num_channels
-    if data_args.streaming:
-        order = {name: getattr(data_args, name) for name in ("shuffle_buffer_size", "max_train_samples")}
-        train_dataset = StreamedViewsDataset(train, views, channels, args.seed, order)
-        collator = method.build_collator(train_dataset.samples)
-    else:
-        total_batch = args.train_batch_size * args.world_size
-        if len(train) < total_batch:
-            raise ValueError(f"{len(train)} training images do not fill one batch of {total_batch}")
-        train_dataset = ViewsDataset(train, views, channels, args.seed)
-
-    if args.push_to_hub and args.do_train and args.process_index == 0:
-        check_access(args, method.keeps_full_model)
-    set_seed(args.seed)
-    trainer = method.build_trainer(
-        model=method.build_model(),
-        data_collator=collator,
-        train_dataset=train_dataset,
-        eval_dataset=queries,
-        bank_dataset=bank,
-        processing_class=processor,
-    )
-    if model_args.model_name_or_path is not None:
-        trainer.continue_target(model_args.model_name_or_path, **model_args.hub_options)
-
+    trainer, data = build(run)
     if args.do_train:
-        checkpoint = args.resume_from_checkpoint or bool(list_checkpoints(args.output_dir))
+        checkpoint = args.resume_from_checkpoint or bool(list_checkpoints(str(args.output_dir)))
         result = trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_state()
-    metrics = {} if queries is None else trainer.latest_evaluation() or trainer.evaluate()
+    metrics = {} if data.queries is None else trainer.latest_evaluation() or trainer.evaluate()
     if not args.do_train:
         print("\n".join(f"{name}: {value:.2f}" for name, value in metrics.items()))
         return metrics
-    examples = queries if queries is not None else train
-    metrics = result.metrics | metrics
-    if data_args.raw_pixel_baseline and bank is not None:
-        pixels = [
-            raw_pixel_features(part, processor, num_channels=channels, progress=False, skip_unreadable=True)
-            for part in (bank, queries)
-        ]
-        accuracy = knn_accuracy(*pixels[0], *pixels[1], k=args.knn_k, temperature=args.knn_temperature)
-        metrics |= {f"raw_pixels_{name}": value for name, value in accuracy.items()}
-    save_run(method, trainer, metrics, _first_images(examples, channels, method.num_example_images))
+
+    metrics = result.metrics | metrics | raw_pixel_metrics(run, trainer, data)
+    shown = data.train if data.queries is None else data.queries
+    save_run(run, trainer, metrics, example_images(shown, run.config.num_channels, run.num_example_images))
     if trainer.is_world_process_zero():
-        print(summary(method, args.output_dir))
+        print(summary(run, str(args.output_dir)))
         if args.push_to_hub:
-            upload_result(args, method.keeps_full_model)
+            upload_result(args, run.keeps_full_model)
     return metrics
 
 
-def _first_images(dataset, num_channels: int, count: int) -> list[Image.Image]:
-    """Images spread over the data set, for the pictures; in place of an unreadable one the next."""
-    rows = list(dataset.take(2 * count)) if isinstance(dataset, datasets.IterableDataset) else dataset
-    images = []
-    for start in np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int):
-        for offset in range(min(len(rows), MAX_ATTEMPTS)):
-            try:
-                images.append(decode_image(rows[int(start + offset) % len(rows)]["image"], num_channels))
-                break
-            except (UnreadableImageError, OSError):
-                continue
-    return images
+def set_verbosity(should_log: bool) -> None:
+    """Log what a user of the command needs, and silence the rest."""
+    logging.basicConfig(level=logging.INFO if should_log else logging.WARNING, format="%(message)s")
+    # They log a line per HTTP request or cache lookup.
+    for name in ("httpx", "httpx2", "fsspec", "matplotlib", "datasets"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    transformers.utils.logging.set_verbosity_warning()
+    # Hides the bars of single files. The bar of the training remains.
+    transformers.utils.logging.disable_progress_bar()
+    datasets.utils.logging.set_verbosity_warning()
+
+
+def report_finished(run: PretrainRun) -> None:
+    """Report that `output_dir` holds a finished run, and upload its result if wanted."""
+    args, output_dir = run.args, str(run.args.output_dir)
+    print(summary(run, output_dir))
+    full_model = os.path.join(output_dir, "pretraining") if run.keeps_full_model else output_dir
+    print(
+        f"This run is finished. To start another one, choose another --output_dir or remove {output_dir}. To continue "
+        f"from its weights, pass --model_name_or_path {full_model}."
+    )
+    if args.push_to_hub and args.process_index == 0:
+        upload_result(args, run.keeps_full_model)
+
+
+def build(run: PretrainRun) -> tuple[MIMTrainer, PretrainData]:
+    """
+    Load data and models, and build the trainer.
+
+    Mistakes in sizes and data are found before weights are initialized or downloaded.
+    """
+    args, data_args, source = run.args, run.data_args, run.model_args.model_name_or_path
+    views, processor = run.build_views(), run.build_processor()
+    collator = run.build_collator(None)
+    data = load_data(data_args, run.model_args, args.seed, run.trainer_class.needs_bank)
+    if data.queries is None and not args.do_train:
+        raise ValueError("an evaluation needs held-out images: --eval_split, --validation_dir or --train_val_split")
+    if data.queries is None and (args.eval_strategy != "no" or args.eval_on_start):
+        logger.warning(
+            "no held-out images (--eval_split, --validation_dir or --train_val_split): the evaluation is left out"
+        )
+        args.eval_strategy, args.eval_on_start = IntervalStrategy.NO, False
+    train_dataset, make_samples = build_train_dataset(run, data.train, views)
+    if make_samples is not None:
+        collator = run.build_collator(make_samples)
+    if args.push_to_hub and args.do_train and args.process_index == 0:
+        check_access(args, run.keeps_full_model)
+    set_seed(args.seed)
+    trainer = run.build_trainer(
+        model=run.build_model(),
+        data_collator=collator,
+        train_dataset=train_dataset,
+        eval_dataset=data.queries,
+        bank_dataset=data.bank,
+        processing_class=processor,
+    )
+    if source is not None:
+        trainer.continue_target(source, **run.model_args.hub_options)
+    return trainer, data
+
+
+def build_train_dataset(
+    run: PretrainRun, train: datasets.Dataset | IterableDataset, views: Callable[..., dict[str, Any]]
+) -> tuple[ViewsDataset | StreamedViewsDataset, Callable | None]:
+    """
+    Build the dataset of views.
+
+    Returns:
+        The dataset, and for a stream the function with which the collator makes samples of its rows.
+
+    Raises:
+        ValueError: If there are not enough images for one batch.
+    """
+    args, channels = run.args, run.config.num_channels
+    if isinstance(train, IterableDataset):
+        order = {name: getattr(run.data_args, name) for name in ("shuffle_buffer_size", "max_train_samples")}
+        stream = StreamedViewsDataset(train, views, channels, args.seed, order)
+        return stream, stream.samples
+    total_batch = args.train_batch_size * args.world_size
+    if len(train) < total_batch:
+        raise ValueError(f"{len(train)} training images do not fill one batch of {total_batch}")
+    return ViewsDataset(train, views, channels, args.seed), None
+
+
+def raw_pixel_metrics(run: PretrainRun, trainer: MIMTrainer, data: PretrainData) -> dict[str, float]:
+    """Return the k-NN accuracies on raw pixels with `--raw_pixel_baseline`, otherwise nothing."""
+    if not run.data_args.raw_pixel_baseline or data.bank is None or data.queries is None:
+        return {}
+    processor = trainer.processing_class
+    assert isinstance(processor, BaseImageProcessor)
+    (bank, bank_labels), (queries, query_labels) = (
+        raw_pixel_features(part, processor, num_channels=run.config.num_channels, progress=False, skip_unreadable=True)
+        for part in (data.bank, data.queries)
+    )
+    assert bank_labels is not None and query_labels is not None
+    accuracy = knn_accuracy(
+        bank, bank_labels, queries, query_labels, k=run.args.knn_k, temperature=run.args.knn_temperature
+    )
+    return {f"raw_pixels_{name}": value for name, value in accuracy.items()}
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, sys.argv[1:]))
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -1,6 +1,7 @@
-"""Frozen teachers: any vision model of transformers as a function from images to a feature per patch of a student."""
+"""Frozen teachers: any vision model of transformers, as a function from images to one feature per patch."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,36 +18,37 @@ FEATURES = ("auto", "projected", "normed", "raw")
 
 class FeatureTeacher(nn.Module):
     """
-    A frozen vision model that gives a feature for every patch of a student. It is in evaluation mode, whatever `train`
-    is asked for, and its parameters do not learn.
+    A frozen vision model that computes one feature per patch of a student.
 
-    The images are resized (bicubic, as Pillow does it) so that the model's own grid is the student's: with a student
-    of 14 x 14 patches, a teacher of patch size 14 sees 196 x 196 pixels. Or the model sees images of its own size, and
-    its features are resized. Register tokens are left out, and so is the CLS token unless it is asked for.
+    It is always in evaluation mode, even after `train()`, and its parameters have no gradient.
+
+    Images are resized (bicubic, as in Pillow) so that the grid of the model is the grid of the student. With a student
+    of 14 x 14 patches, a teacher of patch size 14 sees 196 x 196 pixels. Alternatively, the model sees images of its
+    own size, and its features are resized. Register tokens are left out, and so is the CLS token by default.
 
     Args:
-        model (`PreTrainedModel`): A vision model, or one with the parts `vision_model` and perhaps
-            `visual_projection` (CLIP, SigLIP); taken over and changed.
+        model (`PreTrainedModel`): A vision model, or a model with the part `vision_model` and, optionally,
+            `visual_projection` (CLIP, SigLIP). It is modified.
         grid (`tuple[int, int]`): Rows and columns of the student's patches.
-        image_mean, image_std (`list[float]`): Normalisation that the model expects of values in 0..1.
-        feature (`str`, defaults to `"auto"`): `"raw"`: output of the last block; `"normed"`: after the final norm;
-            `"projected"`: after the projection that follows it (CLIP: `ln_post` and projection of every token, as in
-            `modeling_vqkd.py` of BEiT v2); `"auto"`: the last of these three that the model has.
-        resize (`"input"` or `"features"`, defaults to `"input"`): What is resized where the grids differ: the images,
-            or (bilinearly) the features that the model gives at its own `image_size`.
-        cls_token (`bool`, defaults to `False`): The features begin with the CLS token's, if the model has one.
-        num_channels (`int`, defaults to 3): Channels of the student's images: as many as the model takes, or one,
-            which a model of three channels gets three times.
+        image_mean, image_std (`list[float]`): Normalization that the model expects, for values in 0..1.
+        feature (`str`, defaults to `"auto"`): `"raw"` is the output of the last block, `"normed"` is the output of the
+            final norm, `"projected"` is the output of the projection after it (CLIP: `ln_post` and projection of every
+            token, as in `modeling_vqkd.py` of BEiT v2). `"auto"` is the last of these three that the model has.
+        resize (`"input"` or `"features"`, defaults to `"input"`): What is resized if the grids differ: the images, or
+            (bilinearly) the features that the model computes at its own `image_size`.
+        cls_token (`bool`, defaults to `False`): Whether to return the feature of the CLS token, too, if there is one.
+        num_channels (`int`, defaults to 3): Channels of the student's images. Either the number of channels of the
+            model, or 1 if that is 3. The channel is then repeated.
         name (`str`, *optional*): Where the model comes from, for messages and results.
-        license (`str`, *optional*): Its licence.
+        license (`str`, *optional*): License of the model.
 
     Attributes:
         hidden_size (`int`): Width D of the features.
-        has_cls_token (`bool`): Whether the features begin with that of the CLS token.
+        has_cls_token (`bool`): Whether the first feature is that of the CLS token.
 
     Raises:
-        ValueError: If the model is not a vision model of these channels, lacks the feature, or cannot give it on the
-            grid.
+        ValueError: If the model is not a vision model for this number of channels, lacks the feature, or cannot
+            compute it on the grid.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class FeatureTeacher(nn.Module):
         if resize not in ("input", "features"):
             raise ValueError(f"what is resized must be 'input' or 'features', got {resize!r}")
         self.name, self.license, self.grid = name or type(model).__name__, license, grid
-        encoder = getattr(model, "vision_model", model)
+        encoder: Any = getattr(model, "vision_model", model)
         if encoder.main_input_name != "pixel_values":
             raise ValueError(f"the teacher {self.name} takes {encoder.main_input_name}: it is not a vision model")
         self.num_channels = getattr(encoder.config, "num_channels", 3)
@@ -87,12 +89,14 @@ class FeatureTeacher(nn.Module):
         if feature != "raw" and norm is None:
             raise ValueError(f"the teacher {self.name} has no final norm: choose the feature raw")
         self.feature = feature
-        self.norm = nn.Identity() if feature == "raw" else norm
-        self.projection = projection if feature == "projected" else nn.Identity()
+        self.norm = norm if norm is not None and feature != "raw" else nn.Identity()
+        self.projection = projection if projection is not None and feature == "projected" else nn.Identity()
+        self.image_mean: torch.Tensor
+        self.image_std: torch.Tensor
         self.register_buffer("image_mean", torch.tensor(image_mean).view(-1, 1, 1))
         self.register_buffer("image_std", torch.tensor(image_std).view(-1, 1, 1))
         self._stride = feature_stride(encoder.config)
-        # The model's own grid, of the features before they are resized.
+        # Grid of the features before they are resized.
         self._model_grid = grid if resize == "input" else self._own_grid()
         self.has_cls_token = cls_token
         self.requires_grad_(False).eval()
@@ -102,7 +106,7 @@ class FeatureTeacher(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of weights and features."""
+        """Data type of weights and features."""
         return self.image_mean.dtype
 
     @property
@@ -116,22 +120,24 @@ class FeatureTeacher(nn.Module):
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """
+        Compute the features of images.
+
         Args:
-            images (`torch.Tensor` of shape `(B, C, H, W)`): Values in 0..1, not normalised; C is what the model takes,
-                or 1 where that is 3.
+            images (`torch.Tensor` of shape `(B, C, H, W)`): Values in 0..1, not normalized. C is the number of
+                channels of the model, or 1 if that is 3.
 
         Returns:
-            Features of shape `(B, N, D)`, the patches row after row, or `(B, 1+N, D)` with the CLS token's first.
+            Features of shape `(B, N, D)`, patches in row-major order, or `(B, 1+N, D)` with the CLS token first.
 
         Raises:
-            ValueError: For another number of channels.
+            ValueError: If the images have another number of channels.
         """
         if not self._takes(images.shape[1]):
             raise ValueError(
                 f"the teacher {self.name} takes images of {self.num_channels} channels, got {images.shape[1]}"
             )
         if images.shape[-2:] != self.input_size:
-            # Without antialiasing PyTorch has another bicubic kernel than Pillow, also where images grow.
+            # Without antialiasing, the bicubic kernel of PyTorch differs from Pillow's, even for upsampling.
             images = nn.functional.interpolate(
                 images.float(), self.input_size, mode="bicubic", align_corners=False, antialias=True
             ).clamp(0, 1)
@@ -148,7 +154,7 @@ class FeatureTeacher(nn.Module):
         return num_channels == self.num_channels or (num_channels, self.num_channels) == (1, 3)
 
     def _tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Output of the last block: `[B, N, D]`, or with a CLS token `[B, 1+N, D]`."""
+        """Return the output of the last block: `[B, N, D]`, or `[B, 1+N, D]` with the CLS token."""
         rows, columns = self._model_grid
         options = forward_options(self.encoder, len(pixel_values), self._model_grid)
         hidden = self.encoder(pixel_values, **options).last_hidden_state
@@ -163,8 +169,13 @@ class FeatureTeacher(nn.Module):
 
     def _take_norm(self) -> nn.Module | None:
         """
-        Take the final norm out of the encoder, whose output is that of its last block then. (Some models return it
-        before that norm in any case: CLIP, ConvNeXt and BEiT with mean pooling use it on what they pool.)
+        Remove the final norm from the encoder, whose output is then the output of its last block.
+
+        Some models apply the norm to pooled features only (CLIP, ConvNeXt, BEiT with mean pooling), so their output
+        does not change.
+
+        Returns:
+            The norm, or None if there is none.
         """
         pooler = getattr(self.encoder, "pooler", None)
         norms = [(self.encoder, name) for name in ("post_layernorm", "layernorm", "norm")] + [(pooler, "layernorm")]
@@ -176,12 +187,12 @@ class FeatureTeacher(nn.Module):
                 setattr(owner, name, nn.Identity())
                 break
         if isinstance(pooler, nn.Module) and any(True for _ in pooler.parameters()):
-            # Of no use here, and often random: checkpoints may lack it.
+            # Not used here, and random if the checkpoint lacks it.
             self.encoder.pooler = None
         return found
 
     def _probe(self) -> torch.Tensor:
-        """Features of one image."""
+        """Return the features of one image, to find out whether the model works on this grid."""
         try:
             return self(torch.zeros(1, self.num_channels, *self.input_size))
         except Exception as error:
@@ -193,7 +204,7 @@ class FeatureTeacher(nn.Module):
             ) from error
 
     def _own_grid(self) -> tuple[int, int]:
-        """Rows and columns of the features that the model gives of images of its own size."""
+        """Return rows and columns of the features of an image of the model's own size."""
         size = getattr(self.encoder.config, "image_size", None)
         if size is None:
             raise ValueError(f"the teacher {self.name} has no image_size of its own: resize its input")
@@ -201,7 +212,7 @@ class FeatureTeacher(nn.Module):
         return height // self._stride[0], width // self._stride[1]
 
     def _advice(self) -> str:
-        """Which student would fit: one with the grid that the model was made for, if that works."""
+        """Suggest a student with the grid that the model was made for, or return `""` if that does not work either."""
         try:
             self.grid = self._model_grid = self._own_grid()
             self(torch.zeros(1, self.num_channels, *self.input_size))
@@ -221,28 +232,30 @@ def load_teacher(
     resize: str = "input",
     cls_token: bool = False,
     num_channels: int = 3,
-    **hub_options: str | None,
+    **hub_options: Any,
 ) -> FeatureTeacher:
     """
-    The vision model in a folder or on the Hub as a [`FeatureTeacher`], in float32.
+    Load a vision model from a folder or the Hub as a [`FeatureTeacher`] in float32.
 
     Args:
-        name_or_path (`str`): Folder or Hub id of any vision model of transformers or of this package, with its image
-            processor; of CLIP and the like the image tower is used, of models with a head their encoder.
+        name_or_path (`str`): Folder or Hub id of a vision model of transformers or of this package, with its image
+            processor. Only the image tower of models such as CLIP is used, and only the encoder of models with a head.
         grid (`tuple[int, int]`): Rows and columns of the student's patches.
         feature, resize, cls_token, num_channels: As for [`FeatureTeacher`].
-        **hub_options: `revision`, `token`, `cache_dir`, as for `from_pretrained`.
+        **hub_options: `revision`, `token` and `cache_dir`, as for `from_pretrained`.
 
     Raises:
-        OSError: If there is no model, or no image processor beside it.
+        OSError: If the model or its image processor is missing.
         ValueError: If weights are missing, or as for [`FeatureTeacher`].
     """
     config = AutoConfig.from_pretrained(name_or_path, **hub_options)
-    model_class = AutoModel
+    model_class: type = AutoModel
     if config.architectures == ["CLIPVisionModelWithProjection"]:
-        # It has the model type of the tower alone.
+        # AutoModel would load the tower without its projection, because both have the same model type.
         model_class = CLIPVisionModelWithProjection
-    model = load_model(name_or_path, model_class, unused=("pooler.",), dtype=torch.float32, **hub_options)
+    model: PreTrainedModel = load_model(
+        name_or_path, model_class, unused=("pooler.",), dtype=torch.float32, **hub_options
+    )
     processor, _ = BaseImageProcessor.get_image_processor_dict(name_or_path, **hub_options)
     mean, std = processor.get("image_mean"), processor.get("image_std")
     if mean is None or std is None:
@@ -262,17 +275,17 @@ def load_teacher(
 
 
 def plain_images(pixel_values: torch.Tensor, image_mean: list[float], image_std: list[float]) -> torch.Tensor:
-    """Normalised images `[B, C, H, W]` as the values in 0..1 that a [`FeatureTeacher`] takes."""
+    """Undo the normalization of images `[B, C, H, W]`. The values are in 0..1, as [`FeatureTeacher`] expects them."""
     mean, std = (pixel_values.new_tensor(values).view(-1, 1, 1) for values in (image_mean, image_std))
     return (pixel_values * std + mean).clamp(0, 1)
 
 
 def normalized_images(images: torch.Tensor, image_mean: list[float], image_std: list[float]) -> torch.Tensor:
-    """Images `[B, C, H, W]` with values in 0..1, normalised."""
+    """Normalize images `[B, C, H, W]` with values in 0..1."""
     mean, std = (images.new_tensor(values).view(-1, 1, 1) for values in (image_mean, image_std))
     return (images - mean) / std
 
 
 def source_name(name_or_path: str) -> str:
-    """A Hub id as it is; of a folder the last component, because the way to it means nothing elsewhere."""
+    """Return a Hub id unchanged, and the name of a folder without its path, which means nothing on other machines."""
     return Path(name_or_path).resolve().name if Path(name_or_path).is_dir() else name_or_path

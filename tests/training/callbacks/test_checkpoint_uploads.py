@@ -71,7 +71,7 @@ def test_a_failing_upload_does_not_stop_the_training(hub, tmp_path, caplog):
     warnings = [record.message for record in caplog.records if record.name == hub_uploads.logger.name]
     assert len(warnings) == 2
     for step, warning in zip((2, 4), warnings, strict=True):
-        assert warning.startswith(f"checkpoint-{step} is not uploaded, and the training goes on: the token may not")
+        assert warning.startswith(f"checkpoint-{step} is not uploaded, training continues: the token may not")
     assert hub.files("org/tiny-pretrain") == {}
 
 
@@ -155,13 +155,15 @@ def test_the_training_does_not_wait_for_an_upload(hub, tmp_path, caplog, release
     # Long removed from the run when it was sent.
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
     titles = hub.commits("org/tiny-pretrain")[1:]
-    left_out = [record.message for record in caplog.records if "is still on its way" in record.message]
+    left_out = [record.message for record in caplog.records if "an earlier upload is not finished" in record.message]
     if always:
         assert titles == [f"Upload checkpoint-{step}" for step in (1, 2, 3, 4)] and not left_out
     else:
         assert titles[0] == "Upload checkpoint-1" and "Upload checkpoint-2" not in titles
         assert titles[-1] == "Upload checkpoint-4"
-        assert left_out[0] == "checkpoint-2 is not uploaded: one before is still on its way, and checkpoint-3 is newer"
+        assert (
+            left_out[0] == "checkpoint-2 is not uploaded: an earlier upload is not finished, and checkpoint-3 is newer"
+        )
     assert json.loads(hub.files("org/tiny-pretrain")["last-checkpoint/trainer_state.json"])["global_step"] == 4
 
 
@@ -240,5 +242,5 @@ def test_a_hub_that_cannot_be_reached_is_tried_again_at_the_end(hub, options, tm
         pytest.raises(OSError, match="saved, but not uploaded: .* cannot be reached"),
     ):
         pretrain(*options, output=tmp_path / "run")
-    assert "http://127.0.0.1:9 cannot be reached" in caplog.text and "The run begins all the same" in caplog.text
+    assert "http://127.0.0.1:9 cannot be reached" in caplog.text and "The run starts nevertheless" in caplog.text
     assert (tmp_path / "run" / "model.safetensors").is_file()

@@ -42,10 +42,10 @@ def test_runs_shorter_than_the_schedule(tmp_path, capsys, steps):
     printed = capsys.readouterr().out
     recorded = steps - WAIT - WARM_UP
     if recorded <= 0:
-        assert "--profile: no trace, for the first 4 steps are left out" in printed
+        assert "--profile: no trace, because the first 4 steps are not recorded" in printed
         assert not (tmp_path / "profile").exists()
     else:
-        assert f"--profile: trace of {recorded} steps, for the run was too short for 3" in printed
+        assert f"--profile: trace of {recorded} steps, because the run was too short for 3" in printed
         found = ranges(tmp_path / "profile" / f"steps-5-to-{steps}-rank-0.json")
         assert {f"training step {5 + i}" for i in range(recorded)} <= found.keys()
 

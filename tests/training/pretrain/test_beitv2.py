@@ -18,9 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining, BeitModel
 
 from hf_mim import Beitv2ForPreTraining, Beitv2Model, VQKDModel
-from hf_mim.data.sources import load_image_dataset
-from hf_mim.evaluation.features import extract_features
-from hf_mim.evaluation.knn import knn_accuracy
+from hf_mim.evaluation.evaluate_knn import evaluate_knn
 from hf_mim.training.callbacks.stop_signals import EXIT_INTERRUPTED
 from hf_mim.training.checkpoints import list_checkpoints
 from hf_mim.training.trainer import MIMTrainer
@@ -55,7 +53,7 @@ def log_of(run: Path) -> list[dict]:
 
 def test_a_tokenizer_and_what_it_tells_of_its_teacher(tokenizer, pictures):
     output, metrics = tokenizer
-    model, processor = VQKDModel.from_pretrained(output), AutoImageProcessor.from_pretrained(output)
+    model, processor = VQKDModel.from_pretrained(output), AutoImageProcessor.from_pretrained(output, backend="pil")
     assert (model.config.teacher, model.config.teacher_license) == ("tiny-vit", "cc-by-nc-4.0")
     assert model.config.target_dim == 24 and list(processor.image_mean) == [0.5] * 3
     assert not (output / "pretraining").exists()
@@ -117,7 +115,9 @@ def test_a_tokenizer_that_lacks_weights_is_refused(tokenizer, pictures, tmp_path
     weights = load_file(tokenizer[0] / "model.safetensors")
     del weights["encoder.layers.1.mlp.fc1.weight"]
     save_file(weights, tmp_path / "damaged" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"the checkpoint lacks 1 weights, such as encoder\.layers\.1\.mlp\.fc1\.weight"):
+    with pytest.raises(
+        ValueError, match=r"the checkpoint lacks 1 weights, such as encoder\.layers\.1\.mlp\.fc1\.weight"
+    ):
         pretrain("--train_dir", pictures, output=tmp_path / "run", method=tiny_beitv2(tmp_path / "damaged"))
 
 
@@ -133,12 +133,8 @@ def test_knn_on_the_mean_of_the_patches(encoder, tokenizer, pictures, tmp_path):
     sizes = ("--config_overrides", "early_layers=2,head_layers=1")
     source = ("--model_name_or_path", encoder[0] / "pretraining")
     metrics = pretrain(*options, *sizes, *source, output=tmp_path, method=tiny_beitv2(tokenizer[0]))
-    model, processor = AutoModel.from_pretrained(encoder[0]), AutoImageProcessor.from_pretrained(encoder[0])
-    features = []
-    for split in ("train", "test"):
-        dataset = load_image_dataset(data_dir=pictures, split=split)
-        features += extract_features(model, dataset, processor, pooling="mean", progress=False)
-    assert metrics["eval_knn_3_top1"] == knn_accuracy(*features, k=[3])["knn_3_top1"]
+    measured = evaluate_knn(encoder[0], pictures, ks=[3], pooling="mean", progress=False)
+    assert metrics["eval_knn_3_top1"] == measured["knn_3_top1"]
 
 
 def test_images_that_are_not_square_keep_our_own_model(tokenizer, pictures, vision_model, tmp_path):
@@ -343,13 +339,17 @@ def test_half_precision_and_checkpointed_activations(method, pictures, tmp_path)
         ("vqkd", ("--metric_for_best_model", "knn_3_top1"), "metric_for_best_model must be one of"),
         ("vqkd", ("--tokenizer_name_or_path", "x"), "unknown option '--tokenizer_name_or_path'"),
         ("vqkd", ("--model_name_or_path", "{teacher}"), "is a model of type 'vit'"),
-        ("vqkd", ("--config_overrides", VQKD_SIZES + ",target_dim=99"), "those of the teacher tiny-vit have 24"),
+        ("vqkd", ("--config_overrides", VQKD_SIZES + ",target_dim=99"), "features of the teacher tiny-vit have 24"),
         (
             "beitv2",
             ("--tokenizer_name_or_path", "runs/old/nowhere"),
             "tokenizer_name_or_path runs/old/nowhere: no such folder",
         ),
-        ("beitv2", ("--config_overrides", BEITV2_SIZES + ",num_channels=1"), "set num_channels to the same in both"),
+        (
+            "beitv2",
+            ("--config_overrides", BEITV2_SIZES + ",num_channels=1"),
+            "num_channels to the same number in both",
+        ),
         ("beitv2", ("--tokenizer_name_or_path", "{teacher}"), "not a tokenizer ('vqkd')"),
         ("beitv2", ("--num_masking_patches", "17"), "num_masking_patches must lie between 1 and the 16 patches"),
         (
@@ -382,7 +382,7 @@ def test_the_frozen_network_has_to_be_named(name, method, pictures, tmp_path):
     if f"--{name}" not in method:
         pytest.skip("belongs to the other method")
     place = method.index(f"--{name}")
-    with pytest.raises(ValueError, match=f"say with --{name}"):
+    with pytest.raises(ValueError, match=f"give --{name}"):
         pretrain("--train_dir", pictures, output=tmp_path, method=method[:place] + method[place + 2 :])
 
 

@@ -69,13 +69,13 @@ def test_the_teacher_and_its_centres_are_used(ibot_golden, pictures, tmp_path, m
     golden = ibot_golden("train_trace_shared_f64")[0] | overrides
     source = convert(full_checkpoint(golden, "final", 3), tmp_path)
     trained = {}
-    build = ibot_method.IBotMethod.build_trainer
+    build = ibot_method.IBotRun.build_trainer
 
     def remember(self, **common):
         trained["trainer"] = build(self, **common)
         return trained["trainer"]
 
-    monkeypatch.setattr(ibot_method.IBotMethod, "build_trainer", remember)
+    monkeypatch.setattr(ibot_method.IBotRun, "build_trainer", remember)
     log = continued(source, pictures, golden, 2, description["hyper"], monkeypatch, tmp_path / "run")
     trainer = trained["trainer"]
     student, teacher = (our_weights(golden, f"{network}_final/") for network in ("student", "teacher"))

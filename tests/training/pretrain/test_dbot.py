@@ -129,7 +129,7 @@ def test_options_train_and_export(pictures, tmp_path, options):
     [
         (("--stage_epochs", "0", "2"), "stage_epochs must be whole epochs of at least 1"),
         (("--stage_epochs", "1", "1", "--stage_teacher_depth", "2"), "stage_teacher_depth must be a number of blocks"),
-        (("--stage_epochs", "1", "1", "--warmup_epochs", "1"), "is as long as stage 1 of 1 epochs"),
+        (("--stage_epochs", "1", "1", "--warmup_epochs", "1"), "warm-up takes 1 epochs, stage 1 only 1"),
         (("--teacher_feature", "projected"), "a student has no projection"),
         (("--teacher_model_name_or_path", "{teacher}", "--stage_epochs", "1", "1"), "train one stage only"),
         (("--model_name_or_path", "{teacher}"), "dbot continues from 'dbot'"),

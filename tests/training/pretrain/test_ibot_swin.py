@@ -113,7 +113,7 @@ def test_continuing(finished_swin, pictures, tmp_path, source):
 def test_masks_have_cells_of_the_last_stage(pictures, tmp_path, monkeypatch):
     seen = []
 
-    class Recording(ibot_swin_method.IBotSwinMethod):
+    class Recording(ibot_swin_method.IBotSwinRun):
         def build_collator(self, make_samples):
             collator = super().build_collator(make_samples)
 
@@ -124,7 +124,7 @@ def test_masks_have_cells_of_the_last_stage(pictures, tmp_path, monkeypatch):
 
             return collate
 
-    monkeypatch.setattr(ibot_swin_method, "IBotSwinMethod", Recording)
+    monkeypatch.setattr(ibot_swin_method, "IBotSwinRun", Recording)
     options = ("--train_dir", pictures, "--max_steps", "1", "--global_crop_size", "40", "--warmup_epochs", "0")
     pretrain(*options, "--warmup_teacher_temp_epochs", "0", output=tmp_path / "run", method=TINY_SWIN)
     assert seen[0] == ((4, 2, 25), (4, 2, 3, 20, 20))

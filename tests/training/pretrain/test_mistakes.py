@@ -109,11 +109,11 @@ SWIN = ("--model_type", "ibot_swin", "--config_overrides", "")
         (SWIN + ("--image_size", "64", "--config_overrides", "hidden_size=8"), "IBotSwinConfig has no 'hidden_size'"),
         (("--model_name_or_path", "./nowhere", "--config_overrides", ""), "nowhere"),
         # length of the run
-        (("--warmup_teacher_temp_epochs", "3"), "warmup_teacher_temp_epochs 3, from pred_start_epoch 0 on) is longer"),
-        (("--warmup_teacher_temp_epochs", "2", "--pred_start_epoch", "1"), "longer than the run of 2 epochs"),
-        (("--warmup_epochs", "2"), "warm-up (warmup_epochs 2) is as long as the run of 2 epochs, or longer"),
+        (("--warmup_teacher_temp_epochs", "3"), "warm-up ends after 3 epochs (warmup_teacher_temp_epochs 3"),
+        (("--warmup_teacher_temp_epochs", "2", "--pred_start_epoch", "1"), "pred_start_epoch 1), the run after 2"),
+        (("--warmup_epochs", "2"), "warm-up takes 2 epochs, the run only 2"),
         (("--num_train_epochs", "0"), "num_train_epochs must be positive, got 0"),
-        (("--streaming",), "a stream has no length: say with --max_steps"),
+        (("--streaming",), "a stream has no length: give --max_steps"),
         (
             ("--streaming", "--max_steps", "4", "--pred_start_epoch", "1"),
             "pred_start_epoch must be 0 with --streaming",
@@ -139,7 +139,7 @@ SWIN = ("--model_type", "ibot_swin", "--config_overrides", "")
         (("--clean_list", __file__, "--streaming", "--max_steps", "4"), "leave out --streaming"),
         (("--remove_unused_columns", "true"), "remove_unused_columns must stay False"),
         (("--load_best_model_at_end", "--metric_for_best_model", "knn_3_top1"), "load_best_model_at_end would"),
-        (("--push_to_hub",), "push_to_hub needs the repository: --hub_model_id ORGANISATION/NAME"),
+        (("--push_to_hub",), "push_to_hub needs the repository: --hub_model_id ORGANIZATION/NAME"),
         (("--push_to_hub", "--hub_model_id", "name"), "must be ORGANISATION/NAME or USER/NAME, got 'name'"),
         (
             ("--push_to_hub", "--hub_model_id", "org/name", "--hub_strategy", "every_save"),
@@ -159,7 +159,7 @@ def test_options_are_refused_before_data_and_weights_are_touched(
     data, tmp_path, capsys, monkeypatch, options, message
 ):
     forbid_weights(monkeypatch)
-    monkeypatch.setattr(run_pretrain, "load_image_dataset", too_late)
+    monkeypatch.setattr("hf_mim.training.pretrain.data.load_image_dataset", too_late)
     output = tmp_path / "run"
     assert message in refusal(capsys, *TINY, "--train_dir", data / "pictures", "--output_dir", output, *options)
     assert not output.exists()
@@ -203,8 +203,8 @@ def test_plain_swins_that_compute_something_else_are_no_start(data, tmp_path, ca
         (("--train_dir", "{}/table.parquet", "--image_column_name", "number"), "not images"),
         (("--dataset_name", "photo-tiles", "--train_split", "nonsense"), "photo-tiles has no split 'nonsense'"),
         (("--dataset_name", "./nowhere"), "dataset_name ./nowhere does not exist"),
-        (("--dataset_name", "parquet"), "--dataset_name parquet reads a folder: give --train_dir as well"),
-        ((), "say what to train on, either --train_dir FOLDER or --dataset_name NAME"),
+        (("--dataset_name", "parquet"), "--dataset_name parquet reads a folder: give --train_dir, too"),
+        ((), "give the images to train on, either --train_dir FOLDER or --dataset_name NAME"),
     ],
 )
 def test_data_are_refused_before_weights_are_made(data, tmp_path, capsys, monkeypatch, options, message):

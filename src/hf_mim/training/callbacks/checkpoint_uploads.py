@@ -1,4 +1,4 @@
-"""What a run uploads: its checkpoints in the background, and its result when it is finished."""
+"""Upload checkpoints in the background, and the result of a finished run."""
 
 import json
 import logging
@@ -22,24 +22,26 @@ from ..checkpoints import MANIFEST_FILE, write_manifest
 logger = logging.getLogger(__name__)
 
 UPLOADING_FOLDER = ".uploading"
-# The pickled options: a token may be among them.
+# Pickled options, which may contain a token.
 ARGUMENTS_FILE = "training_args.bin"
 
 
 def uploads_checkpoints(args: MIMTrainingArguments) -> bool:
-    """Whether a run with these options uploads its checkpoints."""
+    """Return whether a run with these options uploads its checkpoints."""
     return args.push_to_hub and args.hub_strategy == HubStrategy.CHECKPOINT
 
 
 def result_repositories(args: MIMTrainingArguments, keeps_full_model: bool) -> list[str]:
-    """Where the result of a run goes: the encoder, and the full model if there is one."""
+    """Return the repositories of the result: of the encoder and, if there is one, of the full model."""
+    assert args.hub_model_id is not None
     return [args.hub_model_id, f"{args.hub_model_id}-pretrain"] if keeps_full_model else [args.hub_model_id]
 
 
-def check_access(args: MIMTrainingArguments, keeps_full_model: bool):
+def check_access(args: MIMTrainingArguments, keeps_full_model: bool) -> None:
     """
-    Make the repositories of a run before it begins, so that what is wrong with the token shows now. A Hub that cannot
-    be reached now may be reached at the end: that is only a warning.
+    Create the repositories of a run before it starts, so that a wrong token is reported early.
+
+    If the Hub is not reachable, a warning is logged, because it may be reachable at the end.
 
     Raises:
         ValueError, PermissionError: As for [`~hf_mim.hub.publish.publish`].
@@ -48,20 +50,22 @@ def check_access(args: MIMTrainingArguments, keeps_full_model: bool):
         api = HfApi(token=args.hub_token)
         open_repositories(api, result_repositories(args, keeps_full_model), args.hub_private_repo)
     except ConnectionError as error:
-        logger.warning(f"{error}. The run begins all the same")
+        logger.warning(f"{error}. The run starts nevertheless")
 
 
-def upload_result(args: MIMTrainingArguments, keeps_full_model: bool):
+def upload_result(args: MIMTrainingArguments, keeps_full_model: bool) -> None:
     """
     Publish a finished run as `hf-mim publish` does, with the full model if there is one.
 
     Raises:
-        OSError: If that fails; tells how to repeat it.
+        OSError: If that fails. The message contains the command to repeat it.
     """
+    output_dir, repo_id = args.output_dir, args.hub_model_id
+    assert output_dir is not None and repo_id is not None
     try:
         publish(
-            args.output_dir,
-            args.hub_model_id,
+            output_dir,
+            repo_id,
             full=keeps_full_model,
             private=args.hub_private_repo,
             api=HfApi(token=args.hub_token),
@@ -71,23 +75,27 @@ def upload_result(args: MIMTrainingArguments, keeps_full_model: bool):
         options = " --full" * keeps_full_model + " --private" * bool(args.hub_private_repo)
         raise OSError(
             f"the run is finished and saved, but not uploaded: {error}. To repeat the upload: "
-            f"hf-mim publish {shlex.quote(args.output_dir)} {args.hub_model_id}{options}"
+            f"hf-mim publish {shlex.quote(output_dir)} {repo_id}{options}"
         ) from error
 
 
 class CheckpointUploads(TrainerCallback):
     """
-    Uploads each checkpoint, in the background, as `last-checkpoint/` of the repository that the full model will go to.
+    Uploads each checkpoint in the background as `last-checkpoint/` of the repository of the full model.
 
-    While one is on its way, only the newest of those that are saved waits for its turn, unless `hub_always_push`. A
-    failure is a warning: the training goes on, and the next checkpoint is tried again.
+    During an upload, only the newest saved checkpoint waits, unless `hub_always_push` is set. A failed upload is
+    logged as a warning. Training continues, and the next checkpoint is uploaded again.
+
+    Args:
+        args (`MIMTrainingArguments`): Options of the run.
+        keeps_full_model (`bool`): Whether the run saves the full model beside the encoder.
     """
 
     def __init__(self, args: MIMTrainingArguments, keeps_full_model: bool):
         self.repo_id = result_repositories(args, keeps_full_model)[-1]
         self.private = args.hub_private_repo
         self.api = HfApi(token=args.hub_token)
-        self.folder = Path(args.output_dir) / UPLOADING_FOLDER
+        self.folder = Path(str(args.output_dir)) / UPLOADING_FOLDER
         self.worker: ThreadPoolExecutor | None = None
         self.latest: tuple[Path, Future] | None = None
 
@@ -109,8 +117,11 @@ class CheckpointUploads(TrainerCallback):
         if self.latest is not None and not args.hub_always_push:
             waiting, upload = self.latest
             if upload.cancel():
-                logger.warning(f"{waiting.name} is not uploaded: one before is still on its way, and {name} is newer")
+                logger.warning(
+                    f"{waiting.name} is not uploaded: an earlier upload is not finished, and {name} is newer"
+                )
                 shutil.rmtree(waiting, ignore_errors=True)
+        assert self.worker is not None
         self.latest = copy, self.worker.submit(self._upload, copy)
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -120,8 +131,12 @@ class CheckpointUploads(TrainerCallback):
 
     def _keep(self, checkpoint: Path) -> Path:
         """
-        A copy that stays when `save_total_limit` removes the checkpoint, of links, which take no room; without what is
-        of this machine alone. Raises `ValueError` if something of that is left.
+        Copy a checkpoint, so that `save_total_limit` cannot remove it during the upload. Links take no space.
+
+        Files that concern this machine only are left out.
+
+        Raises:
+            ValueError: If the copy still contains a path of this machine or a token.
         """
         copy = self.folder / checkpoint.name
         run = json.loads((checkpoint / MANIFEST_FILE).read_text(encoding="utf-8"))["run"]
@@ -136,21 +151,21 @@ class CheckpointUploads(TrainerCallback):
             check_text(file.read_text(encoding="utf-8"), f"{copy.name}/{file.relative_to(copy)}")
         return copy
 
-    def _upload(self, copy: Path):
+    def _upload(self, copy: Path) -> None:
         try:
             open_repositories(self.api, [self.repo_id], self.private)
             paths = sorted(path for path in copy.rglob("*") if path.is_file())
             files = {f"{CHECKPOINT_FOLDER}/{path.relative_to(copy).as_posix()}": path for path in paths}
             send(self.api, self.repo_id, files, f"Upload {copy.name}", STALE_CHECKPOINT)
             logger.info(f"{copy.name} is {CHECKPOINT_FOLDER}/ of {self.repo_id}")
-        except Exception as error:  # in this thread nobody else would see it
-            logger.warning(f"{copy.name} is not uploaded, and the training goes on: {error}")
+        except Exception as error:  # would be lost in this thread
+            logger.warning(f"{copy.name} is not uploaded, training continues: {error}")
         finally:
             shutil.rmtree(copy, ignore_errors=True)
 
 
-def _link(source: str, target: str):
+def _link(source: str, target: str) -> None:
     try:
         os.link(source, target)
-    except OSError:  # not every file system has links
+    except OSError:  # not every file system supports links
         shutil.copyfile(source, target)

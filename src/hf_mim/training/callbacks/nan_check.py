@@ -1,4 +1,4 @@
-"""Detection of a loss or gradient that is not finite, without making the device wait."""
+"""Detect a loss or gradient that is not finite, without synchronizing with the device."""
 
 import math
 from collections.abc import Callable
@@ -8,10 +8,10 @@ import torch
 
 class FiniteCheck:
     """
-    Checks a few scalars of every step: at once on the CPU, one step later on a GPU, when they have arrived.
+    Checks a few scalars of every step. On a CPU this happens at once, on a GPU one step later, when they have arrived.
 
     Args:
-        advice (`Callable`): Returns what the message of the error ends with.
+        advice (`Callable`): Returns the end of the error message.
     """
 
     def __init__(self, advice: Callable[[], str]):
@@ -19,12 +19,12 @@ class FiniteCheck:
         self._values: dict[str, torch.Tensor] = {}
         self._pending: tuple[int, list[str], torch.Tensor, torch.cuda.Event | None] | None = None
 
-    def add(self, name: str, value: torch.Tensor):
+    def add(self, name: str, value: torch.Tensor) -> None:
         """Add a scalar to the value `name` of the current step."""
         self._values[name] = self._values[name] + value if name in self._values else value
 
-    def end_step(self, step: int):
-        """Check the values of `step`. Raise `FloatingPointError` if they or earlier ones turn out not to be finite."""
+    def end_step(self, step: int) -> None:
+        """Check the values of `step`. Raises `FloatingPointError` if these or earlier ones are not finite."""
         stacked = torch.stack([value.detach().float().reshape(()) for value in self._values.values()])
         names, self._values = list(self._values), {}
         self.flush()
@@ -37,8 +37,8 @@ class FiniteCheck:
         if arrived is None:
             self.flush()
 
-    def flush(self):
-        """Wait for the values of the last step. Raise `FloatingPointError` if they are not finite."""
+    def flush(self) -> None:
+        """Wait for the values of the last step. Raises `FloatingPointError` if they are not finite."""
         if self._pending is None:
             return
         step, names, stacked, arrived = self._pending

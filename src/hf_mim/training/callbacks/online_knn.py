@@ -1,4 +1,4 @@
-"""k-NN while a model trains: every process encodes a part of the images."""
+"""k-NN evaluation during training, where every process encodes a part of the images."""
 
 import datasets
 import torch
@@ -12,7 +12,7 @@ from ..arguments import MIMTrainingArguments
 
 
 def part_of_process(dataset: datasets.Dataset, index: int, count: int) -> datasets.Dataset:
-    """The `index`-th of `count` parts of a dataset; with fewer rows than parts, some are empty."""
+    """Return the `index`-th of `count` parts of a dataset. With fewer rows than parts, some parts are empty."""
     return dataset.select(range(len(dataset) * index // count, len(dataset) * (index + 1) // count))
 
 
@@ -24,11 +24,24 @@ def knn_of_processes(
     accelerator: Accelerator,
     args: MIMTrainingArguments,
 ) -> dict[str, float]:
-    """Accuracies of `knn_accuracy` on `queries`, the same in every process; all of them must call this."""
-    encoded = []
+    """
+    Compute k-NN accuracies. All processes must call this together, and get the same result.
+
+    Args:
+        encoder (`PreTrainedModel`): Model to evaluate.
+        bank (`datasets.Dataset`): Labeled images in which neighbors are searched.
+        queries (`datasets.Dataset`): Labeled images to classify.
+        image_processor (`BaseImageProcessor`): Image processor of the encoder.
+        accelerator (`Accelerator`): Combines the processes.
+        args (`MIMTrainingArguments`): Batch size, number of workers and the `knn_...` options.
+
+    Returns:
+        What [`~hf_mim.evaluation.knn.knn_accuracy`] returns.
+    """
+    encoded: list[tuple[torch.Tensor, torch.Tensor]] = []
     for dataset in (bank, queries):
         part, found = part_of_process(dataset, accelerator.process_index, accelerator.num_processes), []
-        # With fewer images than processes, some have none to encode.
+        # If there are fewer images than processes, some processes have none to encode.
         if len(part) or not len(dataset):
             with accelerator.autocast():
                 found = [
@@ -47,5 +60,5 @@ def knn_of_processes(
         if accelerator.num_processes > 1:
             found = gather_object(found)
         features, labels = map(torch.cat, zip(*found, strict=True))
-        encoded += [features.to(accelerator.device), labels.to(accelerator.device)]
-    return knn_accuracy(*encoded, k=args.knn_k, temperature=args.knn_temperature)
+        encoded.append((features.to(accelerator.device), labels.to(accelerator.device)))
+    return knn_accuracy(*encoded[0], *encoded[1], k=args.knn_k, temperature=args.knn_temperature)

@@ -1,33 +1,35 @@
-"""What a training step spends its time on: `--profile`."""
+"""Profile where a training step spends its time: `--profile`."""
 
 from pathlib import Path
 
 from torch.profiler import ProfilerAction, ProfilerActivity, profile, record_function, schedule
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_callback import TrainerState
 
 from ...utils.files import replaced_file
 from .throughput import Throughput
 
 
-# Before the recorded steps: steps in which caches fill and kernels are chosen or compiled, and one to warm the
-# profiler itself up.
+# Before the recorded steps, there are steps in which caches fill and kernels are selected or compiled, and a step in
+# which the profiler warms up.
 WAIT, WARM_UP, ACTIVE = 3, 1, 3
 ROWS = 25
 
 
 class ProfileCallback(TrainerCallback):
     """
-    Records `ACTIVE` steps of every process, the first after `WAIT + WARM_UP` others of this call of `train`, and
-    writes them into `output_dir/profile/`:
+    Records `ACTIVE` steps of every process after the first `WAIT + WARM_UP` steps of `train`.
 
-    - `steps-5-to-7-rank-0.json`, a trace for https://ui.perfetto.dev or chrome://tracing; `training step 5` and so on
-      are its ranges, with `wait for data`, `targets` and `student` among what lies beside and below them,
-    - `steps-5-to-7-rank-0.txt`, the operators that took most of the time.
+    It writes into `output_dir/profile/`:
 
-    A run that ends before leaves a trace of what there was, or says that there is none.
+    - `steps-5-to-7-rank-0.json`, a trace for https://ui.perfetto.dev or chrome://tracing, with the ranges `training
+      step 5` and so on, `wait for data`, `targets` and `student`,
+    - `steps-5-to-7-rank-0.txt`, the operators that took the most time.
+
+    If the run ends earlier, the trace contains the steps recorded so far. If there are none, this is reported.
 
     Args:
-        throughput (`Throughput`): The clock to stop while files are written.
+        throughput (`Throughput`): Clock to pause while files are written.
     """
 
     def __init__(self, throughput: Throughput):
@@ -57,7 +59,8 @@ class ProfileCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if self._profiler is None:
             return
-        self._range.__exit__(None, None, None)
+        if self._range is not None:
+            self._range.__exit__(None, None, None)
         if len(self._recorded) == ACTIVE:
             with self._throughput.paused():
                 self._finish(args, state)
@@ -68,15 +71,16 @@ class ProfileCallback(TrainerCallback):
         if self._profiler is not None:
             self._finish(args, state)
 
-    def _finish(self, args, state):
-        self._profiler.stop()
+    def _finish(self, args: TrainingArguments, state: TrainerState) -> None:
         profiler, self._profiler = self._profiler, None
+        assert profiler is not None
+        profiler.stop()
         if not self._recorded:
             if state.is_world_process_zero:
-                print(f"--profile: no trace, for the first {WAIT + WARM_UP} steps are left out and there was no other")
+                print(f"--profile: no trace, because the first {WAIT + WARM_UP} steps are not recorded")
             return
         name = f"steps-{self._recorded[0]}-to-{self._recorded[-1]}-rank-{args.process_index}"
-        folder = Path(args.output_dir) / "profile"
+        folder = Path(str(args.output_dir)) / "profile"
         with replaced_file(folder / f"{name}.json") as file:
             profiler.export_chrome_trace(str(file))
         order = "self_cpu_time_total" if args.device.type == "cpu" else "self_device_time_total"
@@ -84,5 +88,5 @@ class ProfileCallback(TrainerCallback):
         with replaced_file(folder / f"{name}.txt") as file:
             file.write_text(table + "\n", encoding="utf-8")
         if state.is_world_process_zero:
-            few = "" if len(self._recorded) == ACTIVE else f", for the run was too short for {ACTIVE}"
+            few = "" if len(self._recorded) == ACTIVE else f", because the run was too short for {ACTIVE}"
             print(f"--profile: trace of {len(self._recorded)} steps{few}, and the top operators: {folder / name}.*")

@@ -1,13 +1,36 @@
-"""What happens between the steps, and what a person sees of them."""
+"""Callbacks that connect the trainer to the training loop, and the progress bar."""
 
-from transformers import Trainer
+from typing import Protocol
+
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
 
 
-class StepCallback(TrainerCallback):
-    """Calls a [`MIMTrainer`] at the places of a step for which `Trainer` has no method to override."""
+class StepHooks(Protocol):
+    """Hooks of [`~hf_mim.training.trainer.MIMTrainer`] that [`StepCallback`] calls."""
 
-    def __init__(self, trainer: Trainer):
+    @property
+    def train_dataset(self) -> object: ...
+
+    def epoch_of(self, step: int) -> int: ...
+
+    def before_step(self) -> None: ...
+
+    def before_optimizer_step(self) -> None: ...
+
+    def after_optimizer_step(self) -> None: ...
+
+    def after_training(self) -> None: ...
+
+
+class StepCallback(TrainerCallback):
+    """
+    Calls hooks of a trainer at points of a step for which `Trainer` has no method to override.
+
+    Args:
+        trainer (`StepHooks`): The trainer.
+    """
+
+    def __init__(self, trainer: StepHooks):
         self.trainer = trainer
 
     def on_epoch_begin(self, args, state, control, **kwargs):
@@ -29,7 +52,7 @@ class StepCallback(TrainerCallback):
 
 
 class MIMProgressCallback(ProgressCallback):
-    """The progress bar, with the loss, its parts and the speed behind it and one line for every evaluation."""
+    """Progress bar that shows the loss, its parts and the throughput, and prints a line for every evaluation."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or self.training_bar is None or logs is None:

@@ -1,29 +1,30 @@
-"""Ending a run between two steps, when the system or the user asks for it."""
+"""Stop a run between two steps when the system or the user asks for it."""
 
 import signal
 import threading
 from datetime import timedelta
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from transformers import TrainerCallback
 
 
-# EX_TEMPFAIL of sysexits.h: not finished, and worth starting again.
+# EX_TEMPFAIL of sysexits.h: not finished, can be started again.
 EXIT_INTERRUPTED = 75
 
 
 class StopSignals(TrainerCallback):
     """
-    While it is entered, SIGTERM and SIGINT (Ctrl-C) are noted instead of ending the process; as a callback it ends the
-    training after the step, with a checkpoint.
+    Ends training with a checkpoint after the current step on SIGTERM or SIGINT (Ctrl-C).
 
-    A second SIGINT raises `KeyboardInterrupt` at once; a signal after the last step takes its usual effect at the end.
-    Only the main thread can listen to signals; in another one nothing changes.
+    It is a context manager that records these signals while it is active, and a callback that reacts to them. A second
+    SIGINT raises `KeyboardInterrupt` immediately. A signal after the last step has its usual effect when the context
+    exits. Only the main thread can handle signals. In other threads, nothing changes.
 
     Args:
-        timeout (`timedelta`, *optional*): How long one process waits for the others to agree.
+        timeout (`timedelta`, *optional*): How long a process waits for the others to agree.
 
     Attributes:
         stopping (`bool`): Whether the processes have agreed to stop.
@@ -31,11 +32,11 @@ class StopSignals(TrainerCallback):
 
     def __init__(self, timeout: timedelta | None = None):
         self.received: int | None = None
-        # What all processes know: `received` of one of them may be news to the others.
+        # Known to all processes, unlike `received`.
         self.stopping = False
         self._timeout = timeout
-        self._previous = {}
-        self._group = None
+        self._previous: dict[int, Any] = {}
+        self._group: dist.ProcessGroup | None = None
 
     def __enter__(self):
         self.received, self.stopping = None, False
@@ -43,7 +44,7 @@ class StopSignals(TrainerCallback):
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._note)
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            # On the host: a collective on the GPU would make every step wait for it.
+            # On the CPU: a collective on the GPU would synchronize in every step.
             self._group = dist.new_group(backend="gloo", timeout=self._timeout)
         return self
 
@@ -57,7 +58,7 @@ class StopSignals(TrainerCallback):
         if self.received and not self.stopping and exception == (None, None, None):
             signal.raise_signal(self.received)
 
-    def _note(self, number: int, frame: FrameType | None):
+    def _note(self, number: int, frame: FrameType | None) -> None:
         if number == self.received == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
@@ -66,7 +67,7 @@ class StopSignals(TrainerCallback):
         self.stopping = self._agreed()
         if self.stopping:
             control.should_log = control.should_save = control.should_training_stop = True
-            # There may be only seconds left.
+            # The system may leave only seconds.
             control.should_evaluate = False
 
     def on_epoch_end(self, args, state, control, **kwargs):
@@ -74,7 +75,7 @@ class StopSignals(TrainerCallback):
             control.should_log = control.should_save = control.should_evaluate = False
 
     def _agreed(self) -> bool:
-        """Whether any process was asked to stop."""
+        """Return whether any process received a signal."""
         if self._group is None:
             return self.received is not None
         asked = torch.tensor([self.received or 0])

@@ -46,7 +46,7 @@ class Throughput:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Exclude the time of this block, such as evaluating or saving. Of nested blocks, only the outermost counts."""
+        """Exclude the time of this block, such as evaluation or saving. Nested blocks count once."""
         start = self._clock()
         self._pauses += 1
         try:

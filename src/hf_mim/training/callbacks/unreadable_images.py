@@ -1,4 +1,4 @@
-"""Images that cannot be read: named once, counted, and too many of them stop the run."""
+"""Report unreadable images, and stop the run if there are too many of them."""
 
 import logging
 
@@ -7,17 +7,19 @@ from accelerate.utils import gather_object
 
 logger = logging.getLogger(__name__)
 
-# A stream does not tell how many images it has; as long as few were read, one bad image is no large share of them.
+# The size of a stream is unknown. Without a minimum, a single bad image among the first ones would stop the run.
 LEAST_STREAMED_IMAGES = 1000
 
 
 class UnreadableImages:
     """
+    Counts the unreadable images of a run, and logs each of them once.
+
     Args:
-        num_images (`int` or None): Number of images of the data set; None for a stream, whose share is taken of the
-            images read so far.
-        max_fraction (`float`): Largest share of unreadable images, in [0, 1].
-        num_processes (`int`): Processes that train together.
+        num_images (`int`, *optional*): Number of images in the dataset. None for a stream, where the fraction is that
+            of the images read so far.
+        max_fraction (`float`): Maximum fraction of unreadable images, in [0, 1].
+        num_processes (`int`): Number of processes that train together.
     """
 
     def __init__(self, num_images: int | None, max_fraction: float, num_processes: int):
@@ -25,9 +27,13 @@ class UnreadableImages:
         self._messages: set[str] = set()
         self._images_read = 0
 
-    def note(self, messages: list[str], batch_size: int):
+    def note(self, messages: list[str], batch_size: int) -> None:
         """
-        Take the messages about one batch of `batch_size` images, and log those that are new.
+        Add a batch, and log the messages that are new.
+
+        Args:
+            messages (`list[str]`): One message for each unreadable image of the batch.
+            batch_size (`int`): Number of images in the batch.
 
         Raises:
             ValueError: If there are too many unreadable images.
@@ -41,12 +47,17 @@ class UnreadableImages:
             self._stop_above_limit(self._messages)
 
     def count(self) -> int:
-        """Unreadable images that any process has met; all processes must call this. Raises as `note` does."""
+        """
+        Return the number of unreadable images of all processes, which must call this together.
+
+        Raises:
+            ValueError: If there are too many unreadable images.
+        """
         messages = set(gather_object(sorted(self._messages)))
         self._stop_above_limit(messages)
         return len(messages)
 
-    def _stop_above_limit(self, messages: set[str]):
+    def _stop_above_limit(self, messages: set[str]) -> None:
         total = self.num_images
         if total is None:
             total = max(self._images_read * self.num_processes, LEAST_STREAMED_IMAGES)

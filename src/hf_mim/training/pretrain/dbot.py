@@ -1,43 +1,45 @@
-"""dBOT in `hf-mim pretrain`."""
+"""Runs of `hf-mim pretrain` with dBOT and its symmetric variant."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from PIL import Image
-from transformers import BeitConfig
+from transformers import BaseImageProcessor, BeitConfig, PreTrainedModel
 
 from ...data.collators import DBotCollator
 from ...data.views import CropViews
 from ...modeling.configuration_beitv2 import Beitv2Config
 from ...modeling.configuration_common import SHARED_BEIT_FIELDS
 from ...modeling.configuration_dbot import DBotConfig
-from ...modeling.image_processing_pil_mim import Beitv2ImageProcessorPil, DBotImageProcessorPil
-from ...modeling.modeling_beitv2 import Beitv2Model
+from ...modeling.image_processing_pil_mim import DBotImageProcessorPil
 from ...modeling.modeling_dbot_pretraining import DBotForPreTraining
 from ..dbot_arguments import DBotTrainingArguments
 from ..dbot_symmetric_arguments import DBotSymmetricTrainingArguments
 from ..dbot_symmetric_trainer import DBotSymmetricTrainer
 from ..dbot_trainer import DBotTrainer
-from .beitv2 import BeitMethod
+from ..schedules import check_warmup
+from ..teachers import FeatureTeacher
+from .beitv2 import BeitRun
 from .model_loading import build_image_processor, load_for_pretraining, load_named_teacher, pretraining_config
-from .run import Method
+from .run import PretrainRun
 
 
-class DBotMethod(Method):
-    """dBOT: one crop per image, of which the student sees a quarter and a frozen teacher all; in stages."""
+class DBotRun(PretrainRun):
+    """dBOT: one crop per image, of which the student sees a quarter and a frozen teacher sees all; in stages."""
 
     arguments_class = DBotTrainingArguments
     trainer_class = DBotTrainer
+    args: DBotTrainingArguments
+    config: DBotConfig
+    teacher: FeatureTeacher | None
 
-    def check_epochs(self, epochs: int):
-        args = self.args
-        for number, length in enumerate(args.stage_epochs or [epochs], start=1):
-            if args.lr_scheduler_type == "cosine" and not args.warmup_steps and args.warmup_epochs >= length:
-                raise ValueError(
-                    f"the learning rate's warm-up (warmup_epochs {args.warmup_epochs:g}) is as long as stage {number} "
-                    f"of {length:g} epochs, or longer"
-                )
+    def check_epochs(self, epochs: int) -> None:
+        if not self.counts_warmup_epochs:
+            return
+        for number, length in enumerate(self.args.stage_epochs or [epochs], start=1):
+            check_warmup(self.args.warmup_epochs, length, "epochs", f"stage {number}")
 
     def build_config(self) -> DBotConfig:
         args = self.args
@@ -67,7 +69,7 @@ class DBotMethod(Method):
     def build_model(self) -> DBotForPreTraining:
         return load_for_pretraining(self.model_args, self.config, DBotForPreTraining)
 
-    def build_trainer(self, **common) -> DBotTrainer:
+    def build_trainer(self, **common: Any) -> DBotTrainer:
         return DBotTrainer(args=self.args, teacher=self.teacher, **common)
 
     def drawn_masks(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -75,7 +77,7 @@ class DBotMethod(Method):
         kept = int(noise.shape[1] * (1 - self.config.mask_ratio))
         return noise.argsort(dim=1, stable=True).argsort(dim=1) >= kept
 
-    def facts(self) -> dict:
+    def card_facts(self) -> dict[str, Any]:
         return {
             "stages": self.args.num_stages,
             "teacher": None if self.teacher is None else self.teacher.name,
@@ -83,18 +85,20 @@ class DBotMethod(Method):
         }
 
 
-class DBotSymmetricMethod(BeitMethod):
-    """dBOT's symmetric variant: one crop per image, which a frozen teacher sees whole and the student masked."""
+class DBotSymmetricRun(BeitRun):
+    """dBOT's symmetric variant: a BEiT predicts features of the masked patches, which a frozen teacher sees."""
 
     arguments_class = DBotSymmetricTrainingArguments
     trainer_class = DBotSymmetricTrainer
+    args: DBotSymmetricTrainingArguments
+    teacher: FeatureTeacher
     masked, exact_masks = 78 / 196, False
     card = "dbot_symmetric"
 
     def build_config(self) -> Beitv2Config:
         args, source = self.args, self.model_args.model_name_or_path
         if args.teacher_model_name_or_path is None:
-            raise ValueError("say with --teacher_model_name_or_path from which vision model the student learns")
+            raise ValueError("give --teacher_model_name_or_path, the vision model that the student learns from")
         config = pretraining_config(
             self.model_args, Beitv2Config, BeitConfig, SHARED_BEIT_FIELDS, head_layers=0, regression_loss="negcosine"
         )
@@ -103,32 +107,32 @@ class DBotSymmetricMethod(BeitMethod):
         self.teacher = load_named_teacher(args, self.model_args, config, resize=args.teacher_resize)
         width = self.teacher.hidden_size
         if not config.name_or_path:
-            # The head is new.
+            # A new head.
             config.target_dim = width
         elif config.target_dim != width:
             raise ValueError(
-                f"{source} predicts features of {config.target_dim} numbers, those of the teacher {self.teacher.name} "
-                f"have {width}: continue from the encoder of its run instead"
+                f"{source} predicts features of {config.target_dim} numbers, but features of the teacher "
+                f"{self.teacher.name} have {width}: continue from the encoder of its run instead"
             )
         return config
 
-    def target_view(self):
+    def target_view(self) -> tuple[tuple[int, int], Literal["bicubic", "lanczos"]]:
         return self.teacher.input_size, "bicubic"
 
-    def build_trainer(self, **common) -> DBotSymmetricTrainer:
+    def build_trainer(self, **common: Any) -> DBotSymmetricTrainer:
         return DBotSymmetricTrainer(args=self.args, teacher=self.teacher, **common)
 
-    def draw(
-        self, encoder: Beitv2Model, processor: Beitv2ImageProcessorPil, images: list[Image.Image], output: Path
+    def save_pictures(
+        self, encoder: PreTrainedModel, processor: BaseImageProcessor, images: list[Image.Image], output: Path
     ) -> list[str]:
-        # Nothing is learned of where the last CLS token looks: it has no target.
+        """Draw nothing: the CLS token has no target, so its attention in the last layer is not trained."""
         return []
 
-    def facts(self) -> dict:
+    def card_facts(self) -> dict[str, Any]:
         return {
             "teacher": self.teacher.name,
             "teacher_license": self.teacher.license,
             "teacher_feature": self.teacher.feature,
             "teacher_width": self.teacher.hidden_size,
-            "native": self.config.has_native_beit,
+            "native": self.deploys_native,
         }

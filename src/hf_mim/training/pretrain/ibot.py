@@ -1,10 +1,11 @@
-"""iBOT in `hf-mim pretrain`."""
+"""Runs of `hf-mim pretrain` with iBOT, for Vision Transformers and Swin Transformers."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
-from transformers import SwinConfig, ViTConfig
+from transformers import BaseImageProcessor, PreTrainedModel, SwinConfig, ViTConfig
 
 from ...data.collators import IBotCollator
 from ...data.masking import MaskGenerator
@@ -14,38 +15,35 @@ from ...modeling.configuration_ibot import IBotConfig
 from ...modeling.configuration_ibot_swin import IBotSwinConfig
 from ...modeling.image_processing_pil_mim import IBotImageProcessorPil
 from ...modeling.modeling_ibot_pretraining import IBotForPreTraining
-from ...modeling.modeling_ibot_swin import IBotSwinForPreTraining, IBotSwinModel
+from ...modeling.modeling_ibot_swin import IBotSwinForPreTraining
 from ..ibot_arguments import IBotTrainingArguments
 from ..ibot_trainer import IBotTrainer
+from ..schedules import check_temperature_warmup
 from .model_loading import build_image_processor, load_for_pretraining, pretraining_config
-from .run import Method, pixel_size
+from .run import PretrainRun, pixel_size, scale_range
 
 
-class IBotMethod(Method):
-    """iBOT: multi-crop views, one mask per global view, a moving average of the student as its teacher."""
+class IBotRun(PretrainRun):
+    """iBOT: multi-crop views, one mask per global view, and a moving average of the student as the teacher."""
 
     arguments_class = IBotTrainingArguments
     trainer_class = IBotTrainer
-    # What the sides of global views are multiples of.
+    args: IBotTrainingArguments
+    config: IBotConfig | IBotSwinConfig
+    # Error messages: the unit that the sides of global views are multiples of.
     cell = "the patch size"
 
-    def check_epochs(self, epochs: int):
-        args = self.args
-        if args.warmup_teacher_temp_epochs + args.pred_start_epoch > epochs:
-            raise ValueError(
-                f"the teacher temperatures' warm-up (warmup_teacher_temp_epochs {args.warmup_teacher_temp_epochs}, "
-                f"from pred_start_epoch {args.pred_start_epoch} on) is longer than the run of "
-                f"{args.num_train_epochs:g} epochs"
-            )
+    def check_epochs(self, epochs: int) -> None:
+        check_temperature_warmup(self.args.warmup_teacher_temp_epochs, self.args.pred_start_epoch, epochs)
         super().check_epochs(epochs)
 
-    def build_config(self) -> IBotConfig:
+    def build_config(self) -> IBotConfig | IBotSwinConfig:
         if self.data_args.streaming and self.args.pred_start_epoch:
             raise ValueError("a stream has no epochs to count to: pred_start_epoch must be 0 with --streaming")
         return self.read_config()
 
-    def read_config(self) -> IBotConfig:
-        """The configuration of the model to train, from the options."""
+    def read_config(self) -> IBotConfig | IBotSwinConfig:
+        """Build the configuration of the model to train from the options."""
         config = pretraining_config(self.model_args, IBotConfig, ViTConfig, SHARED_FIELDS)
         if config.use_mean_pooling:
             raise ValueError("use_mean_pooling is for evaluation: iBOT is trained with the CLS token")
@@ -59,10 +57,10 @@ class IBotMethod(Method):
         return MultiCropViews(
             global_crops_number=args.global_crops_number,
             global_crop_size=self.global_size(),
-            global_crops_scale=tuple(args.global_crops_scale),
+            global_crops_scale=scale_range("global_crops_scale", args.global_crops_scale),
             local_crops_number=args.local_crops_number,
             local_crop_size=local_size,
-            local_crops_scale=tuple(args.local_crops_scale),
+            local_crops_scale=scale_range("local_crops_scale", args.local_crops_scale),
             color=args.color_augmentation,
             blur=args.blur_augmentation,
         )
@@ -84,20 +82,20 @@ class IBotMethod(Method):
     def build_model(self) -> IBotForPreTraining:
         return load_for_pretraining(self.model_args, self.config, IBotForPreTraining)
 
-    def build_trainer(self, **common) -> IBotTrainer:
+    def build_trainer(self, **common: Any) -> IBotTrainer:
         return IBotTrainer(args=self.args, **common)
 
     def global_size(self) -> tuple[int, int]:
-        """Height and width of the global views in pixels."""
+        """Return height and width of the global views in pixels."""
         image_size = [side * self.config.patch_size for side in self.config.grid_size]
         size, stride = self.args.global_crop_size or image_size, self.config.token_stride
         return pixel_size("global_crop_size", size, stride, self.cell)
 
 
-class IBotSwinMethod(IBotMethod):
-    """[`IBotMethod`] with square views, and masks whose cells are as large as the tokens of the last stage."""
+class IBotSwinRun(IBotRun):
+    """[`IBotRun`] with square views, and masks made of cells as large as the tokens of the last stage."""
 
-    # Also where the encoder that is deployed is one of transformers.
+    # The template does not follow from the encoder, which may be a plain Swin Transformer.
     card = "ibot_swin"
     cell = "the masks' cells of"
 
@@ -116,11 +114,16 @@ class IBotSwinMethod(IBotMethod):
     def build_model(self) -> IBotSwinForPreTraining:
         return load_for_pretraining(self.model_args, self.config, IBotSwinForPreTraining)
 
-    def draw(
-        self, encoder: IBotSwinModel, processor: IBotImageProcessorPil, images: list[Image.Image], output: Path
+    @property
+    def deploys_native(self) -> bool:
+        assert isinstance(self.config, IBotSwinConfig)
+        return self.config.why_no_native_swin is None
+
+    def save_pictures(
+        self, encoder: PreTrainedModel, processor: BaseImageProcessor, images: list[Image.Image], output: Path
     ) -> list[str]:
-        """Nothing: there is no CLS token whose attention could be shown."""
+        """Draw nothing: there is no CLS token whose attention could be shown."""
         return []
 
-    def facts(self) -> dict:
-        return {"native": self.config.why_no_native_swin is None}
+    def card_facts(self) -> dict[str, Any]:
+        return {"native": self.deploys_native}

@@ -1,8 +1,9 @@
-"""The model to train: a new one, or one to continue from."""
+"""Build the model to train and its image processor, or load them, and load frozen teachers."""
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, PreTrainedModel
@@ -11,31 +12,60 @@ from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT
 from ...utils.config_overrides import check_overrides, parse_overrides
 from ...utils.console import first_line
 from ...utils.loading import check_complete
-from ..arguments import MIMTrainingArguments
 from ..teachers import FeatureTeacher, load_teacher
 from .options import DataArguments, ModelArguments
 
 
-# What trained weights leave open.
+logger = logging.getLogger(__name__)
+
+ConfigT = TypeVar("ConfigT", bound=PreTrainedConfig)
+ModelT = TypeVar("ModelT", bound=PreTrainedModel)
+ProcessorT = TypeVar("ProcessorT", bound=BaseImageProcessor)
+
+# Fields that may differ from those of the weights to continue from.
 FREE_FIELDS = {"hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate", "initializer_range"}
+
+
+class TeacherArguments(Protocol):
+    """Training options that name a teacher."""
+
+    teacher_model_name_or_path: str | None
+
+    @property
+    def teacher_feature(self) -> str:
+        """Which feature of the teacher to use."""
 
 
 @contextmanager
 def named(option: str, source: str) -> Iterator[None]:
-    """Where `source` can be neither found nor downloaded, the `OSError` says which option gave it."""
+    """Add the name of the option to an `OSError` that reports that `source` is neither on disk nor on the Hub."""
     try:
         yield
     except OSError as error:
         first = first_line(error)
-        raise OSError(f"{option} {source}: no such folder, and nothing to be had from the Hub ({first})") from error
+        raise OSError(
+            f"{option} {source}: no such folder, and nothing could be loaded from the Hub ({first})"
+        ) from error
 
 
 def load_named_teacher(
-    args: MIMTrainingArguments, model_args: ModelArguments, config: PreTrainedConfig, **options
+    args: TeacherArguments, model_args: ModelArguments, config: PreTrainedConfig, **options: Any
 ) -> FeatureTeacher:
-    """The teacher that `args` name, on the student's grid; `options` go to [`load_teacher`]."""
+    """
+    Load the teacher of a run.
+
+    Args:
+        args (`TeacherArguments`): Training options.
+        model_args (`ModelArguments`): Where downloads are kept, and the access token for the Hub.
+        config (`PreTrainedConfig`): Configuration of the student, whose patches get one feature each.
+        **options: Passed on to [`~hf_mim.training.teachers.load_teacher`].
+
+    Raises:
+        ValueError, OSError: If there is no such model, or it does not fit the student.
+    """
     source = args.teacher_model_name_or_path
-    hub = {"cache_dir": model_args.cache_dir, "token": model_args.token}
+    assert source is not None
+    hub: dict[str, Any] = {"cache_dir": model_args.cache_dir, "token": model_args.token}
     with named("teacher_model_name_or_path", source):
         return load_teacher(
             source, config.grid_size, args.teacher_feature, num_channels=config.num_channels, **options, **hub
@@ -44,24 +74,25 @@ def load_named_teacher(
 
 def pretraining_config(
     args: ModelArguments,
-    config_class: type[PreTrainedConfig],
+    config_class: type[ConfigT],
     native_class: type[PreTrainedConfig] | None = None,
     shared_fields: tuple[str, ...] = (),
-    **fixed,
-) -> PreTrainedConfig:
+    **fixed: Any,
+) -> ConfigT:
     """
-    The configuration of the model to train; of a model to continue from, only its configuration is read.
+    Build the configuration of the model to train. If it continues from a model, only the configuration is read here.
 
     Args:
-        args (`ModelArguments`): Where it comes from, and what it overrides.
-        config_class (`type`): Configuration of the method.
-        native_class (`type`, *optional*): That of plain encoders from which the method can continue.
-        shared_fields (`tuple[str]`): Fields that decide the shapes of an encoder's weights, in both of them.
-        **fixed: Fields of a new model that the run decides, unless `config_overrides` does.
+        args (`ModelArguments`): Model options.
+        config_class (`type`): Configuration class of the method.
+        native_class (`type`, *optional*): Configuration class of the transformers encoders that the method can
+            continue from.
+        shared_fields (`tuple[str]`, defaults to `()`): Fields of both classes that determine the encoder.
+        **fixed: Fields that the run sets in a new model. `config_overrides` takes precedence.
 
     Raises:
-        ValueError: If sizes do not fit together, or the weights to continue from are of another kind or size, or of a
-            plain encoder that computes what the method's cannot.
+        ValueError: If fields contradict each other, or the model to continue from is of another type or size, or is
+            an encoder with a feature that the encoder of the method lacks.
     """
     overrides = check_overrides(parse_overrides(args.config_overrides), config_class)
     if args.image_size is not None:
@@ -80,94 +111,103 @@ def pretraining_config(
         )
     is_native = not isinstance(config, config_class)
     if is_native:
-        # Refuses what the method's encoder cannot compute.
+        # Raises an error for features that the encoder of the method lacks.
         config = config_class.from_pretrained(args.model_name_or_path, **args.hub_options)
     fixed_by_weights = set(shared_fields) - FREE_FIELDS
     other = sorted(name for name in overrides if name in fixed_by_weights and overrides[name] != getattr(config, name))
     if other:
-        raise ValueError(f"{args.model_name_or_path} has weights for another {other[0]} than {overrides[other[0]]}")
+        raise ValueError(f"{args.model_name_or_path} was trained with another {other[0]} than {overrides[other[0]]}")
     if is_native:
         return _checked(config_class, {name: getattr(config, name) for name in shared_fields} | fixed | overrides)
-    # It names files of code, which are not in the folder of this run.
+    # It refers to code files that are not in the folder of this run.
     vars(config).pop("auto_map", None)
     config.update(overrides)
     config.validate_architecture()
     return config
 
 
-def _checked(config_class: type[PreTrainedConfig], fields: dict) -> PreTrainedConfig:
+def _checked(config_class: type[ConfigT], fields: dict[str, Any]) -> ConfigT:
     try:
         return config_class(**fields)
     except StrictDataclassError as error:
         raise ValueError(f"configuration of the model: {error.__cause__ or error}") from error
 
 
-def load_for_pretraining(
-    args: ModelArguments, config: PreTrainedConfig, model_class: type[PreTrainedModel]
-) -> PreTrainedModel:
+def load_for_pretraining(args: ModelArguments, config: PreTrainedConfig, model_class: type[ModelT]) -> ModelT:
     """
-    A new model, or the one at `model_name_or_path`.
+    Build a new model, or load the model at `model_name_or_path`.
 
-    An encoder without what pre-training adds (ours, or a native one, such as the root of a finished run) gets it new,
-    in the sizes of `config`; transformers reports it as missing.
+    If that is an encoder only, such as the root of a finished run, its heads are new. transformers reports them as
+    missing.
+
+    Args:
+        args (`ModelArguments`): Model options.
+        config (`PreTrainedConfig`): Configuration of the model.
+        model_class (`type`): Class of the pre-training model.
 
     Raises:
-        ValueError: For weights that do not fit or are not there.
+        ValueError: If weights are missing or have other shapes.
     """
     source, hub = args.model_name_or_path, args.hub_options
     if source is None:
         return model_class._from_config(config, attn_implementation=args.attn_implementation)
-    # The encoder in the model of a method is called after the method; a tokenizer has none of that name.
+    # The encoder of a pre-training model is named after the method. A tokenizer has no part of that name.
     prefix = f"{model_class.base_model_prefix}."
+    loaded: Any
     try:
-        model, info = model_class.from_pretrained(
+        loaded = model_class.from_pretrained(
             source, config=config, attn_implementation=args.attn_implementation, output_loading_info=True, **hub
         )
     except RuntimeError as error:
         raise ValueError(f"config_overrides do not fit the weights of {source}: {error}") from error
+    model: ModelT
+    model, info = loaded
     needed = [name for name in model.state_dict() if name.startswith(prefix)] or list(model.state_dict())
     check_complete(source, set(info["missing_keys"]) & set(needed), unused=("mask_token",))
     return model.float()
 
 
-logger = logging.getLogger(__name__)
-
-
 def build_image_processor(
-    processor_class: type[BaseImageProcessor],
+    processor_class: type[ProcessorT],
     config: PreTrainedConfig,
     data_args: DataArguments,
     model_args: ModelArguments,
     mean: tuple[float, ...] = tuple(IMAGENET_DEFAULT_MEAN),
     std: tuple[float, ...] = tuple(IMAGENET_DEFAULT_STD),
-) -> BaseImageProcessor:
+) -> ProcessorT:
     """
-    The transform for evaluation and inference: resize, central crop, normalisation.
+    Build the image processor for evaluation and inference: resize, center crop, normalization.
 
-    Mean and standard deviation are those of the options, else those that the weights were trained with, else `mean`
-    and `std` for RGB and 0.5 otherwise.
+    Args:
+        processor_class (`type`): Class of the image processor.
+        config (`PreTrainedConfig`): Configuration of the model.
+        data_args (`DataArguments`): Its `image_mean` and `image_std` take precedence, followed by the values that the
+            model to continue from was trained with.
+        model_args (`ModelArguments`): Names the model to continue from.
+        mean (`tuple[float]`, defaults to ImageNet's): Default for RGB images. The default for others is 0.5.
+        std (`tuple[float]`, defaults to ImageNet's): As for `mean`.
 
     Raises:
-        ValueError: If there is not one mean and deviation per channel.
+        ValueError: If the numbers of means or standard deviations differ from the number of channels.
     """
     height, width = (side * config.patch_size for side in config.grid_size)
     channels = config.num_channels
     if channels != 3:
-        mean = std = (0.5,) * channels
+        mean, std = (0.5,) * channels, (0.5,) * channels
     if model_args.model_name_or_path is not None:
         try:
             before = AutoImageProcessor.from_pretrained(model_args.model_name_or_path, **model_args.hub_options)
             mean, std = before.image_mean, before.image_std
         except OSError:
             logger.warning(f"{model_args.model_name_or_path} has no image processor: check --image_mean, --image_std")
-    mean, std = data_args.image_mean or mean, data_args.image_std or std
-    for name, values in (("image_mean", mean), ("image_std", std)):
+    image_mean, image_std = list(data_args.image_mean or mean), list(data_args.image_std or std)
+    for name, values in (("image_mean", image_mean), ("image_std", image_std)):
         if len(values) != channels:
             raise ValueError(f"{name} must have one number for each of the {channels} channels, got {len(values)}")
     return processor_class(
         size={"shortest_edge": data_args.resize_size or round(min(height, width) * 256 / 224)},
         crop_size={"height": height, "width": width},
-        image_mean=list(mean),
-        image_std=list(std),
+        image_mean=image_mean,
+        image_std=image_std,
         do_convert_rgb=channels == 3,
     )

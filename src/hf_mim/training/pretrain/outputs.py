@@ -1,107 +1,120 @@
-"""What a finished run leaves in its folder: encoder, pre-training model, metrics, pictures and card."""
+"""Write the results of a run: encoder, pre-training model, metrics, pictures and card."""
 
 import json
 import os
+from collections.abc import Sized
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
 from PIL import Image
+from transformers import BaseImageProcessor
 
 from ...hub.run_card import build_card, build_eval_results
 from ...utils.files import replaced_file, replaced_folder
 from ...utils.layout import METRICS_FILE, TEACHER_FOLDER
 from ..trainer import MIMTrainer
 from .provenance import describe_data, describe_hardware, describe_start, describe_time, versions
-from .run import Method
+from .run import PretrainRun
 
 
 EVAL_RESULTS_FILE = ".eval_results/knn.yaml"
 
 
 def is_finished(output_dir: str) -> bool:
-    """Whether a run in `output_dir` has come to its end; the metrics are written last."""
+    """Return whether the run in `output_dir` is finished. Its metrics are written last."""
     return (Path(output_dir) / METRICS_FILE).is_file()
 
 
-def collect_metrics(method: Method, trainer: MIMTrainer, metrics: dict) -> dict:
-    """All that the summary and the card tell about a run, from the trainer's state and its last metrics."""
+def collect_metrics(run: PretrainRun, trainer: MIMTrainer, metrics: dict[str, Any]) -> dict[str, Any]:
+    """
+    Collect the facts about a run for `metrics.json`, from which summary and card are made.
+
+    Args:
+        run (`PretrainRun`): The run.
+        trainer (`MIMTrainer`): Its trainer, after training.
+        metrics (`dict`): Metrics of training and of the last evaluation.
+    """
     state, args = trainer.state, trainer.args
     total_batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    # The first evaluation is that of the weights which the run began with, if it came before the first step.
+    # An evaluation before the first step measures the weights that the run started from.
     start = next((entry for entry in state.log_history if any(key.startswith("eval_") for key in entry)), {})
     initial = {}
     if start.get("step") == 0:
         initial = {key.replace("eval", "initial"): value for key, value in start.items() if key.startswith("eval_")}
     losses = next((entry for entry in reversed(state.log_history) if "loss" in entry), {})
     final = {f"final_{name}": value for name, value in losses.items() if name.startswith("loss")}
-    has_length = hasattr(trainer.train_dataset, "__len__")
+    train_dataset, eval_dataset = trainer.train_dataset, trainer.eval_dataset
     return {
-        **describe_data(method.data_args),
-        "train_images": len(trainer.train_dataset) if has_length else None,
+        **describe_data(run.data_args),
+        "train_images": len(train_dataset) if isinstance(train_dataset, Sized) else None,
         "bank_images": None if trainer.bank_dataset is None else len(trainer.bank_dataset),
-        "eval_images": None if trainer.eval_dataset is None else len(trainer.eval_dataset),
-        **describe_start(method.model_args),
-        "recipe": method.recipe,
-        "command": method.command,
+        "eval_images": len(eval_dataset) if isinstance(eval_dataset, Sized) else None,
+        **describe_start(run.model_args),
+        "recipe": run.recipe,
+        "command": run.command,
         "steps": state.global_step,
         **describe_hardware(args),
         **describe_time(state.log_history, state.global_step, total_batch),
         "versions": versions(),
-        **method.facts(),
+        **run.card_facts(),
         **final,
         **initial,
         **metrics,
     }
 
 
-def save_run(method: Method, trainer: MIMTrainer, metrics: dict, example_images: list[Image.Image]):
+def save_run(
+    run: PretrainRun, trainer: MIMTrainer, metrics: dict[str, Any], example_images: list[Image.Image]
+) -> None:
     """
-    Write the results of a run into `output_dir`; only the main process does anything.
+    Write the results of a run into `output_dir`. All processes call this, the main process writes.
 
-    - at the root what is deployed, with its image processor: a native transformers model, or a tokenizer,
-    - `pretraining/`, unless that is all there is: the full model, its image processor and `teacher/`, from which
-      training can go on,
+    - At the root, the deployed model with its image processor: a plain transformers model, or a tokenizer.
+    - `pretraining/`, from which training can be continued: the full model, its image processor and `teacher/`. Left
+      out if the deployed model is the full model.
     - `metrics.json`, `curves.png` (unless the run was too short to log anything), the pictures of the method,
-      `masks.png` (where it masks), the card, `README.md`, and, for data from the Hub, `.eval_results/knn.yaml`.
+      `masks.png` (if it masks patches), the card `README.md` and, for data from the Hub, `.eval_results/knn.yaml`.
 
     Args:
-        method (`Method`): The run.
-        trainer (`MIMTrainer`): After training.
+        run (`PretrainRun`): The run.
+        trainer (`MIMTrainer`): Its trainer, after training.
         metrics (`dict`): Metrics of training and of the last evaluation.
         example_images (`list[PIL.Image.Image]`): A few images for the pictures.
     """
-    # Sharded weights are gathered by all processes together.
+    # All processes gather sharded weights together.
     student, target, encoder = trainer.whole_student(), trainer.whole_target(), trainer.deployable_encoder()
     if not trainer.is_world_process_zero():
         return
-    # Only here, because a run should not wait for matplotlib before its first step.
+    # Imported late because importing matplotlib would delay the first step.
     from ...analysis.curves import plot_curves
 
-    output, processor = Path(trainer.args.output_dir), trainer.processing_class
-    if method.keeps_full_model:
+    output, processor = Path(str(trainer.args.output_dir)), trainer.processing_class
+    assert isinstance(processor, BaseImageProcessor)
+    if run.keeps_full_model:
         with replaced_folder(output / "pretraining") as folder:
             student.save_pretrained(folder)
             processor.save_pretrained(folder)
             if target is not None:
                 trainer.save_target(folder / TEACHER_FOLDER, target)
     with replaced_folder(output / ".encoder") as folder:
-        method.save_deployable(encoder, processor, folder)
+        run.save_deployable(encoder, processor, folder)
     for file in (output / ".encoder").iterdir():
         os.replace(file, output / file.name)
     (output / ".encoder").rmdir()
 
-    facts = collect_metrics(method, trainer, metrics)
+    facts = collect_metrics(run, trainer, metrics)
     history = trainer.state.log_history
     facts["pictures"] = []
     if any(name.startswith(("loss", "eval_")) for entry in history for name in entry):
         plot_curves(history, output / "curves.png")
         facts["pictures"].append("curves.png")
-    facts["pictures"] += method.draw(encoder, processor, example_images, output)
-    facts["pictures"] += _draw_masks(method, trainer, example_images, output)
+    facts["pictures"] += run.save_pictures(encoder, processor, example_images, output)
+    facts["pictures"] += _draw_masks(run, trainer, example_images, output)
     with replaced_file(output / "README.md") as file:
-        card = build_card(output.resolve().name, facts, trainer.args, encoder.config, method.card)
+        card = build_card(output.resolve().name, facts, trainer.args, encoder.config, run.card)
         file.write_text(card, encoding="utf-8")
     results = build_eval_results(facts, datetime.now(UTC).isoformat(timespec="seconds"))
     if results:
@@ -111,16 +124,16 @@ def save_run(method: Method, trainer: MIMTrainer, metrics: dict, example_images:
         file.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
-def _draw_masks(method: Method, trainer: MIMTrainer, images: list[Image.Image], output: Path) -> list[str]:
-    """Draw what the last epoch's masks hide of `images`, if they hide anything."""
-    views, collator = method.build_views(), method.build_collator(None)
+def _draw_masks(run: PretrainRun, trainer: MIMTrainer, images: list[Image.Image], output: Path) -> list[str]:
+    """Draw the masks of the last epoch on `images`, and return the file names. No masks, no file."""
+    views, collator = run.build_views(), run.build_collator(None)
     epoch = trainer.epoch_of(max(trainer.state.global_step - 1, 0))
     samples = [
-        views(image, np.random.default_rng([method.args.seed, number])) | {"index": number, "epoch": epoch}
+        views(image, np.random.default_rng([run.args.seed, number])) | {"index": number, "epoch": epoch}
         for number, image in enumerate(images[:4])
     ]
     batch = collator(samples) if samples else {}
-    masks = method.drawn_masks(batch) if samples else None
+    masks = run.drawn_masks(batch) if samples else None
     if masks is None or not masks.any():
         return []
     from ...analysis.masks import plot_masks
@@ -129,7 +142,7 @@ def _draw_masks(method: Method, trainer: MIMTrainer, images: list[Image.Image], 
     return ["masks.png"]
 
 
-def summary(method: Method, output_dir: str) -> str:
-    """The lines that a finished run prints: what it learned, and how to load it."""
+def summary(run: PretrainRun, output_dir: str) -> str:
+    """Return the text that a finished run prints: what it learned, and how to load it."""
     facts = json.loads((Path(output_dir) / METRICS_FILE).read_text())
-    return "\n".join(["", *method.headline(facts, output_dir), ""])
+    return "\n".join(["", *run.summary_lines(facts, output_dir), ""])

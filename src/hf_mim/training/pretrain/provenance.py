@@ -1,4 +1,4 @@
-"""Where a result comes from, as its card tells it: command, data, weights, hardware, time and versions."""
+"""Describe where a result comes from, for its card: command, data, weights, hardware, time and versions."""
 
 import glob
 import importlib.metadata
@@ -20,21 +20,23 @@ from .options import DataArguments, ModelArguments
 
 
 PACKAGES = ("hf_mim", "transformers", "torch", "datasets")
-# Names of `--dataset_name` that are no data set of the Hub.
+# Values of `--dataset_name` that are not datasets of the Hub.
 BUILDERS = ("imagefolder", "parquet", "webdataset", "photo-tiles")
 SECRET = re.compile(r"--([\w-]+[_-])?token(=.*)?")
 LINE = 100
 
 
 def shown_recipe(argv: list[str]) -> str | None:
-    """Name of the recipe in the arguments of `hf-mim pretrain`; of a file, without the way to it."""
+    """Return the name of the recipe in the arguments of `hf-mim pretrain`. Files are named without their folder."""
     return Path(argv[0]).name if argv and not argv[0].startswith("-") else None
 
 
 def shown_command(argv: list[str]) -> str:
     """
-    The command of a run as a card can show it: of files and folders the last name, because the way to them means
-    nothing elsewhere; no access tokens; lines of a readable length.
+    Return the command of a run for its card.
+
+    Files and folders are reduced to their names because paths mean nothing on other machines. Access tokens are left
+    out, and long commands are broken into lines.
     """
     words, skipping = [], False
     for argument in argv:
@@ -51,7 +53,7 @@ def shown_command(argv: list[str]) -> str:
             skipping = False
     lines = ["hf-mim pretrain"]
     for number, word in enumerate(words):
-        # An option and its values stay together.
+        # Keeps an option and its value on one line.
         following = "" if number + 1 == len(words) or words[number + 1].startswith("--") else words[number + 1]
         if word.startswith("--") and len(lines[-1]) + len(word) + len(following) > LINE:
             lines.append(f"    {word}")
@@ -67,7 +69,12 @@ def _without_folders(value: str) -> str:
 
 
 def _last_name(path: str) -> str:
-    """Of files and folders the last name, of parts of a run two; of a pattern that of the last folder above it."""
+    """
+    Reduce a path to its last name.
+
+    Parts of a run keep the name of the run, as in `run/pretraining`. Of a glob pattern, the name of the last folder
+    without a wildcard remains.
+    """
     parts = [part for part in re.split(r"[\\/]+", os.path.abspath(path) if path.strip("./") == "" else path) if part]
     named = [part for part in parts if not glob.has_magic(part)]
     if len(named) > 1 and is_part_of_run(named[-1]):
@@ -76,20 +83,20 @@ def _last_name(path: str) -> str:
 
 
 def is_part_of_run(name: str) -> bool:
-    """Whether a folder of this name lies in that of a run, which is what has the card and says more by its name."""
+    """Return whether a folder of this name is part of a run, so that the card is in the folder above."""
     return name in ("pretraining", TEACHER_FOLDER) or name.startswith(PREFIX_CHECKPOINT_DIR)
 
 
 def describe_data(args: DataArguments) -> dict[str, str | None]:
-    """Name of the training data, their id on the Hub if they are from there, licence, and split of the evaluation."""
+    """Return name, Hub id (if any) and license of the training data, and the split of the evaluation."""
     name = args.dataset_name
-    local = name is not None and os.path.exists(name)
-    on_hub = name is not None and not local and name not in BUILDERS
+    on_hub = name is not None and not os.path.exists(name) and name not in BUILDERS
     if name is None or (name in BUILDERS and args.train_dir is not None):
         name = args.train_dir
-    card = None
+    assert name is not None
+    card: object = None
     if on_hub:
-        # It lies there since the data were loaded, if they have a card.
+        # Loading the data has downloaded the card, if there is one.
         card = try_to_load_from_cache(name, "README.md", repo_type="dataset")
     elif Path(name, "README.md").is_file():
         card = Path(name, "README.md")
@@ -105,7 +112,7 @@ def describe_data(args: DataArguments) -> dict[str, str | None]:
 
 
 def describe_start(args: ModelArguments) -> dict[str, str | None]:
-    """What a run continues from, its licence, and the Hub id that a card names as base; the licence of the result."""
+    """Return name, license and Hub id of the model that a run continues from, and the license of the result."""
     source = args.model_name_or_path
     if source is None:
         start = {"started_from": None, "started_from_license": None, "base_model": None}
@@ -117,10 +124,11 @@ def describe_start(args: ModelArguments) -> dict[str, str | None]:
         name = source_name(source)
     card = read_card_data(source, **({} if local else args.hub_options))
     license = _joined(card.license)
+    base_model = card.base_model if local else name
     return {
         "started_from": name,
         "started_from_license": license,
-        "base_model": card.base_model if local else name,
+        "base_model": base_model,  # type: ignore[dict-item]  # a model has one base
         "model_license": args.model_license or license,
     }
 
@@ -130,7 +138,7 @@ def _joined(license: str | list[str] | None) -> str | None:
 
 
 def describe_hardware(args: TrainingArguments) -> dict[str, str | int]:
-    """Device, number of processes and precision of a training."""
+    """Return device, number of processes and precision of a training."""
     if args.device.type == "cuda":
         device = torch.cuda.get_device_name(args.device)
     else:
@@ -141,8 +149,9 @@ def describe_hardware(args: TrainingArguments) -> dict[str, str | int]:
 
 def describe_time(log_history: list[dict], steps: int, total_batch: int) -> dict[str, float | None]:
     """
-    Seconds of training, without evaluations and checkpoints, and images per second, from the log, which a resumed run
-    continues. What no log tells (the steps after the last one) counts as much as the others.
+    Compute time and throughput of a training from its log, which a resumed run continues.
+
+    Evaluations and checkpoints are not counted. Steps after the last log entry are assumed to be as fast as the rest.
 
     Args:
         log_history (`list[dict]`): `trainer.state.log_history`.
@@ -150,7 +159,7 @@ def describe_time(log_history: list[dict], steps: int, total_batch: int) -> dict
         total_batch (`int`): Images per step.
 
     Returns:
-        `training_seconds` and `images_per_second`; both None without a log.
+        `training_seconds` and `images_per_second`. Both are None if there is no log.
     """
     last, images, seconds = 0, 0, 0.0
     for entry in log_history:
@@ -164,6 +173,6 @@ def describe_time(log_history: list[dict], steps: int, total_batch: int) -> dict
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Return the versions of the software that a result depends on."""
     found = {package: importlib.metadata.version(package) for package in PACKAGES}
     return {"Python": platform.python_version()} | found

@@ -1,4 +1,4 @@
-"""YAML recipes over transformers' `HfArgumentParser`: a recipe sets defaults, the command line wins."""
+"""Parse YAML recipes and options with `HfArgumentParser`: a recipe sets defaults, the command line overrides."""
 
 import dataclasses
 import re
@@ -20,19 +20,20 @@ RECIPES = resources.files("hf_mim.training") / "recipes"
 
 
 def list_recipes() -> list[str]:
-    """Names of the recipes inside the package, sorted, without `.yaml`."""
+    """Return the sorted names of the packaged recipes, without `.yaml`."""
     return sorted(file.name.removesuffix(".yaml") for file in RECIPES.iterdir() if file.name.endswith(".yaml"))
 
 
 def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
-    """Options and values of a recipe, as they stand in its YAML file.
+    """
+    Return the options and values in the YAML file of a recipe.
 
     Args:
-        name_or_path: a packaged name (see `list_recipes`), or a path to a YAML file.
+        name_or_path (`str` or `Path`): Name of a packaged recipe (see [`list_recipes`]) or path of a YAML file.
 
     Raises:
-        FileNotFoundError: a path (it has a folder or ends in .yaml or .yml) to no file.
-        ValueError: an unknown name, or a file that does not hold one YAML mapping of names to values.
+        FileNotFoundError: If a path (with a folder, or ending in .yaml or .yml) does not exist.
+        ValueError: If the name is unknown, or the file is not a YAML mapping of names to values.
     """
     name, path = str(name_or_path), Path(name_or_path)
     if name in list_recipes():
@@ -58,32 +59,33 @@ def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
 def parse_recipe_args(
     dataclass_types: tuple[type, ...], argv: Sequence[str], without: Iterable[str] = ()
 ) -> tuple[Any, ...]:
-    """Fill dataclasses from `[RECIPE] [--option value ...]`.
+    """
+    Fill dataclasses from `[RECIPE] [--option value ...]`.
 
-    The first argument, unless it starts with `-`, is the recipe. Its values replace the defaults of the dataclasses,
-    the options of the command line replace both. A value of a recipe must have the type of its field; what the
-    command line can only spell as text (lists, nested mappings for fields of type dict, null) is written as YAML.
+    The first argument is the recipe, unless it starts with `-`. Values of the recipe replace defaults of the
+    dataclasses, options of the command line replace both. A value in a recipe must have the type of its field. Lists,
+    mappings (for fields of type dict) and null are written as in YAML.
 
     Args:
-        dataclass_types: the dataclasses to fill; every field with `init=True` is an option, help text in its metadata.
-        argv: arguments without the program name.
-        without: options of the recipe to pass over.
+        dataclass_types (`tuple[type]`): Dataclasses to fill. Every field with `init=True` is an option.
+        argv (`Sequence[str]`): Arguments after the program name.
+        without (`Iterable[str]`, defaults to `()`): Options of the recipe to ignore.
 
     Returns:
-        One instance per entry of `dataclass_types`, in that order.
+        One instance per dataclass, in the same order.
 
     Raises:
-        FileNotFoundError: see `load_recipe`.
-        ValueError: see `load_recipe`; an option, of the recipe or the command line, that no dataclass has (the
-            message names the nearest); a value of the wrong type; an argument that belongs to no option.
-        SystemExit: after `--help` is printed.
+        FileNotFoundError: As for [`load_recipe`].
+        ValueError: As for [`load_recipe`]; if no dataclass has an option (the message names the most similar one); if
+            a value has the wrong type; or if an argument belongs to no option.
+        SystemExit: After `--help` was printed.
     """
     arguments = list(argv)
     parser = _RecipeParser(dataclass_types)
     if arguments and not arguments[0].startswith("-"):
         recipe = load_recipe(arguments[0])
         parser.set_recipe(arguments.pop(0), {name: recipe[name] for name in recipe if name not in without})
-    # Before anything is built: a misspelt option is a better message than what its absence leads to.
+    # Checked first: the dataclasses would complain about the missing value instead of the misspelled option.
     _, unknown = parser.parse_known_args(arguments)
     if unknown:
         option = next((text for text in unknown if text.startswith("--")), None)
@@ -96,13 +98,13 @@ def parse_recipe_args(
 
 
 class _RecipeParser(HfArgumentParser):
-    """`HfArgumentParser` with one help section per dataclass, exact option names, and errors that are raised."""
+    """`HfArgumentParser` with one help section per dataclass, exact option names, and exceptions in place of exits."""
 
     def __init__(self, dataclass_types: Iterable[type]):
-        # Field name -> its type as declared. HfArgumentParser itself narrows unions to one type per option.
+        # Declared type of every option. HfArgumentParser itself narrows unions to one type.
         self.options: dict[str, Any] = {}
         super().__init__(
-            dataclass_types,
+            list[Any](dataclass_types),
             usage="hf-mim pretrain [RECIPE] [--option value ...]",
             epilog=f"RECIPE: {', '.join(list_recipes())}, or a path to a YAML file",
             allow_abbrev=False,
@@ -114,7 +116,7 @@ class _RecipeParser(HfArgumentParser):
         for field in dataclasses.fields(dtype):
             if field.init:
                 self.options[field.name] = field.type = hints[field.name]
-                self._parse_dataclass_field(group, field)
+                self._parse_dataclass_field(group, field)  # type: ignore[arg-type]  # groups work, too
 
     def set_recipe(self, source: str, recipe: dict[str, Any]) -> None:
         defaults = {}
@@ -126,7 +128,7 @@ class _RecipeParser(HfArgumentParser):
                 defaults[name] = _typed(value, declared)
             except TypeError as error:
                 wanted = declared.__name__ if isinstance(declared, type) else re.sub(r"\w+\.", "", str(declared))
-                # YAML reads a bare no, off, yes or on as a boolean.
+                # YAML reads an unquoted no, off, yes or on as a boolean.
                 quotes = "; quote the word if it is text" if isinstance(value, bool) and "str" in wanted else ""
                 raise ValueError(f"recipe {source}: {name} must be {wanted}, got {value!r}{quotes}") from error
         self.set_defaults(**defaults)
@@ -139,12 +141,12 @@ class _RecipeParser(HfArgumentParser):
 
 
 def _typed(value: Any, hint: Any) -> Any:
-    # The value as the declared type wants it; TypeError when it does not fit.
+    """Convert a YAML value to the declared type. Raises `TypeError` if it does not fit."""
     origin, members = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
     if origin in (Union, types.UnionType):
-        # The plain match first: in `str | list[str]`, "x" is not turned into anything else.
+        # Exact matches first, so that "x" remains a string in `str | list[str]`.
         for member in sorted(members, key=lambda member: type(value) is not (typing.get_origin(member) or member)):
             try:
                 return _typed(value, member)
@@ -158,7 +160,7 @@ def _typed(value: Any, hint: Any) -> Any:
     elif origin is dict and isinstance(value, dict):
         return {key: _typed(item, members[1]) for key, item in value.items()}
     elif hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        # YAML reads 1e-3, which lacks the dot, as text.
+        # YAML reads 1e-3, without a decimal point, as text.
         try:
             return float(value)
         except ValueError:
@@ -168,4 +170,4 @@ def _typed(value: Any, hint: Any) -> Any:
             return value
     elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise TypeError(f"{value!r} is no {hint}")
+    raise TypeError(f"{value!r} is not {hint}")

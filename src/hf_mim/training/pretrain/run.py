@@ -1,9 +1,10 @@
-"""What `hf-mim pretrain` has to know of a method; `ibot_method.py` and others say it."""
+"""Base class of the runs of `hf-mim pretrain`. Each method has a subclass, in a file named after the method."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -11,28 +12,31 @@ from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from ...hub.export import export_native, native_image_processor
 from ..arguments import MIMTrainingArguments
+from ..schedules import check_warmup
 from ..trainer import MIMTrainer
 from .options import DataArguments, ModelArguments
 
 
-class Method(ABC):
+class PretrainRun(ABC):
     """
-    One run of a method: from its options to a trainer, and from the trainer to what the run leaves behind.
+    One run of a method: builds the trainer from the options, and saves what the trained model is deployed as.
 
-    Each part is asked for once, in the order of the methods below, and raises `ValueError` or `OSError` when the
-    options do not fit together, or to the weights to continue from.
+    `hf-mim pretrain` calls each `build_...` method once, in the order in which they are defined below. They raise
+    `ValueError` or `OSError` if the options contradict each other or the weights to continue from.
 
     Args:
-        model_args, data_args, args: The options of the run.
+        model_args (`ModelArguments`): Model options.
+        data_args (`DataArguments`): Data options.
+        args (`MIMTrainingArguments`): Training options, an instance of `arguments_class`.
     """
 
     arguments_class: type[MIMTrainingArguments]
     trainer_class: type[MIMTrainer]
-    # Template of the card; the one with the name of the encoder's model type when None.
+    # Template of the card. If None, the template named after the model type of the encoder.
     card: str | None = None
-    # Images from which the pictures are drawn.
+    # Number of images that `save_pictures` gets.
     num_example_images = 4
-    # As the card shows them: name of the recipe, and the whole command.
+    # Name of the recipe and the whole command, for the card.
     recipe: str | None = None
     command: str | None = None
 
@@ -41,81 +45,124 @@ class Method(ABC):
 
     @property
     def keeps_full_model(self) -> bool:
-        """Whether the full model is more than what is deployed, and is kept beside it in `pretraining/`."""
+        """Whether the full pre-training model is saved in `pretraining/`, beside the model that is deployed."""
         return self.trainer_class.keeps_full_model
 
-    def check_epochs(self, epochs: int):
-        """Check what counts in epochs against a run of so many."""
-        args = self.args
-        if args.lr_scheduler_type == "cosine" and not args.warmup_steps and args.warmup_epochs >= epochs:
-            raise ValueError(
-                f"the learning rate's warm-up (warmup_epochs {args.warmup_epochs:g}) is as long as the run of "
-                f"{args.num_train_epochs:g} epochs, or longer"
-            )
+    @property
+    def deploys_native(self) -> bool:
+        """Whether the deployed model is a plain transformers model, which loads without hf_mim."""
+        return True
+
+    def check_epochs(self, epochs: int) -> None:
+        """
+        Check the schedules that are given in epochs, before the data are loaded.
+
+        Args:
+            epochs (`int`): Number of epochs of the run. An incomplete epoch counts as one.
+
+        Raises:
+            ValueError: If a schedule is too long for the run.
+        """
+        if self.counts_warmup_epochs:
+            check_warmup(self.args.warmup_epochs, epochs, "epochs")
+
+    @property
+    def counts_warmup_epochs(self) -> bool:
+        """Whether `warmup_epochs` decides the length of the learning rate's warm-up."""
+        return self.args.lr_scheduler_type == "cosine" and not self.args.warmup_steps
 
     @cached_property
     def config(self) -> PreTrainedConfig:
-        """The configuration of the model to train; of a model to continue from, only its configuration is read."""
+        """Configuration of the model to train. No weights are loaded for it, except those of a target network."""
         return self.build_config()
 
     @abstractmethod
     def build_config(self) -> PreTrainedConfig:
-        """Makes `config`. A target network that decides some of it is loaded here, before the data are."""
+        """Build `config`. A target network that determines some of its fields is loaded here, before the data."""
 
     @abstractmethod
     def build_views(self) -> Callable:
-        """What makes the views of an image, for a `ViewsDataset`."""
+        """Build the callable that makes the views of an image, for a [`~hf_mim.data.datasets.ViewsDataset`]."""
 
     @abstractmethod
     def build_processor(self) -> BaseImageProcessor:
-        """The transform for evaluation and inference."""
+        """Build the image processor for evaluation and inference."""
 
     @abstractmethod
     def build_collator(self, make_samples: Callable | None) -> Callable:
-        """What puts samples together; `make_samples` makes them from the rows of a stream."""
+        """
+        Build the collator.
+
+        Args:
+            make_samples (`Callable`, *optional*): Makes the samples of a batch from rows of a stream. None if the
+                dataset yields samples.
+        """
 
     @abstractmethod
     def build_model(self) -> PreTrainedModel:
-        """The model to train: a new one, or one to continue from."""
+        """Build a new model to train, or load the model to continue from."""
 
     @abstractmethod
-    def build_trainer(self, **common) -> MIMTrainer:
-        """The trainer, from the arguments that those of all methods take."""
+    def build_trainer(self, **common: Any) -> MIMTrainer:
+        """
+        Build the trainer.
 
-    def save_deployable(self, encoder: PreTrainedModel, processor: BaseImageProcessor, folder: Path):
-        """Write what is published into `folder`, with its image processor: as plain ones, unless `facts` deny it."""
-        if self.facts().get("native", True):
-            encoder, processor = export_native(encoder), native_image_processor(processor)
+        Args:
+            **common: Arguments that the trainers of all methods take.
+        """
+
+    def save_deployable(self, encoder: PreTrainedModel, processor: BaseImageProcessor, folder: Path) -> None:
+        """Save the deployed model and its image processor in `folder`, as plain ones if `deploys_native`."""
+        if self.deploys_native:
+            encoder = export_native(encoder)
+            processor = native_image_processor(processor)
         encoder.save_pretrained(folder)
         processor.save_pretrained(folder)
 
-    def draw(
+    def save_pictures(
         self, encoder: PreTrainedModel, processor: BaseImageProcessor, images: list[Image.Image], output: Path
     ) -> list[str]:
-        """Draw pictures of what the result does with `images` into `output`; gives the names of the files."""
-        # Only here, because a run should not wait for matplotlib before its first step.
+        """
+        Draw pictures of what the trained model does with some images.
+
+        Args:
+            encoder (`PreTrainedModel`): Deployed model.
+            processor (`BaseImageProcessor`): Its image processor.
+            images (`list[PIL.Image.Image]`): Images to draw, up to `num_example_images`.
+            output (`Path`): Folder to write to.
+
+        Returns:
+            File names of the pictures.
+        """
+        # Imported late because importing matplotlib would delay the first step.
         from ...analysis.attention import plot_attention
 
         plot_attention(encoder, images, processor, output / "attention.png")
         return ["attention.png"]
 
     def drawn_masks(self, batch: dict[str, torch.Tensor]) -> torch.Tensor | None:
-        """What the masks of a batch of the collator hide: bool `[B, N]` or `[B, G, N]`; None without masks."""
+        """Return which patches of a batch are masked: bool `[B, N]` or `[B, G, N]`. None if the method masks none."""
         return batch.get("bool_masked_pos")
 
-    def facts(self) -> dict:
-        """What card and summary tell beside the figures of every run."""
+    def card_facts(self) -> dict[str, Any]:
+        """Return what `metrics.json` and the card contain for this method in addition to the facts of every run."""
         return {}
 
-    def headline(self, facts: dict, output_dir: str) -> list[str]:
-        """The lines in which a finished run says what it learned and how to load it, from its `metrics.json`."""
+    def summary_lines(self, facts: dict[str, Any], output_dir: str) -> list[str]:
+        """
+        Return the lines that a finished run prints: what it learned, and how to load it.
+
+        Args:
+            facts (`dict`): Contents of `metrics.json`.
+            output_dir (`str`): Folder of the run.
+        """
         lines = []
         names = [
             key.removeprefix("eval_knn_") for key in facts if key.startswith("eval_knn_") and key.endswith("_top1")
         ]
         if names:
             name = "20_top1" if "20_top1" in names else names[-1]
-            start = facts["started_from"] or "random initialisation"
+            start = facts["started_from"] or "random initialization"
             rows = {
                 "raw pixels": facts.get(f"raw_pixels_knn_{name}"),
                 start: facts.get(f"initial_knn_{name}"),
@@ -123,26 +170,45 @@ class Method(ABC):
             }
             lines += [
                 f"{name.split('_')[0]}-NN accuracy on {facts['eval_images']} held-out images "
-                f"({facts['bank_images']} neighbours to choose from)"
+                f"({facts['bank_images']} neighbors to choose from)"
             ]
             lines += [f"  {label:<24}{value:5.1f} %" for label, value in rows.items() if value is not None]
             lines.append("")
-        native = facts.get("native", True)
-        *files, last = ["Encoder", "card", *facts["pictures"]]
+        pictures: list[str] = facts["pictures"]
+        *files, last = ["Encoder", "card", *pictures]
         return [
             *lines,
             f"{', '.join(files)} and {last} are in {output_dir}. "
-            + ("Three lines load it, without hf_mim:" if native else "Four lines load it:\n  import hf_mim"),
+            + (
+                "Three lines load it, without hf_mim:"
+                if facts.get("native", True)
+                else "Four lines load it:\n  import hf_mim"
+            ),
             "  from transformers import AutoImageProcessor, AutoModel",
             f'  processor = AutoImageProcessor.from_pretrained("{output_dir}")',
             f'  model = AutoModel.from_pretrained("{output_dir}")',
         ]
 
 
+def scale_range(name: str, scale: list[float]) -> tuple[float, float]:
+    """Return the smallest and largest fraction of the image's area that a crop covers. `name` is the option's name."""
+    if len(scale) != 2:
+        raise ValueError(f"{name} must be (smallest, largest) fraction of the area, got {scale}")
+    return scale[0], scale[1]
+
+
 def pixel_size(name: str, size: list[int], patch_size: int, patch: str = "the patch size") -> tuple[int, int]:
     """
-    Height and width from an option that is one number or both; `ValueError` unless they are whole patches, or what
-    else `patch` says.
+    Return height and width from an option that holds one number or both.
+
+    Args:
+        name (`str`): Name of the option.
+        size (`list[int]`): Its value in pixels.
+        patch_size (`int`): Height and width must be multiples of this.
+        patch (`str`, defaults to `"the patch size"`): What to call `patch_size` in the message.
+
+    Raises:
+        ValueError: If there are more than two numbers, or one is not a positive multiple of `patch_size`.
     """
     if len(size) not in (1, 2):
         raise ValueError(f"{name} must be one number, or height and width, got {size}")
