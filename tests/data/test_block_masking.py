@@ -31,14 +31,14 @@ def case_and_masks(request):
     return case, generator_of(case["args"])(mask_seeds(7, 0, np.arange(4000), 1)[:, 0])
 
 
-def neighbour_pairs(masks: np.ndarray) -> np.ndarray:
+def neighbor_pairs(masks: np.ndarray) -> np.ndarray:
     """Pairs of masked patches side by side or one above the other, int [M]."""
     rows = (masks[:, 1:] & masks[:, :-1]).sum(axis=(1, 2))
     return rows + (masks[:, :, 1:] & masks[:, :, :-1]).sum(axis=(1, 2))
 
 
 def components(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number of connected regions (4 neighbours) per mask and the size of the largest, int [M] each."""
+    """Number of connected regions (4 neighbors) per mask and the size of the largest, int [M] each."""
     count, height, width = masks.shape
     labels = np.pad(np.arange(1, height * width + 1).reshape(1, height, width) * masks, ((0, 0), (1, 1), (1, 1)))
     while True:
@@ -72,7 +72,7 @@ def test_place_is_the_originals(case_and_masks):
 
 def test_texture_is_the_originals(case_and_masks):
     case, masks = case_and_masks
-    pairs = neighbour_pairs(masks)
+    pairs = neighbor_pairs(masks)
     assert pairs.mean() == pytest.approx(case["masked_neighbour_pairs_mean"], rel=0.03)
     assert pairs.std() == pytest.approx(case["masked_neighbour_pairs_std"], rel=0.1)
     regions, largest = components(masks[:2000])

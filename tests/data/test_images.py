@@ -192,7 +192,7 @@ def test_undefined_orientation_does_not_matter(picture):
 # --------------------------------------------------------------------------- pixel types
 
 
-def test_sixteen_bit_greyscale_is_scaled():
+def test_sixteen_bit_grayscale_is_scaled():
     ramp = np.arange(0, 65536, 16, dtype=np.uint16).reshape(64, 64)
     expected = np.round(ramp / 257).astype(np.uint8)
     for source in (
@@ -230,21 +230,21 @@ def test_transparency_is_dropped_or_kept(picture):
     np.testing.assert_array_equal(np.asarray(decode_image(encoded(rgba), 4)), np.asarray(rgba))
     np.testing.assert_array_equal(np.asarray(decode_image(encoded(rgba), 1)), np.asarray(picture.convert("L")))
 
-    grey_alpha = Image.merge("LA", [picture.convert("L"), alpha])
-    np.testing.assert_array_equal(np.asarray(decode_image(encoded(grey_alpha), 1)), np.asarray(picture.convert("L")))
-    np.testing.assert_array_equal(np.asarray(decode_image(encoded(grey_alpha), 4))[..., 3], np.asarray(alpha))
+    gray_alpha = Image.merge("LA", [picture.convert("L"), alpha])
+    np.testing.assert_array_equal(np.asarray(decode_image(encoded(gray_alpha), 1)), np.asarray(picture.convert("L")))
+    np.testing.assert_array_equal(np.asarray(decode_image(encoded(gray_alpha), 4))[..., 3], np.asarray(alpha))
     np.testing.assert_array_equal(np.asarray(decode_image(encoded(picture), 4))[..., 3], 255)
 
 
 @pytest.mark.parametrize("transparency", [2, bytes([0, 128, 255, 7])])
 @pytest.mark.filterwarnings("error")
 def test_palette_with_transparency(transparency):
-    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [10, 20, 30]], dtype=np.uint8)
+    colors = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [10, 20, 30]], dtype=np.uint8)
     indices = np.arange(24).reshape(4, 6) % 4
     palette = Image.fromarray(indices.astype(np.uint8)).convert("P")
-    palette.putpalette(colours.tobytes())
+    palette.putpalette(colors.tobytes())
     data = encoded(palette, transparency=transparency)
-    np.testing.assert_array_equal(np.asarray(decode_image(data)), colours[indices])
+    np.testing.assert_array_equal(np.asarray(decode_image(data)), colors[indices])
     alpha = [255, 255, 0, 255] if transparency == 2 else list(transparency)
     np.testing.assert_array_equal(np.asarray(decode_image(data, 4))[..., 3], np.array(alpha)[indices])
 
@@ -256,7 +256,7 @@ def test_cmyk_is_not_inverted(picture):
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
 def test_the_first_frame_counts(format):
-    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "blue", "white")]
+    frames = [Image.new("RGB", (8, 6), color) for color in ("red", "blue", "white")]
     data = encoded(frames[0], format, save_all=True, append_images=frames[1:], duration=40, lossless=True)
     np.testing.assert_array_equal(np.asarray(decode_image(data)), np.full((6, 8, 3), (255, 0, 0)))
 

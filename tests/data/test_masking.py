@@ -51,7 +51,7 @@ def plain_block_mask(seed: int, height: int, width: int, target: float) -> np.nd
 
 
 def adjacent_pairs(masks: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Per mask: neighbours along an axis that are both masked, and neighbours of which at least one is."""
+    """Per mask: neighbors along an axis that are both masked, and neighbors of which at least one is."""
     masks = np.moveaxis(masks, axis, -1)
     first, second = masks[..., 1:], masks[..., :-1]
     return (first & second).sum(axis=(1, 2)), (first | second).sum(axis=(1, 2))
@@ -250,7 +250,7 @@ def test_seeds_tell_every_argument_apart():
     epochs, indices = np.array([5, 0, 7]), np.array([2, 2, 90])
     one_by_one = [mask_seeds(1, epoch, np.array([index]), 3)[0] for epoch, index in zip(epochs, indices, strict=True)]
     np.testing.assert_array_equal(mask_seeds(1, epochs, indices, 3), one_by_one)
-    # Neighbouring arguments change about half of the 64 bits.
+    # Neighboring arguments change about half of the 64 bits.
     flips = np.bitwise_count(tables[0][:-1] ^ tables[0][1:])
     assert abs(flips.mean() - 32) < 1
 
@@ -261,6 +261,6 @@ def test_hash_numbers_are_uniform_and_independent():
     counts = np.histogram(numbers, bins=100, range=(0, 1))[0]
     # Chi-square with 99 degrees of freedom exceeds 175 with probability 4e-6.
     assert ((counts - 2000) ** 2 / 2000).sum() < 175
-    centred = numbers - 0.5
-    for shifted in (centred[1:] * centred[:-1], centred[:, 1:] * centred[:, :-1]):
+    centered = numbers - 0.5
+    for shifted in (centered[1:] * centered[:-1], centered[:, 1:] * centered[:, :-1]):
         assert abs(shifted.mean()) < 5 / 12 / math.sqrt(shifted.size)

@@ -192,7 +192,7 @@ def test_distribution_of_the_jitter():
     assert 0 <= strong.min() < 0.02 and 2.48 < strong.max() <= 2.5
 
 
-def test_alpha_and_grey_keep_what_the_jitter_has_no_say_in():
+def test_alpha_and_gray_keep_what_the_jitter_has_no_say_in():
     rgba, grey = noise(40, 30, "RGBA"), noise(40, 30, "L")
     for seed in range(5):
         plain, jittered = (CropViews(24, SCALE, jitter)(rgba, np.random.default_rng(seed)) for jitter in (0, 0.4))

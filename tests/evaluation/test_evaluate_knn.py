@@ -17,7 +17,7 @@ from hf_mim.evaluation.features import extract_features
 from hf_mim.evaluation.knn import knn_accuracy
 
 
-COLOURS = {"blue": (40, 60, 200), "green": (60, 180, 60), "red": (200, 60, 40)}
+COLORS = {"blue": (40, 60, 200), "green": (60, 180, 60), "red": (200, 60, 40)}
 CONFIG = {
     "hidden_size": 24,
     "num_hidden_layers": 2,
@@ -31,10 +31,10 @@ PROCESSOR = IBotImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height
 
 def write_images(folder: Path, count: int, noise: int) -> None:
     random = np.random.default_rng(count)
-    for name, colour in COLOURS.items():
+    for name, color in COLORS.items():
         (folder / name).mkdir(parents=True)
         for i in range(count):
-            pixels = np.array(colour) + random.integers(-noise, noise + 1, (20, 24, 3))
+            pixels = np.array(color) + random.integers(-noise, noise + 1, (20, 24, 3))
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name / f"{i}.png")
 
 
@@ -56,7 +56,7 @@ def encoder(tmp_path_factory) -> Path:
 
 
 def split_of(folder: Path) -> datasets.Dataset:
-    names = sorted(COLOURS)
+    names = sorted(COLORS)
     files = sorted(folder.rglob("*.png"))
     return datasets.Dataset.from_dict(
         {"image": [str(file) for file in files], "label": [names.index(file.parent.name) for file in files]}

@@ -77,7 +77,7 @@ def test_ties_and_chunks_agree_with_brute_force(train, test, k, query_chunk, ban
 def test_chunk_sizes_do_not_change_the_ranking_of_real_valued_features():
     generator = torch.Generator().manual_seed(0)
     train = torch.randn(301, 33, generator=generator)
-    train[150:] = train[:151].clone()  # every neighbour has a twin, under another label
+    train[150:] = train[:151].clone()  # every neighbor has a twin, under another label
     labels = torch.randint(0, 12, (301,), generator=generator)
     test = torch.randn(40, 33, generator=generator)
     whole = knn_classify(train, labels, test, [1, 5, 50])
@@ -95,10 +95,10 @@ def test_duplicates_resolve_to_the_lowest_index():
     assert knn_classify(train, labels, train[:1], 3)[3].tolist() == [[0, 1, 3, -1]]
 
 
-def test_one_near_neighbour_outvotes_two_far_ones_only_at_a_low_temperature():
+def test_one_near_neighbor_outvotes_two_far_ones_only_at_a_low_temperature():
     train = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.6, -0.8]])
     labels = torch.tensor([0, 1, 1])
-    query = torch.tensor([[5.0, 0.0]])  # normalised by the function
+    query = torch.tensor([[5.0, 0.0]])  # normalized by the function
     assert knn_classify(train, labels, query, 3, temperature=0.07)[3].tolist() == [[0, 1]]
     # 2 exp(0.6 / T) > exp(1 / T)  <=>  T > 0.4 / log 2 = 0.577
     assert knn_classify(train, labels, query, 3, temperature=0.57)[3].tolist() == [[0, 1]]
@@ -111,7 +111,7 @@ def test_tiny_temperature_does_not_overflow():
     assert ranking.tolist() == [[2, 0, 1]]
 
 
-def test_more_neighbours_than_images_means_the_whole_bank():
+def test_more_neighbors_than_images_means_the_whole_bank():
     train = torch.eye(3)
     labels = torch.tensor([0, 1, 2])
     both = knn_classify(train, labels, train, [3, 200])

@@ -28,7 +28,7 @@ from hf_mim.hub.export import export_native, native_image_processor, other_sizes
 
 
 def tiny(cls=IBotModel, **overrides):
-    """A model in which no tensor, the mask token included, has the value that its initialisation gives it."""
+    """A model in which no tensor, the mask token included, has the value that its initialization gives it."""
     settings = dict(
         hidden_size=32, num_hidden_layers=3, num_attention_heads=4, image_size=24, patch_size=8, initializer_range=0.2
     )

@@ -15,7 +15,7 @@ from hf_mim.hub.export import export_native, other_sizes
 
 
 def tiny(cls=Beitv2Model, **overrides):
-    """A model in which no tensor has the value that its initialisation gives it."""
+    """A model in which no tensor has the value that its initialization gives it."""
     settings = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, image_size=24, patch_size=8)
     settings |= dict(initializer_range=0.2, vocab_size=16, early_layers=2)
     torch.manual_seed(0)

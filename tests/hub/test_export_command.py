@@ -53,7 +53,7 @@ CROP = dict(size={"shortest_edge": 30}, crop_size={"height": 24, "width": 24})
 
 
 def save(model, processor_class, folder):
-    """With no tensor at the value that its initialisation gives it."""
+    """With no tensor at the value that its initialization gives it."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.rand_like(parameter) - 0.15)

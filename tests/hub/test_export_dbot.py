@@ -23,7 +23,7 @@ from hf_mim.hub.export import export_native
 
 
 def tiny(cls=DBotModel, **overrides):
-    """A model in which no tensor has the value that its initialisation gives it."""
+    """A model in which no tensor has the value that its initialization gives it."""
     settings = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, image_size=24, patch_size=8)
     settings |= dict(decoder_hidden_size=16, decoder_num_hidden_layers=1, decoder_num_attention_heads=2)
     torch.manual_seed(0)

@@ -14,7 +14,7 @@ from hf_mim.hub.export import export_native, other_sizes
 
 
 def tiny(cls=IBotSwinModel, **overrides):
-    """A model in which no tensor has the value that its initialisation gives it; maps of 8 and 4 patches."""
+    """A model in which no tensor has the value that its initialization gives it; maps of 8 and 4 patches."""
     settings = dict(embed_dim=16, depths=[2, 2], num_heads=[2, 4], window_size=3, image_size=32)
     if cls is IBotSwinForPreTraining:
         settings |= dict(out_dim=16, head_hidden_size=24, head_bottleneck_size=8)
@@ -27,7 +27,7 @@ def tiny(cls=IBotSwinModel, **overrides):
 
 
 def images_of(model, size: int | None = None, count: int = 3) -> torch.Tensor:
-    """The last one nearly of one colour, where the epsilon of a norm shows."""
+    """The last one nearly of one color, where the epsilon of a norm shows."""
     config = model.config
     size = size or config.image_size
     images = torch.randn(count, config.num_channels, size, size, generator=torch.Generator().manual_seed(0))

@@ -50,7 +50,7 @@ LABELS = {0: "cat", 1: "dog", 2: "owl"}
 
 
 def random_model(model: PreTrainedModel) -> PreTrainedModel:
-    """With no tensor at the value that its initialisation gives it."""
+    """With no tensor at the value that its initialization gives it."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():

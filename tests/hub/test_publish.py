@@ -103,7 +103,7 @@ def test_the_encoder_alone_and_private(loopback_hub, api, finished_run):
     assert lines[0].startswith("tester/tiny (private)") and "pretraining/" in lines[1]
 
 
-def test_an_organisation_that_is_private_by_default(loopback_hub, api, finished_run, monkeypatch):
+def test_an_organization_that_is_private_by_default(loopback_hub, api, finished_run, monkeypatch):
     """There a new repository is public only where that was asked for."""
     monkeypatch.setattr(Handler.create_repository, "__defaults__", (None, "private"))
     for name, private in (("unsaid", None), ("said", False)):

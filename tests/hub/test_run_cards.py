@@ -163,7 +163,7 @@ def test_card_without_anything(method):
     assert "random initialisation" in card and "photos, as a stream |" in card
 
 
-def test_teacher_of_unknown_licence_and_no_teacher(method):
+def test_teacher_of_unknown_license_and_no_teacher(method):
     name = method[0]
     if name.startswith("ibot"):
         pytest.skip("has no teacher from elsewhere")

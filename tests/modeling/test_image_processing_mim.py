@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor, pipeline
 
 import hf_mim
 from hf_mim import IBotConfig, IBotForImageClassification, IBotForPreTraining, IBotImageProcessorPil, IBotModel
-from tests.testing.image_processing import by_hand, generated_image, has_torchvision
+from tests.testing.image_processing import DEFAULT_BACKEND, by_hand, generated_image, has_torchvision
 
 
 SIZES = [(300, 300), (400, 260), (251, 500), (97, 60), (256, 256), (640, 427)]
@@ -132,6 +132,7 @@ def test_feature_extraction_pipeline(folders, name, as_object):
         extract = pipeline("image-feature-extraction", model=encoder, image_processor=processor)
     else:
         extract = pipeline("image-feature-extraction", model=str(root / name))
+        processor = AutoImageProcessor.from_pretrained(root / name, backend=DEFAULT_BACKEND)
     expected = encoder(processor(images, return_tensors="pt")["pixel_values"])
     tokens = torch.tensor(extract(images)).squeeze(1)
     torch.testing.assert_close(tokens, expected.last_hidden_state, rtol=0, atol=1e-5)
@@ -148,6 +149,7 @@ def test_classification_pipeline(folders, as_object):
         classify = pipeline("image-classification", model=model, image_processor=processor)
     else:
         classify = pipeline("image-classification", model=str(root / "classifier"))
+        processor = AutoImageProcessor.from_pretrained(root / "classifier", backend=DEFAULT_BACKEND)
     scores = {entry["label"]: entry["score"] for entry in classify(image)}
     expected = model(processor(image, return_tensors="pt")["pixel_values"]).logits.softmax(-1)[0]
     assert scores == pytest.approx(dict(zip(("cat", "dog", "owl"), expected.tolist(), strict=True)), abs=1e-5)

@@ -15,7 +15,7 @@ from hf_mim import (
     Beitv2ImageProcessorPil,
     Beitv2Model,
 )
-from tests.testing.image_processing import by_hand, generated_image, has_torchvision
+from tests.testing.image_processing import DEFAULT_BACKEND, by_hand, generated_image, has_torchvision
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "CMYK"])
@@ -67,6 +67,7 @@ def test_pipelines(tmp_path, mean_pooling):
         model.save_pretrained(tmp_path / name)
         processor.save_pretrained(tmp_path / name)
 
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "encoder", backend=DEFAULT_BACKEND)
     images = [generated_image(100, 70), generated_image(50, 90, "L")]
     pixel_values = processor(images, return_tensors="pt")["pixel_values"]
     for name in models.keys() - {"classifier"}:

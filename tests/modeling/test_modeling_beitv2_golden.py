@@ -203,7 +203,7 @@ def named_statistics(case: str) -> dict:
 
 
 @pytest.mark.parametrize("case", ["pretrain_cls_pt_dim128_depth4", "finetune_dim128_depth4"])
-def test_initialisation(case):
+def test_initialization(case):
     """Moments and range of every tensor of a new model."""
     settings = dict(hidden_size=128, num_hidden_layers=4, num_attention_heads=4, image_size=64, patch_size=8)
     settings |= {"use_absolute_position_embeddings": True}

@@ -16,7 +16,7 @@ def uniform_bound(fan_in: int, fan_out: int) -> float:
     return (6 / (fan_in + fan_out)) ** 0.5
 
 
-def assert_initialised(weights: dict[str, torch.Tensor]):
+def assert_initialized(weights: dict[str, torch.Tensor]):
     """Every tensor has the distribution of the original code (SPEC 2.1); the patch projection's bias is left out."""
     for name, tensor in weights.items():
         rows, kind = tensor.shape[0], name.split(".")[-2]
@@ -43,14 +43,14 @@ class TestInitialisation:
 
     def test_a_new_model(self):
         model = self.model()
-        assert_initialised(model.state_dict())
+        assert_initialized(model.state_dict())
         bound = (3 * 8 * 8) ** -0.5
         bias = model.dbot.embeddings.patch_embeddings.projection.bias
         assert 0.9 * bound < bias.abs().max() <= bound
 
     @pytest.mark.parametrize("source", ["new", "loaded"])
     def test_reinitialisation(self, tmp_path, source):
-        """Draws everything but one bias; the parameters stay the ones that an optimiser knows."""
+        """Draws everything but one bias; the parameters stay the ones that an optimizer knows."""
         model = self.model(trainable_position_embeddings=True, layer_scale_init_value=0.1)
         if source == "loaded":
             model.save_pretrained(tmp_path)
@@ -70,7 +70,7 @@ class TestInitialisation:
         table = model.dbot.embeddings.position_embeddings
         assert torch.equal(table.data, sincos_positions(128, (3, 3)))
         assert all((layer.lambda_1 == 0.1).all() for layer in model.decoder.layers)
-        assert_initialised({k: v for k, v in model.state_dict().items() if not k.endswith(special)})
+        assert_initialized({k: v for k, v in model.state_dict().items() if not k.endswith(special)})
 
         again = self.model(trainable_position_embeddings=True, layer_scale_init_value=0.1)
         torch.manual_seed(1)

@@ -147,7 +147,7 @@ def test_head_batch_norm_in_training(ibot_golden):
 
 @pytest.mark.parametrize("name", ["loss_multicrop", "loss_nolocal_mimstart"])
 def test_loss_and_gradients(ibot_golden, name):
-    """Targets are made here from the golden centres; `IBotTargets` has its own test of the same numbers."""
+    """Targets are made here from the golden centers; `IBotTargets` has its own test of the same numbers."""
     golden, description = ibot_golden(name)
     args, batch = description["args"], description["args"]["batch"]
     views = args["ngcrops"] + args["nlcrops"]
@@ -197,8 +197,8 @@ def test_cls_loss_needs_two_views():
         cls_loss(torch.zeros(2, 1, 4), torch.zeros(2, 1, 4), 0.1)
 
 
-def test_initialisation_statistics():
-    """Moments of every kind of tensor at initialisation, against the original ViT-S and its head."""
+def test_initialization_statistics():
+    """Moments of every kind of tensor at initialization, against the original ViT-S and its head."""
     statistics = json.loads((GOLDEN / "ibot" / "init_statistics.json").read_text())
     torch.manual_seed(0)
     config = IBotConfig(hidden_size=384, num_hidden_layers=1, num_attention_heads=6, norm_last_layer=False)

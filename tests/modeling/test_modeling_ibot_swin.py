@@ -306,7 +306,7 @@ class TestIBotSwinForPreTraining(IBotPreTrainingChecks, IBotSwinChecks):
             model(**inputs)
 
 
-def test_windows_hold_neighbours_and_can_be_put_back():
+def test_windows_hold_neighbors_and_can_be_put_back():
     patches = torch.arange(36).view(1, 6, 6, 1)
     windows = to_windows(patches, 3)
     assert windows.shape == (1, 4, 9, 1)

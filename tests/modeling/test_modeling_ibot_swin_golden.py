@@ -58,8 +58,8 @@ def test_embeddings_attention_and_intermediate_layers(backbone):
         within(layer, golden[f"intermediate_last3_{i}"])
 
 
-def test_initialisation_statistics():
-    """Moments of every kind of tensor at initialisation, against the original Swin-T."""
+def test_initialization_statistics():
+    """Moments of every kind of tensor at initialization, against the original Swin-T."""
     statistics = json.loads((GOLDEN / "ibot" / "init_statistics.json").read_text())["swin_tiny_w7"]
     torch.manual_seed(0)
     model = IBotSwinForPreTraining(IBotSwinConfig(depths=[1, 1, 1, 1], out_dim=64)).ibot.state_dict()

@@ -246,7 +246,7 @@ def test_autocast_leaves_codes_alone_where_it_can():
         assert_same(output.codes, model.quantizer.encode(features))
 
 
-def test_initialisation():
+def test_initialization():
     """SPEC 2.3: normal 0.02 and no bias in the task layers; that of fine-tuning in encoder and decoder."""
     torch.manual_seed(0)
     model = VQKDModel(VQKDConfig(**SIZES | {"hidden_size": 128, "target_dim": 512}))

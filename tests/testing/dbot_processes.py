@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 from hf_mim.training.fsdp import whole_state_dict
 from tests.testing import fsdp_on_cpu
-from tests.testing.tiny_dbot import labelled_images, make_trainer
+from tests.testing.tiny_dbot import labeled_images, make_trainer
 
 
 class AfterTheSwitch(TrainerCallback):
@@ -30,7 +30,7 @@ class AfterTheSwitch(TrainerCallback):
 def main(folder: str, batch_size: str, sharded: str, checkpoint: str | None = None):
     if sharded == "sharded":
         AcceleratorState.__init__ = fsdp_on_cpu.init
-    images = labelled_images()
+    images = labeled_images()
     trainer = make_trainer(
         Path(folder),
         config={"drop_path_rate": 0.0},

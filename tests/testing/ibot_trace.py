@@ -31,7 +31,7 @@ class TraceCollator:
 
 
 class CenterRecorder(TrainerCallback):
-    """Notes centres, learning rate, weight decay and momentum of every step."""
+    """Notes centers, learning rate, weight decay and momentum of every step."""
 
     def __init__(self):
         self.steps, self.trainer = [], None

@@ -42,3 +42,7 @@ def has_torchvision() -> bool:
     except (ImportError, RuntimeError):
         return False
     return True
+
+
+# What `pipeline` and `AutoImageProcessor` take when no backend is asked for.
+DEFAULT_BACKEND = "torchvision" if has_torchvision() else "pil"

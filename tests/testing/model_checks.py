@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 
 @contextlib.contextmanager
 def seeded_inits() -> Iterator[None]:
-    """Every initialisation draws the same numbers, whichever tensors were initialised before."""
+    """Every initialization draws the same numbers, whichever tensors were initialized before."""
     saved = dict(init.TORCH_INIT_FUNCTIONS)
     for name, function in saved.items():
 
@@ -106,7 +106,7 @@ class ModelChecks:
         return self.inputs(config)
 
     def make_model(self, attention: str = "sdpa", **overrides) -> PreTrainedModel:
-        """A model in eval mode in which no tensor has the value that its initialisation gives it."""
+        """A model in eval mode in which no tensor has the value that its initialization gives it."""
         torch.manual_seed(0)
         model = self.model_class(self.make_config(attn_implementation=attention, **overrides)).eval()
         generator = torch.Generator().manual_seed(1)
@@ -119,7 +119,7 @@ class ModelChecks:
     def test_the_model_is_small(self):
         assert sum(p.numel() for p in self.make_model().parameters()) < 1_000_000
 
-    def test_missing_weights_are_initialised_like_new_ones(self):
+    def test_missing_weights_are_initialized_like_new_ones(self):
         for overrides in self.variants:
             config = self.make_config(**overrides)
             with seeded_inits():
@@ -131,7 +131,7 @@ class ModelChecks:
         for overrides in self.variants:
             model = self.make_model(**overrides)
             weights = model.state_dict()
-            # Neighbours belong to the same module: each module is once seen with one half of its tensors missing.
+            # Neighbors belong to the same module: each module is once seen with one half of its tensors missing.
             for half in (list(weights)[::2], list(weights)[1::2]):
                 # Copies, because the loaded model keeps the tensors that it is given.
                 given = {name: weights[name].clone() for name in half}

@@ -41,7 +41,7 @@ def released_weights(size: str, network: str) -> dict[str, Tensor]:
 
 
 def full_checkpoint(golden: dict[str, Tensor], moment: str, step: int) -> dict:
-    """What `main_ibot.py` saves, with the weights of a golden trace (init or final) and the centres after a step."""
+    """What `main_ibot.py` saves, with the weights of a golden trace (init or final) and the centers after a step."""
     centers = {name: golden[f"step{step}/{name}"] for name in ("center", "center2")}
     return {
         "student": part(golden, f"student_{moment}/"),

@@ -14,7 +14,7 @@ EVERY_STEP = ("--save_strategy", "steps", "--save_steps", "1")
 
 
 def assert_equal_weights(first, second):
-    """Student, teacher and centres of two runs, bit for bit."""
+    """Student, teacher and centers of two runs, bit for bit."""
     for network in ("pretraining", "pretraining/teacher"):
         expected = AutoModelForPreTraining.from_pretrained(first / network).state_dict()
         found = AutoModelForPreTraining.from_pretrained(second / network).state_dict()

@@ -101,7 +101,7 @@ def encoder_of(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name.removeprefix("dbot."): value for name, value in weights.items() if name.startswith("dbot.")}
 
 
-def labelled_images() -> datasets.Dataset:
+def labeled_images() -> datasets.Dataset:
     """Twelve dark or light pictures."""
     rows, generator = [], np.random.default_rng(0)
     for i in range(12):

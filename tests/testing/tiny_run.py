@@ -60,7 +60,7 @@ It has learned nothing.
 
 
 def tiny_model(seed: int, **overrides) -> IBotForPreTraining:
-    """A model without dropout, in which no tensor has the value that its initialisation gives it."""
+    """A model without dropout, in which no tensor has the value that its initialization gives it."""
     torch.manual_seed(seed)
     model = IBotForPreTraining(IBotConfig(**SIZES | {"drop_path_rate": 0.0} | overrides)).eval()
     with torch.no_grad():

@@ -149,7 +149,7 @@ def tiny_trainer(
 
 
 class Bytes(torch.utils.data.Dataset):
-    """64 images of 3x8x8 random bytes, in the four patches of which the colours differ."""
+    """64 images of 3x8x8 random bytes, in the four patches of which the colors differ."""
 
     def __len__(self) -> int:
         return 64

@@ -20,7 +20,7 @@ def logs_of(trainer: Beitv2Trainer) -> list[dict]:
 
 
 @pytest.mark.parametrize("second_size, patch_size", [(None, 4), (32, 8)])
-def test_each_view_is_normalised_for_its_network(tmp_path, second_size, patch_size):
+def test_each_view_is_normalized_for_its_network(tmp_path, second_size, patch_size):
     tokenizer = make_tokenizer(patch_size=patch_size, image_size=4 * patch_size)
     trainer = make_trainer(tmp_path, tokenizer, second_size)
     samples = [trainer.train_dataset[i] for i in range(8)]
@@ -46,7 +46,7 @@ def test_each_view_is_normalised_for_its_network(tmp_path, second_size, patch_si
     assert len(logs_of(trainer)) == 4
 
 
-def test_normalised_views_are_put_in_the_tokenizers_scale(tmp_path):
+def test_normalized_views_are_put_in_the_tokenizers_scale(tmp_path):
     trainer = make_trainer(tmp_path)
     raw = trainer.data_collator([trainer.train_dataset[i] for i in range(8)])
     expected = trainer.prepare_batch(dict(raw))

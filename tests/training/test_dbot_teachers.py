@@ -20,7 +20,7 @@ def vit_teacher(cls_token: bool = True, seed: int = 0, **options) -> FeatureTeac
     return FeatureTeacher(vit, (4, 4), [0.5] * 3, [0.5] * 3, "raw", cls_token=cls_token, name=f"vit-{seed}")
 
 
-def test_a_teacher_of_other_width_patch_size_and_normalisation(tmp_path):
+def test_a_teacher_of_other_width_patch_size_and_normalization(tmp_path):
     teacher = vit_teacher()
     trainer = make_trainer(tmp_path, teacher, {"target_dim": 12}, stage_epochs=None, num_train_epochs=2)
     samples = [trainer.train_dataset[i] for i in range(4)]

@@ -90,7 +90,7 @@ def test_pretraining_and_tokenizer():
         assert set(decayed_parameter_names(model, BEITV2_WITHOUT_DECAY)) == decayed
 
 
-def test_an_optimiser_and_a_scheduler_keep_the_ratios():
+def test_an_optimizer_and_a_scheduler_keep_the_ratios():
     model = Beitv2ForImageClassification(Beitv2Config(**SIZES, use_mean_pooling=True))
     optimizer = torch.optim.AdamW(layer_decay_groups(model, lr=1e-3, weight_decay=0.05, layer_decay=0.5))
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))

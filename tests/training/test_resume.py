@@ -377,7 +377,7 @@ def test_weights_that_are_not_finite_are_not_saved(pictures, tmp_path, saving):
 
 
 @pytest.mark.parametrize("optimizer", ["adafactor", "sgd", "adamw_torch"])
-def test_resume_with_another_optimiser(pictures, tmp_path, optimizer):
+def test_resume_with_another_optimizer(pictures, tmp_path, optimizer):
     options = ("--train_dir", pictures, "--optim", optimizer, "--max_steps", 3, "--warmup_epochs", 0)
     pretrain(*options, *EVERY_STEP, output=tmp_path / "whole")
     copy_checkpoint(tmp_path / "whole", tmp_path / "cut", "checkpoint-2")

@@ -75,7 +75,7 @@ def images(height=32, width=32, channels=3):
     return torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(1))
 
 
-def normalised(pixels):
+def normalized(pixels):
     return (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
@@ -180,7 +180,7 @@ def test_features_are_those_of_the_model(tmp_path, kind):
     model = saved(build(), tmp_path / kind)
     teacher = load_teacher(str(tmp_path / kind), (4, 4))
     features = teacher(images())
-    torch.testing.assert_close(features, by_hand(model, normalised(images())), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(features, by_hand(model, normalized(images())), rtol=1e-5, atol=1e-5)
     assert features.shape == (2, 16, teacher.hidden_size) and teacher.feature == feature
     assert teacher.name == kind and teacher.license is None and teacher.dtype == torch.float32
     assert not any(module.training for module in teacher.train().modules())
@@ -193,7 +193,7 @@ def test_a_grid_that_the_model_was_not_made_for(tmp_path, kind):
     build, by_hand, _ = KINDS[kind]
     model = saved(build(), tmp_path)
     features = load_teacher(str(tmp_path), (3, 5))(images(24, 40))
-    torch.testing.assert_close(features, by_hand(model, normalised(images(24, 40))), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(features, by_hand(model, normalized(images(24, 40))), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [48, 20])
@@ -203,13 +203,13 @@ def test_images_are_resized_as_pillow_does(tmp_path, size):
     resized = np.stack([Image.fromarray(plane).resize((32, 32), Image.Resampling.BICUBIC) for plane in planes])
     resized = torch.from_numpy(resized).unflatten(0, (2, 3)).clamp(0, 1)
     features = load_teacher(str(tmp_path), (4, 4))(images(size, size))
-    torch.testing.assert_close(features, vit(model, normalised(resized)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(features, vit(model, normalized(resized)), rtol=1e-4, atol=1e-4)
 
 
 def test_each_feature_of_clip(tmp_path):
     model = saved(CLIPModel(CLIPConfig(vision_config=VIT, text_config=TEXT, projection_dim=12)), tmp_path)
     with torch.no_grad():
-        raw = model.vision_model(normalised(images())).last_hidden_state[:, 1:]
+        raw = model.vision_model(normalized(images())).last_hidden_state[:, 1:]
         normed = model.vision_model.post_layernorm(raw)
         expected = {"raw": raw, "normed": normed, "projected": model.visual_projection(normed)}
     for feature, value in expected.items():
@@ -221,7 +221,7 @@ def test_each_feature_of_clip(tmp_path):
 def test_raw_features_of_a_vit(tmp_path):
     model = saved(ViTModel(ViTConfig(**VIT)), tmp_path)
     with torch.no_grad():
-        raw = model(normalised(images()), output_hidden_states=True).hidden_states[-1][:, 1:]
+        raw = model(normalized(images()), output_hidden_states=True).hidden_states[-1][:, 1:]
     torch.testing.assert_close(load_teacher(str(tmp_path), (4, 4), "raw")(images()), raw, rtol=1e-5, atol=1e-5)
 
 
@@ -250,10 +250,10 @@ def test_cls_token_in_front_of_the_patches(tmp_path, kind):
     with torch.no_grad():
         if kind.startswith("clip"):
             tower = model.vision_model if kind == "clip" else model
-            cls_token = tower.post_layernorm(tower(normalised(images())).last_hidden_state[:, 0])
+            cls_token = tower.post_layernorm(tower(normalized(images())).last_hidden_state[:, 0])
             cls_token = model.visual_projection(cls_token) if kind == "clip" else cls_token
         else:
-            cls_token = model(normalised(images())).last_hidden_state[:, 0]
+            cls_token = model(normalized(images())).last_hidden_state[:, 0]
     torch.testing.assert_close(features[:, 0], cls_token, rtol=1e-5, atol=1e-5)
     assert features.shape == (2, 17, teacher.hidden_size)
 
@@ -267,7 +267,7 @@ def test_features_are_resized_in_place_of_the_images(tmp_path, grid, cls_token):
     assert teacher.input_size == (32, 32)
     features = teacher(images())
     with torch.no_grad():
-        tokens = model(normalised(images())).last_hidden_state
+        tokens = model(normalized(images())).last_hidden_state
     maps = torch.nn.functional.interpolate(
         tokens[:, 1:].transpose(1, 2).reshape(2, 16, 4, 4), grid, mode="bilinear", antialias=True
     )
@@ -288,7 +288,7 @@ def test_a_network_without_patch_size_and_norm(tmp_path):
     config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8, 8, 8], depths=[1, 1, 1, 1])
     model = saved(ResNetModel(config), tmp_path)
     teacher = load_teacher(str(tmp_path), (2, 3))
-    expected = resnet(model, normalised(images(64, 96)))
+    expected = resnet(model, normalized(images(64, 96)))
     torch.testing.assert_close(teacher(images(64, 96)), expected, rtol=1e-5, atol=1e-5)
     assert teacher.feature == "raw"
 
@@ -297,10 +297,10 @@ def test_our_pretraining_model_teaches_with_its_encoder(tmp_path):
     config = IBotConfig(**VIT, out_dim=8, head_hidden_size=8, head_bottleneck_size=4)
     model = saved(IBotForPreTraining(config), tmp_path)
     features = load_teacher(str(tmp_path), (4, 4))(images())
-    torch.testing.assert_close(features, after_cls(model.ibot, normalised(images())), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(features, after_cls(model.ibot, normalized(images())), rtol=1e-5, atol=1e-5)
 
 
-def test_images_of_one_channel_are_grey(tmp_path):
+def test_images_of_one_channel_are_gray(tmp_path):
     saved(ViTModel(ViTConfig(**VIT)), tmp_path)
     teacher = load_teacher(str(tmp_path), (4, 4))
     grey = images(channels=1)
@@ -406,4 +406,4 @@ def test_missing_weights_and_processors_are_named(tmp_path):
 def test_clip_processors_are_read_too(tmp_path):
     model = saved(CLIPVisionModel(CLIPVisionConfig(**VIT)), tmp_path, CLIPImageProcessorPil)
     features = load_teacher(str(tmp_path), (4, 4))(images())
-    torch.testing.assert_close(features, clip_tower(model, normalised(images())), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(features, clip_tower(model, normalized(images())), rtol=1e-5, atol=1e-5)

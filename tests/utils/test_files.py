@@ -11,7 +11,7 @@ from hf_mim.utils.files import replaced_file, replaced_folder
 
 @pytest.fixture
 def calls(monkeypatch) -> list[str]:
-    """Names of what is synchronised and renamed, in order."""
+    """Names of what is synchronized and renamed, in order."""
     calls, sync, replace = [], files.sync, os.replace
     monkeypatch.setattr(files, "sync", lambda path: (calls.append(f"sync {path.name}"), sync(path)))
     monkeypatch.setattr(

@@ -206,7 +206,7 @@ class TestFolders:
             save_converted(converted, tmp_path / "out", native=True)
         assert not any(tmp_path.iterdir())
 
-    def test_normalisation_of_the_first_version(self, beitv2_golden):
+    def test_normalization_of_the_first_version(self, beitv2_golden):
         """BEiT's first version has the same names and 0.5 for mean and deviation, unless its run says otherwise."""
         weights = weights_of(beitv2_golden("finetune_abspos_clspool"))
         args = Namespace(imagenet_default_mean_and_std=False, crop_pct=None)

@@ -106,7 +106,7 @@ def test_options_may_be_a_dict_and_states_empty():
         ({"center": torch.zeros(1), "queue": torch.zeros(1)}, "ibot_loss holds a Tensor 'queue'"),
     ],
 )
-def test_centres_that_are_none(content, message):
+def test_centers_that_are_none(content, message):
     with pytest.raises(ValueError, match=message):
         read_official({"student": WEIGHTS, "teacher": WEIGHTS, "ibot_loss": content})
 
