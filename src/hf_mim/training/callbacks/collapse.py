@@ -1,4 +1,4 @@
-"""The collapse alarm: a warning when a run learns to say the same of every image."""
+"""Warn about collapse: a run that learns the same output for every image."""
 
 import logging
 import math
@@ -8,10 +8,10 @@ from transformers import PreTrainedConfig, TrainerCallback
 
 logger = logging.getLogger(__name__)
 
-# Fewer images since the last log say nothing about how images differ.
+# With fewer images since the last log, its statistics are not reliable.
 MIN_IMAGES = 16
 MIN_LOGS = 3
-# Share of the run, of which no more than so many steps count, that a sign has to last.
+# Fraction of the run that a sign must last. Runs longer than `LONG_RUN` steps count as this long.
 PATIENCE = {"features": 0.1, "uniform targets": 0.25, "few prototypes": 0.1, "codebook": 0.1, "target codes": 0.1}
 LONG_RUN = 10_000
 MIN_FEATURE_STD = 0.05
@@ -28,68 +28,69 @@ ADVICE = {
         "images differ, and that --image_mean and --image_std fit them"
     ),
     "uniform targets": (
-        "the targets are uniform and say nothing of the image. Lower --teacher_temp and --teacher_patch_temp; if they "
-        "are below 0.1, lower the learning rate or lengthen its warm-up"
+        "the targets are uniform and do not depend on the image. Lower --teacher_temp and --teacher_patch_temp; if "
+        "they are below 0.1, lower the learning rate or lengthen its warm-up"
     ),
     "few prototypes": (
-        "most images have one of a few prototypes as their target. Let the centres follow (--center_momentum and "
-        "--patch_center_momentum 0.9), raise --teacher_temp and --teacher_patch_temp, or use --target sinkhorn"
+        "most images have one of a few prototypes as their target. Let the centers adapt faster (--center_momentum "
+        "and --patch_center_momentum 0.9), raise --teacher_temp and --teacher_patch_temp, or use --target sinkhorn"
     ),
     "codebook": (
-        "most codes stand idle. Give them new patches (--config_overrides revive_after_steps=10), take fewer "
-        "(codebook_size) or a shallower decoder (decoder_num_hidden_layers=1), begin with larger batches, from which "
-        "k-means makes the first codebook, or lower the learning rate; check that the images differ"
+        "most codes are unused. Restart them at patches (--config_overrides revive_after_steps=10), take fewer "
+        "(codebook_size) or a shallower decoder (decoder_num_hidden_layers=1), start with larger batches, from which "
+        "k-means computes the initial codebook, or lower the learning rate; check that the images differ"
     ),
     "target codes": (
         "the tokenizer gives nearly all patches the same code, so that there is little to learn. Check with hf-mim "
-        "analyze codes that its codes tell these images apart, and that the images differ; else train a tokenizer on "
-        "them"
+        "analyze codes that its codes distinguish these images, and that the images differ; otherwise train a "
+        "tokenizer on them"
     ),
 }
 
 
 class CollapseCallback(TrainerCallback):
     """
-    Warns of collapse, from what the logs show; nothing is stopped or changed.
+    Warns of collapse, based on the logs. It does not stop or change the run.
 
     - *features*: `feature_std` < 0.05, or `rankme` < 1.5.
-    - *uniform targets*, of methods that log `target_entropy` (iBOT): it is above 0.9999 log K.
-    - *few prototypes*, of the same: `target_entropy` < 0.05 log K, and the prototypes used (`prototypes_used` times K)
-      are one, or fewer than 5 % of K and of the images. K is the number of prototypes, `out_dim` of the model's
-      configuration, and log K the largest entropy there is.
-    - *codebook*, of methods that log `codebook_usage` (VQ-KD): one code was used, or not more than 10 % of those that
-      there are (or of as many as the log has patches), or `perplexity` is below 1 % of them.
-    - *target codes*, of methods that log `majority_code` (BEiT v2): more than 90 % of the masked patches have the same
-      code, or the codes among them are one, or not more than 0.5 % of those that there are.
+    - *uniform targets*, for methods that log `target_entropy` (iBOT): it is above 0.9999 log K. K is the number of
+      prototypes, `out_dim` of the model's configuration, and log K is the maximum entropy.
+    - *few prototypes*, for the same methods: `target_entropy` < 0.05 log K, and the number of used prototypes
+      (`prototypes_used` times K) is one, or at most 5 % of K and of the number of images.
+    - *codebook*, for methods that log `codebook_usage` (VQ-KD): one code was used, or at most 10 % of all codes (or of
+      the number of patches since the last log, if that is smaller), or `perplexity` is below 1 % of that number.
+    - *target codes*, for methods that log `majority_code` (BEiT v2): more than 90 % of the masked patches have the
+      same code, or their codes are only one, or at most 0.5 % of all codes.
 
-    A warning needs its sign in every log for a tenth of the run, or a quarter for uniform targets, with which a
-    healthy run may begin; of a long run 10,000 steps count. It needs three logs; logs of fewer than 16 images are
-    passed over. It comes once, and again only if the sign was gone in between.
+    A warning is logged if every log shows its sign for a tenth of the run. For uniform targets, which may occur at the
+    beginning of a healthy run, it is a quarter of the run. Long runs count as 10,000 steps. At least three logs must
+    show the sign. Logs of fewer than 16 images are ignored. The warning is repeated only if the sign has disappeared
+    in between.
 
-    The thresholds lie between what healthy and provoked runs show, far from either (small ViTs on photo tiles and
-    CIFAR-10, logs of 320 to 640 images):
+    The thresholds are far from the values of both healthy runs and runs with a provoked collapse (small ViTs on photo
+    tiles and CIFAR-10, logs of 320 to 640 images):
 
-    - Healthy, Sinkhorn-Knopp or centring, Xavier or the original's initialisation, from the first log on:
-      `feature_std` >= 0.51, `rankme` >= 8.9; at least 10 of K = 128 prototypes; entropy 0.20 to 0.94 of log K, up to
-      0.973 with the original's initialisation and K = 8,192. Networks with features of 16 numbers come to 0.9993.
+    - Healthy, with Sinkhorn-Knopp or centering, Xavier or the original's initialization, from the first log on:
+      `feature_std` >= 0.51, `rankme` >= 8.9, at least 10 of K = 128 prototypes, entropy 0.20 to 0.94 of log K, up to
+      0.973 with the original's initialization and K = 8,192. Networks with 16 features reach 0.9993.
     - Learning rates 100 and 1,000 times too high: `feature_std` 0.03 and 0.0006, `rankme` 1.5 and 1.0, entropy above
       0.99999 of log K.
-    - Teacher temperature 10: entropy above 0.99999 of log K from the first log on; `feature_std` falls to 0.09 and
+    - Teacher temperature 10: entropy above 0.99999 of log K from the first log on. `feature_std` falls to 0.09 and
       `rankme` to 3.5.
-    - Centres that do not move and a teacher temperature of 0.01: entropy 0.002 of log K and 3 of 128 prototypes,
-      while `feature_std` stays at 0.7.
+    - Fixed centers and a teacher temperature of 0.01: entropy 0.002 of log K and 3 of 128 prototypes, while
+      `feature_std` stays at 0.7.
     - VQ-KD with a random teacher, logs of 20,480 patches. Healthy: at least 62 % of 512 codes, perplexity 55 and
-      rising. In the long warm-up of a learning rate perplexity falls for a while, here to 10 % of 2,048 codes. A
-      learning rate 30 times too high: 2 codes, perplexity 2; 1,000 times, or images without content: 1 code. Not
-      warned of: 14 % of 4,096 codes, perplexity 2.5 % of them and rising, where the first batch had half as many
-      patches as there are codes.
-    - Targets from these tokenizers: the most frequent code has 4 to 6 %; after 30 times the learning rate, 55 %, at 2
-      of 512 codes.
+      rising. In a long warm-up of the learning rate, perplexity falls for a while, here to 10 % of 2,048 codes. A
+      learning rate 30 times too high: 2 codes, perplexity 2. A learning rate 1,000 times too high, or images without
+      content: 1 code. No warning: 14 % of 4,096 codes, perplexity 2.5 % of them and rising, where the first batch had
+      half as many patches as there are codes.
+    - Targets from these tokenizers: the most frequent code has 4 to 6 %. After 30 times the learning rate, it has
+      55 %, and 2 of 512 codes are used.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._last_step = 0
-        # per kind: the step of the first log of an unbroken row that shows the sign, and the length of the row
+        # Per kind, the current series of logs with its sign: the step of the first log, and the number of logs.
         self._rows: dict[str, tuple[int, int]] = {}
         self._warned: set[str] = set()
 
@@ -117,7 +118,7 @@ class CollapseCallback(TrainerCallback):
 
 
 def _signs(logs: dict[str, float], images: int, config: PreTrainedConfig) -> dict[str, str]:
-    """The kinds of collapse that one log shows, each with what was seen."""
+    """Return the kinds of collapse that a log shows, each with a description of its sign."""
     signs = {}
     spread, rank = logs.get("feature_std", 1.0), logs.get("rankme", math.inf)
     if spread < MIN_FEATURE_STD or rank < MIN_RANKME:
