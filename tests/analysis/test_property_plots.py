@@ -30,7 +30,8 @@ def test_distances_of_models_of_several_sizes(tmp_path: Path):
     assert points[0][0, 0] < 1 < points[1][0, 0]
     even = [line.get_ydata()[0] for line in axes.lines if len(line.get_xdata()) == 2]
     assert even == [60.0, 115.9]
-    assert legend(figure) == [*distances, "uniform attention of small (60.0 px)", "uniform attention of large (115.9 px)"]
+    lines = ["uniform attention of small (60.0 px)", "uniform attention of large (115.9 px)"]
+    assert legend(figure) == [*distances, *lines]
     assert axes.get_ylabel() == "mean attention distance (pixels)" and axes.get_xlabel() == "layer"
     assert axes.get_ylim()[0] == 0 and axes.get_ylim()[1] > max(values.max() for values in distances.values())
     assert [file.name for file in tmp_path.iterdir()] == ["distance.png"]

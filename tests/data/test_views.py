@@ -217,14 +217,14 @@ GROUPS = {"first": slice(0, 1), "further": slice(1, 4), "local": slice(4, 7)}
 
 
 @pytest.mark.parametrize(
-    ("group", "blur", "solarise"), [("first", 1.0, 0.0), ("further", 0.1, 0.2), ("local", 0.5, 0.0)]
+    ("group", "blur", "solarize"), [("first", 1.0, 0.0), ("further", 0.1, 0.2), ("local", 0.5, 0.0)]
 )
-def test_probabilities(parameters, group, blur, solarise):
+def test_probabilities(parameters, group, blur, solarize):
     rows = parameters[:, GROUPS[group]].reshape(-1, 8)
     assert_frequency(rows[:, BRIGHTNESS] != 1, 0.8)
     assert_frequency(rows[:, GRAYSCALE] == 1, 0.2)
     assert_frequency(rows[:, BLUR] != 0, blur)
-    assert_frequency(rows[:, SOLARIZE] == 1, solarise)
+    assert_frequency(rows[:, SOLARIZE] == 1, solarize)
     assert set(np.unique(rows[:, [GRAYSCALE, SOLARIZE]])) <= {0, 1}
 
 
