@@ -12,7 +12,7 @@ def shown(figure) -> list[np.ndarray]:
     return [axes.images[0].get_array() for axes in figure.axes]
 
 
-def test_masked_patches_are_grey(tmp_path):
+def test_masked_patches_are_gray(tmp_path):
     views = torch.randint(0, 256, (2, 2, 3, 8, 16), dtype=torch.uint8)
     masks = torch.zeros(2, 2, 8, dtype=torch.bool)
     masks[1, 0, 5] = True  # second row, second column of 2 x 4 patches

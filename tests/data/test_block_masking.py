@@ -43,8 +43,8 @@ def components(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     labels = np.pad(np.arange(1, height * width + 1).reshape(1, height, width) * masks, ((0, 0), (1, 1), (1, 1)))
     while True:
         inner = labels[:, 1:-1, 1:-1]
-        neighbours = [labels[:, :-2, 1:-1], labels[:, 2:, 1:-1], labels[:, 1:-1, :-2], labels[:, 1:-1, 2:]]
-        spread = np.maximum.reduce([inner, *neighbours]) * masks
+        neighbors = [labels[:, :-2, 1:-1], labels[:, 2:, 1:-1], labels[:, 1:-1, :-2], labels[:, 1:-1, 2:]]
+        spread = np.maximum.reduce([inner, *neighbors]) * masks
         if np.array_equal(spread, inner):
             break
         labels[:, 1:-1, 1:-1] = spread

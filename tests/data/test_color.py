@@ -1,4 +1,4 @@
-"""Every colour operation against Pillow, byte for byte."""
+"""Every color operation against Pillow, byte for byte."""
 
 import io
 
@@ -73,7 +73,7 @@ def table(count: int = 1, **columns: float) -> np.ndarray:
 
 
 def augment(pixels: torch.Tensor, parameters: np.ndarray) -> torch.Tensor:
-    """`color_views` without normalisation, as bytes; [C, H, W] or [M, C, H, W]."""
+    """`color_views` without normalization, as bytes; [C, H, W] or [M, C, H, W]."""
     batch = pixels if pixels.ndim == 4 else pixels[None]
     channels = batch.shape[1]
     levels = color_views(batch, parameters, [0.0] * channels, [1 / 255] * channels)
@@ -223,7 +223,7 @@ def test_batch_independence(channels):
     assert torch.equal(batch, before)
 
 
-def test_normalisation():
+def test_normalization():
     pixels = sample_pixels(count=2)
     expected = (pixels.float() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     assert torch.equal(color_views(pixels, table(2), MEAN, STD), expected)

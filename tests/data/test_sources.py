@@ -25,7 +25,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 
 def encode(value: int, format: str = "PNG") -> bytes:
-    """A picture of one grey value."""
+    """A picture of one gray value."""
     buffer = io.BytesIO()
     PIL.new("RGB", (9, 7), (value, value, value)).save(buffer, format)
     return buffer.getvalue()
@@ -61,7 +61,7 @@ def write_tar(path: Path, values: list[int], extension: str = "png", with_class:
 
 
 def values(dataset) -> list[int]:
-    """The grey value of every picture, in order."""
+    """The gray value of every picture, in order."""
     return [int(np.asarray(decode_image(row["image"]))[3, 4, 0]) for row in dataset]
 
 

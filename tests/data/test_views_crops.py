@@ -193,12 +193,12 @@ def test_distribution_of_the_jitter():
 
 
 def test_alpha_and_gray_keep_what_the_jitter_has_no_say_in():
-    rgba, grey = noise(40, 30, "RGBA"), noise(40, 30, "L")
+    rgba, gray = noise(40, 30, "RGBA"), noise(40, 30, "L")
     for seed in range(5):
         plain, jittered = (CropViews(24, SCALE, jitter)(rgba, np.random.default_rng(seed)) for jitter in (0, 0.4))
         assert torch.equal(plain["view"][3], jittered["view"][3])
         assert not torch.equal(plain["view"][:3], jittered["view"][:3])
-        plain, jittered = (CropViews(24, SCALE, jitter)(grey, np.random.default_rng(seed)) for jitter in (0, 0.4))
+        plain, jittered = (CropViews(24, SCALE, jitter)(gray, np.random.default_rng(seed)) for jitter in (0, 0.4))
         assert jittered["view"].shape == (1, 24, 24) and not torch.equal(plain["view"], jittered["view"])
 
 

@@ -10,7 +10,7 @@ MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 
 def generated_image(width: int, height: int, mode: str = "RGB") -> Image.Image:
-    """Smooth colours and noise; every channel, alpha included, is different."""
+    """Smooth colors and noise; every channel, alpha included, is different."""
     rng = np.random.default_rng(width * height)
     rows, columns = np.mgrid[:height, :width]
     base = [rows * 255 / height, columns * 255 / width, (rows + columns) % 256, 255 - rows * 128 / height]

@@ -53,7 +53,7 @@ def make_trainer(folder: Path, teacher, config: dict | None = None, **options) -
 
 @pytest.mark.parametrize("second", [True, False])
 def test_each_network_sees_the_crop_as_it_wants_it(tmp_path, second):
-    """The student normalised; the teacher, of patch size 4, all of it in 8x8 pixels, normalised in its own way."""
+    """The student normalized; the teacher, of patch size 4, all of it in 8x8 pixels, normalized in its own way."""
     teacher = tiny_teacher()
     trainer = make_trainer(tmp_path, teacher)
     generator = np.random.default_rng(0)
@@ -237,7 +237,7 @@ def test_a_teacher_with_the_grid_that_it_was_made_for(pictures, vision_model, tm
     assert method.teacher(views["second_view"][None] / 255).shape == (1, 24, 24)
 
 
-def test_grey_images_that_are_not_square(pictures, vision_model, tmp_path):
+def test_gray_images_that_are_not_square(pictures, vision_model, tmp_path):
     options = ("--train_dir", pictures, "--image_size", 16, 24, "--max_steps", 2, "--warmup_epochs", 0, "--streaming")
     sizes = ("--config_overrides", DBOT_SYMMETRIC_SIZES + ",num_channels=1")
     pretrain(*options, *sizes, output=tmp_path / "run", method=tiny_dbot_symmetric(vision_model))

@@ -87,7 +87,7 @@ def test_a_finished_run_is_left_alone(finished, pictures, capsys):
 
 @pytest.mark.parametrize("source", ["pretraining", "checkpoint-8", ".", "pretraining/teacher"])
 def test_continue_from(finished, pictures, tmp_path, source):
-    """A full model brings its teacher and centres along, an encoder gets a new head; the learning rate is 0 here."""
+    """A full model brings its teacher and centers along, an encoder gets a new head; the learning rate is 0 here."""
     folder, output = shutil.copytree(finished[0] / source, tmp_path / "source"), tmp_path / "run"
     if source == "pretraining":
         add_code(folder)
@@ -171,7 +171,7 @@ def test_too_many_unreadable_images_stop_the_run(pictures, tmp_path):
 
 
 def test_a_clean_list_leaves_out_what_it_does_not_name(pictures, tmp_path):
-    """The neighbours of the evaluation are training images, so it also keeps unreadable ones from them."""
+    """The neighbors of the evaluation are training images, so it also keeps unreadable ones from them."""
     data = shutil.copytree(pictures, tmp_path / "data")
     (data / "train" / "dark" / "3.png").write_bytes(b"no image")
     listed = tmp_path / "clean.txt"
@@ -238,7 +238,7 @@ def test_example_pictures_are_readable_ones_spread_over_the_data():
 
 
 def test_accumulated_batches_equal_one_batch(pictures, tmp_path):
-    """Centres included: they move once per step. Stochastic depth would draw differently."""
+    """Centers included: they move once per step. Stochastic depth would draw differently."""
     overrides = ("--config_overrides", SIZES + ",drop_path_rate=0.0", "--train_dir", pictures)
     pretrain(*overrides, "--per_device_train_batch_size", 8, output=tmp_path / "one")
     pretrain(*overrides, "--gradient_accumulation_steps", 2, output=tmp_path / "two")
@@ -262,7 +262,7 @@ def test_command_line_overrides_are_added_to_those_of_the_recipe(tmp_path):
     assert config.hidden_size == 384 and config.out_dim == 99
 
 
-def test_continuing_keeps_the_normalisation(finished, pictures, tmp_path):
+def test_continuing_keeps_the_normalization(finished, pictures, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     options = ("--train_dir", pictures, "--max_steps", 1, *SHORT)
     pretrain(*options, "--image_mean", *[0.4] * 3, "--image_std", *[0.3] * 3, output=first)

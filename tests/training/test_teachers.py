@@ -303,8 +303,8 @@ def test_our_pretraining_model_teaches_with_its_encoder(tmp_path):
 def test_images_of_one_channel_are_gray(tmp_path):
     saved(ViTModel(ViTConfig(**VIT)), tmp_path)
     teacher = load_teacher(str(tmp_path), (4, 4))
-    grey = images(channels=1)
-    assert torch.equal(teacher(grey), teacher(grey.expand(-1, 3, -1, -1)))
+    gray = images(channels=1)
+    assert torch.equal(teacher(gray), teacher(gray.expand(-1, 3, -1, -1)))
     with pytest.raises(ValueError, match="takes images of 3 channels, got 4"):
         teacher(images(channels=4))
 

@@ -121,7 +121,7 @@ def test_a_tokenizer_that_lacks_weights_is_refused(tokenizer, pictures, tmp_path
         pretrain("--train_dir", pictures, output=tmp_path / "run", method=tiny_beitv2(tmp_path / "damaged"))
 
 
-def test_the_licence_of_a_teacher_can_be_told(pictures, vision_model, tmp_path):
+def test_the_license_of_a_teacher_can_be_told(pictures, vision_model, tmp_path):
     told = ("--config_overrides", VQKD_SIZES + ",teacher_license=mit", "--max_steps", 1, "--warmup_epochs", 0)
     pretrain("--train_dir", pictures, *told, output=tmp_path, method=tiny_vqkd(vision_model))
     assert "| the teacher | tiny-vit: mit |" in (tmp_path / "README.md").read_text()

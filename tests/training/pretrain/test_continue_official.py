@@ -51,7 +51,7 @@ def continued(source: str, pictures, golden: dict, step: int, hyper: dict, monke
 def test_the_first_loss_is_that_of_the_original(ibot_golden, pictures, tmp_path, monkeypatch):
     """
     The first step of the trace has learning rate 0: before the second, the weights are still those of the start, and
-    only the centres have moved.
+    only the centers have moved.
     """
     overrides, description = ibot_golden("train_trace_shared")
     golden = ibot_golden("train_trace_shared_f64")[0] | overrides
@@ -63,7 +63,7 @@ def test_the_first_loss_is_that_of_the_original(ibot_golden, pictures, tmp_path,
     assert log["loss"] == pytest.approx(expected["loss"], rel=tolerance)
 
 
-def test_the_teacher_and_its_centres_are_used(ibot_golden, pictures, tmp_path, monkeypatch):
+def test_the_teacher_and_its_centers_are_used(ibot_golden, pictures, tmp_path, monkeypatch):
     """After the trace, student and teacher differ; the loss is that of the student against this teacher's targets."""
     overrides, description = ibot_golden("train_trace_shared")
     golden = ibot_golden("train_trace_shared_f64")[0] | overrides

@@ -86,7 +86,7 @@ def test_resume_equals_an_uninterrupted_run(finished_swin, pictures, tmp_path):
 
 @pytest.mark.parametrize("source", ["pretraining", "."])
 def test_continuing(finished_swin, pictures, tmp_path, source):
-    """A full model brings its teacher and centres along, the plain Swin gets a new head; the learning rate is 0."""
+    """A full model brings its teacher and centers along, the plain Swin gets a new head; the learning rate is 0."""
     folder = shutil.copytree(finished_swin[0] / source, tmp_path / "source")
     options = ("--train_dir", pictures, "--model_name_or_path", folder, "--learning_rate", 0, "--momentum_teacher", 1)
     sizes = SWIN_SIZES.partition("norm_last_layer")[2] if source == "." else ""
