@@ -197,7 +197,7 @@ def test_results_for_the_hub():
         "dataset": {"id": "someone/photos", "task_id": "knn_10"},
         "value": 71.23,
         "date": "2026-01-02T03:04:05+00:00",
-        "notes": "top-1 accuracy in percent of frozen features, 2000 labelled images to choose from",
+        "notes": "top-1 accuracy in percent of frozen features, 2000 labeled images to choose from",
     }
     assert [entry["dataset"]["task_id"] for entry in yaml.safe_load(yaml.safe_dump(entries))] == ["knn_10", "knn_20"]
     assert build_eval_results(without("hub data"), "2026") == [] and build_eval_results(without("labels"), "") == []

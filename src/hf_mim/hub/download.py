@@ -184,7 +184,7 @@ def _version(response: HTTPResponse) -> str | None:
 def _answer(url: str, start: int, validator: str | None) -> HTTPResponse:
     """The bytes from `start` on, if the server can tell that they are of this version, or else all of them."""
     headers = {"User-Agent": "hf_mim", "Accept-Encoding": "identity"}
-    if start:
+    if start and validator is not None:
         headers |= {"Range": f"bytes={start}-", "If-Range": validator}
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)

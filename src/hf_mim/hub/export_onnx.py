@@ -70,7 +70,8 @@ def export_onnx(native: PreTrainedModel, file: Path) -> tuple[list[str], float]:
             dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}},
             verbose=False,
         )
-        # The exporter notes for each node which line of which file made it: these are paths of this machine.
+        assert program is not None
+        # The exporter records the source line of each node, with paths of this machine.
         for node in program.model.graph.all_nodes():
             node.metadata_props.clear()
         size_in_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())

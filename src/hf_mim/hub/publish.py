@@ -267,7 +267,7 @@ def send(api: HfApi, repo_id: str, files: dict[str, Path], message: str, stale: 
     """
     try:
         old = [path for path in api.list_repo_files(repo_id) if stale.fullmatch(path) and path not in files]
-        operations = [CommitOperationDelete(path) for path in old]
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(path) for path in old]
         operations += [CommitOperationAdd(path, str(file)) for path, file in files.items()]
         # Not `upload_folder`, which makes several commits of a large folder.
         api.create_commit(repo_id, operations, commit_message=message)
@@ -281,14 +281,16 @@ def send(api: HfApi, repo_id: str, files: dict[str, Path], message: str, stale: 
     return old
 
 
-def _refusal(cause: Exception, api: HfApi, repo_id: str) -> PermissionError | None:
-    """What is wrong with the token, if that is what the Hub's client complains about."""
+def _refusal(cause: BaseException, api: HfApi, repo_id: str) -> PermissionError | None:
+    """Return the error to raise if the Hub refused the token."""
     advice = "make one with write permission at https://huggingface.co/settings/tokens"
     if isinstance(cause, LocalTokenNotFoundError):
         return PermissionError(
             f"there is no token of the Hub: {advice}, and give it to `hf auth login`, in HF_TOKEN or with --token"
         )
-    status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
+    if not isinstance(cause, HfHubHTTPError):
+        return None
+    status = cause.response.status_code
     if status == 401:
         return PermissionError(
             f"{api.endpoint} does not accept the token, which is mistyped, expired or of another Hub: {advice}"
@@ -296,21 +298,22 @@ def _refusal(cause: Exception, api: HfApi, repo_id: str) -> PermissionError | No
     if status in (402, 403):
         return PermissionError(
             f"the token may not write to {repo_id} ({cause.server_message or 'forbidden'}): it needs write "
-            "permission, and its owner that of the organisation"
+            "permission, and its owner that of the organization"
         )
     return None
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def readable_size(size: int) -> str:
-    """A number of bytes in three digits, in decimal units as the Hub shows them."""
+    """Format a number of bytes with three digits, in decimal units like the Hub."""
     if size < 1000:
         return f"{size} B"
+    value = float(size)
     for unit in ("kB", "MB", "GB"):
-        size /= 1000
-        if size < 999.5 or unit == "GB":
+        value /= 1000
+        if value < 999.5 or unit == "GB":
             break
-    return f"{size:.3g} {unit}"
+    return f"{value:.3g} {unit}"

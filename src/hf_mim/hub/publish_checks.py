@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 
@@ -93,7 +94,7 @@ def check_upload(folder: Path, shown_as: str) -> ModelFacts:
                 f"{shown_as}/{TEACHER_FOLDER} has no {CENTERS_FILE}, without which training cannot go on from it: "
                 "add the file, or remove the folder"
             )
-    license_name = card.data.license
+    license_name = card.data.get("license")
     if license_name == "other":
         license_name = card.data.get("license_name") or license_name
     return ModelFacts(type(model).__name__, model.num_parameters(), license_name)
@@ -124,7 +125,7 @@ def check_safetensors(folder: Path):
 def check_model(folder: Path, shown_as: str) -> PreTrainedModel:
     """Load the model of a folder; raises `ValueError` when a tensor is missing, left over or of another shape."""
     architecture = (read_config(folder, shown_as).architectures or [""])[0]
-    auto_class = AutoModel
+    auto_class: type[_BaseAutoModelClass] = AutoModel
     if architecture.endswith("ForImageClassification"):
         auto_class = AutoModelForImageClassification
     elif architecture.endswith("ForPreTraining"):

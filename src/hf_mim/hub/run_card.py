@@ -24,7 +24,7 @@ TEMPLATES = Environment(
 CAPTIONS = {
     "curves.png": "The curves of the training",
     "attention.png": "Attention of the CLS token in the last layer, one map per head",
-    "masks.png": "Crops of some images, with what the training masked in grey",
+    "masks.png": "Crops of some images, with what the training masked in gray",
     "codes.png": "Patches of some images that share a code",
     "usage.png": "How often each code is used",
 }
@@ -148,25 +148,25 @@ def build_card(
 
 
 def knn_accuracies(facts: dict) -> dict[int, float]:
-    """Top-1 accuracy in percent by the number of neighbours, from a run's metrics."""
+    """Top-1 accuracy in percent by the number of neighbors, from a run's metrics."""
     names = [key for key in facts if key.startswith("eval_knn_") and key.endswith("_top1")]
     return {int(name.split("_")[2]): facts[name] for name in names}
 
 
 def build_eval_results(facts: dict, date: str) -> list[dict]:
     """
-    What a run measured, as the content of a file in `.eval_results/`, which speaks of data sets on the Hub alone.
+    What a run measured, as the content of a file in `.eval_results/`, which speaks of datasets on the Hub alone.
 
     Args:
         facts (`dict`): What [`~hf_mim.training.pretrain.outputs.collect_metrics`] gives.
         date (`str`): When it was measured, in ISO 8601.
 
     Returns:
-        One entry per number of neighbours; none if nothing was measured or the data are not on the Hub.
+        One entry per number of neighbors; none if nothing was measured or the data are not on the Hub.
     """
     if facts["dataset_id"] is None:
         return []
-    notes = f"top-1 accuracy in percent of frozen features, {facts['bank_images']} labelled images to choose from"
+    notes = f"top-1 accuracy in percent of frozen features, {facts['bank_images']} labeled images to choose from"
     return eval_result_entries_to_yaml(
         [
             EvalResultEntry(
@@ -178,7 +178,7 @@ def build_eval_results(facts: dict, date: str) -> list[dict]:
 
 
 def read_card(name_or_path: str, **hub_options: str | None) -> ModelCard | None:
-    """The card of a model in a folder or on the Hub; None where there is no card."""
+    """Return the card of a model in a folder or on the Hub, or None if it has no card."""
     card = cached_file(
         name_or_path,
         "README.md",
@@ -190,9 +190,12 @@ def read_card(name_or_path: str, **hub_options: str | None) -> ModelCard | None:
 
 
 def read_card_data(name_or_path: str, **hub_options: str | None) -> ModelCardData:
-    """The metadata of the card of a model in a folder or on the Hub; empty where there is no card."""
+    """Return the metadata of a model's card, in a folder or on the Hub; empty if it has no card."""
     card = read_card(name_or_path, **hub_options)
-    return ModelCardData() if card is None else card.data
+    if card is None:
+        return ModelCardData()
+    assert isinstance(card.data, ModelCardData)
+    return card.data
 
 
 def _link(repo_id: str, kind: str = "") -> str:
@@ -226,6 +229,7 @@ def rename_card(card: str, repo_id: str, with_code: bool = False) -> str:
         The text of the new card.
     """
     renamed = ModelCard(card, ignore_metadata_errors=True)
+    assert isinstance(renamed.data, ModelCardData)
     renamed.data.model_name = repo_id.split("/")[-1]
     text = re.sub(r"^# .*$", f"# {renamed.data.model_name}", renamed.text, count=1, flags=re.MULTILINE)
     before, heading, rest = text.partition("\n## Use\n")
@@ -248,7 +252,7 @@ def build_pretraining_card(
     """
     The card of the repository with a full pre-training model, beside the one with its encoder.
 
-    Licence, data sets, base model and tags come from the card of the encoder, and so do its sections "Licence",
+    License, datasets, base model and tags come from the card of the encoder, and so do its sections "Licence",
     "Limits" and "Citation".
 
     Args:
@@ -288,7 +292,7 @@ def build_exported_card(
     name: str, source: str, is_teacher: bool, native: PreTrainedModel, loading: list[str], sizes: str
 ) -> str:
     """
-    The card of an exported model. Licence, data sets, base model, tags and the sections "Licence", "Limits" and
+    The card of an exported model. License, datasets, base model, tags and the sections "Licence", "Limits" and
     "Citation" come from the card of its source, if that has one.
 
     Args:

@@ -56,10 +56,10 @@ class ConvertedCheckpoint:
     config: PreTrainedConfig
     family: str
     source: str
+    image_processor: BaseImageProcessor
     network: str | None = None
     centers: dict[str, Tensor] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
-    image_processor: BaseImageProcessor | None = None
 
 
 def convert_checkpoint(

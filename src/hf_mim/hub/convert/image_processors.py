@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import BaseImageProcessor
+from transformers import BaseImageProcessor, PreTrainedConfig
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 
-from ...modeling.configuration_beitv2 import Beitv2Config
 from ...modeling.configuration_dbot import DBotConfig
 from ...modeling.configuration_ibot import IBotConfig
 from ...modeling.configuration_ibot_swin import IBotSwinConfig
@@ -19,25 +18,23 @@ IMAGENET = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 TOKENIZER_SCALES = {"default": ([0.5] * 3, [0.5] * 3), "imagenet_norm": IMAGENET, "dall-e": ([0.0] * 3, [1.0] * 3)}
 
 
-def original_image_processor(
-    config: IBotConfig | IBotSwinConfig | Beitv2Config | VQKDConfig | DBotConfig, args: Mapping[str, Any]
-) -> BaseImageProcessor:
+def original_image_processor(config: PreTrainedConfig, args: Mapping[str, Any]) -> BaseImageProcessor:
     """
-    Resize, central crop and normalisation at the size of the model's position tables.
+    Return the original's evaluation transform: resize, center crop and normalization at the model's image size.
 
-    - iBOT: the crop is 224/256 of the resized image. What `run_class_finetuning.py` wrote is resized bilinearly, not
-      cropped from 384 pixels on, and has an option of its own for the mean and deviation of ImageNet.
+    - iBOT: the crop is 224/256 of the resized image. Models of `run_class_finetuning.py` are resized bilinearly, are
+      not cropped from 384 pixels on, and have an option for the mean and standard deviation of ImageNet.
     - BEiT v2 and VQ-KD: the crop is 7/8 of the resized image, from 384 pixels on all of it (`datasets.py`); ImageNet
       mean and deviation for BEiT v2, unless the run that wrote the file was without
       `--imagenet_default_mean_and_std`, and for the tokenizer what its `--process_type` says: -1..1 by default.
     - dBOT: the crop is 7/8 of the resized image, above 224 pixels all of it (`util/datasets.py`).
 
     Args:
-        config (`IBotConfig`, `IBotSwinConfig`, `Beitv2Config`, `VQKDConfig` or `DBotConfig`): Of the model.
-        args (`Mapping`): Options of the run that wrote the checkpoint, as far as it holds them.
+        config (`PreTrainedConfig`): Configuration of the model, one of ours.
+        args (`Mapping`): Options of the original run, if the checkpoint holds them.
 
     Raises:
-        ValueError: For a `process_type` that the original does not have.
+        ValueError: If the `process_type` is not one of the original's.
     """
     height, width = (side * config.patch_size for side in config.grid_size)
     side = min(height, width)
@@ -51,6 +48,7 @@ def original_image_processor(
         return IBotImageProcessorPil(crop_size={"height": height, "width": width}, **settings)
 
     scale = IMAGENET
+    processor_class: type[BaseImageProcessor]
     if isinstance(config, DBotConfig):
         processor_class, share = DBotImageProcessorPil, 224 / 256 if side <= 224 else 1.0
     else:

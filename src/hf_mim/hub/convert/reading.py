@@ -5,7 +5,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class _Unneeded:
 
 # All that an official file may name beside tensors and containers. Learning rates are NumPy scalars there, because the
 # schedules are NumPy arrays (`main_ibot.py`); NumPy 1 and 2 give the function that makes them two names.
-ALLOWED = [
+ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     argparse.Namespace,
     (_Unneeded, "numpy.core.multiarray.scalar"),
     (_Unneeded, "numpy._core.multiarray.scalar"),
