@@ -36,6 +36,7 @@ def test_derived_fields():
     assert Beitv2Config().target_dim is None and Beitv2Config().prediction_dim == 8192
     config = Beitv2Config(hidden_size=48, num_attention_heads=4, regression_loss="l2")
     assert config.target_dim == config.prediction_dim == 48
+    assert Beitv2Config(regression_loss="l2", vocab_size=24).prediction_dim == 24
 
 
 def test_width_of_the_features_in_files_of_version_0_1(tmp_path):

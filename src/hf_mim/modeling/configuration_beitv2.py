@@ -66,8 +66,9 @@ class Beitv2Config(BackboneConfigMixin, PreTrainedConfig):
             encoder's output.
         regression_loss (`str`, *optional*): Predict a teacher's features instead of codes, as the symmetric variant of
             dBOT does (its branch `beit`): `"negcosine"`, `"l2"`, `"l1"` or `"smooth_l1"`.
-        target_dim (`int`, *optional*): Width of the features to predict, which is that of the teacher; defaults to
-            `hidden_size` with `regression_loss`, and is not used without it.
+        target_dim (`int`, *optional*): Width of the features to predict, which is that of the teacher. With
+            `regression_loss`, defaults to a `vocab_size` other than 8192, as in version 0.1, and else to `hidden_size`.
+            Not used without `regression_loss`.
 
         > Backbone API
 
@@ -118,7 +119,9 @@ class Beitv2Config(BackboneConfigMixin, PreTrainedConfig):
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
         if self.regression_loss is not None and self.target_dim is None:
-            self.target_dim = self.hidden_size
+            # Before version 0.2, vocab_size was the width of the features.
+            old_width = self.vocab_size if self.vocab_size != Beitv2Config.vocab_size else None
+            self.target_dim = old_width or self.hidden_size
         self.stage_names = ["stem"] + [f"stage{i}" for i in range(1, self.num_hidden_layers + 1)]
         self.set_output_features_output_indices(
             out_indices=kwargs.pop("out_indices", None), out_features=kwargs.pop("out_features", None)
@@ -145,18 +148,6 @@ class Beitv2Config(BackboneConfigMixin, PreTrainedConfig):
                 "incorrectly, so its outputs cannot be reproduced here"
             )
         return translated, kwargs
-
-    @classmethod
-    def from_dict(cls, config_dict: dict, **kwargs):
-        """
-        Create a configuration from a dictionary, such as the content of a `config.json`.
-
-        Files from before version 0.2 have no `target_dim`: with `regression_loss`, `vocab_size` was the width of the
-        features.
-        """
-        if config_dict.get("regression_loss") is not None and "target_dim" not in config_dict:
-            config_dict = config_dict | {"target_dim": config_dict.get("vocab_size", cls.vocab_size)}
-        return super().from_dict(config_dict, **kwargs)
 
     @property
     def prediction_dim(self) -> int:
