@@ -66,9 +66,9 @@ class Beitv2Config(BackboneConfigMixin, PreTrainedConfig):
             encoder's output.
         regression_loss (`str`, *optional*): Predict a teacher's features instead of codes, as the symmetric variant of
             dBOT does (its branch `beit`): `"negcosine"`, `"l2"`, `"l1"` or `"smooth_l1"`.
-        target_dim (`int`, *optional*): Width of the features to predict, which is that of the teacher. With
-            `regression_loss`, defaults to a `vocab_size` other than 8192, as in version 0.1, and else to `hidden_size`.
-            Not used without `regression_loss`.
+        target_dim (`int`, *optional*): Width of the features to predict, which is that of the teacher. Used with
+            `regression_loss` only. Defaults to a `vocab_size` other than 8192, as in version 0.1, and else to
+            `hidden_size`.
 
         > Backbone API
 
