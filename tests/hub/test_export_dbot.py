@@ -159,6 +159,8 @@ def test_as_vit_mae(tmp_path, overrides, attention):
 def test_what_cannot_be_exported():
     with pytest.raises(ValueError, match="it has no classifier"):
         export_native(tiny(DBotForImageClassification), "vit_mae")
+    with pytest.raises(ValueError, match="only dBOT's encoder can become a ViTMAE, got DBotBackbone"):
+        export_native(tiny(DBotBackbone), "vit_mae")
     with pytest.raises(ValueError, match="has no counterpart in ViTMAEModel"):
         export_native(tiny(use_mean_pooling=True), "vit_mae")
     with pytest.raises(TypeError, match="got DBotBackbone"):

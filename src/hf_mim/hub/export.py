@@ -87,12 +87,11 @@ def export_native(model: PreTrainedModel, architecture: Literal["vit_mae"] | Non
 
 
 def _find_exporter(model: PreTrainedModel) -> Exporter:
-    row = EXPORTERS.get(type(model.config)) if isinstance(model, PreTrainedModel) else None
-    if row is None or not isinstance(model.base_model, row[0]) or isinstance(model, BackboneMixin):
-        raise TypeError(
-            f"export_native takes an encoder or model of iBOT, BEiT v2 or dBOT, got {type(model).__name__}"
-        )
-    return row[1]
+    if isinstance(model, PreTrainedModel) and not isinstance(model, BackboneMixin):
+        for config_class, (encoder_class, exporter) in EXPORTERS.items():
+            if isinstance(model.config, config_class) and isinstance(model.base_model, encoder_class):
+                return exporter
+    raise TypeError(f"export_native takes an encoder or model of iBOT, BEiT v2 or dBOT, got {type(model).__name__}")
 
 
 def other_sizes(native: PreTrainedModel) -> str:

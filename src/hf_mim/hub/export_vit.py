@@ -10,6 +10,7 @@ from transformers import (
     ViTMAEModel,
     ViTModel,
 )
+from transformers.backbone_utils import BackboneMixin
 
 from ..modeling.configuration_common import MAE_FIELDS, SHARED_FIELDS
 from ..modeling.modeling_dbot import DBotModel
@@ -63,7 +64,7 @@ def native_vit_mae(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         ValueError: If the model is not dBOT's, is a classifier, or pools by the mean.
     """
-    if not isinstance(model.base_model, DBotModel):
+    if not isinstance(model.base_model, DBotModel) or isinstance(model, BackboneMixin):
         raise ValueError(f"only dBOT's encoder can become a ViTMAE, got {type(model).__name__}")
     config = model.config
     if is_classifier(model):
