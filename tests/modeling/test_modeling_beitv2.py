@@ -175,11 +175,13 @@ class TestBeitv2Model(Beitv2Checks):
 
 class TestBeitv2Backbone(BackboneChecks, Beitv2Checks):
     model_class = Beitv2Backbone
+    one_block = {"num_hidden_layers": 1, "early_layers": 1}
     segmentation_tolerance = 1e-6
 
 
 class TestBeitv2ForImageClassification(ClassifierChecks, Beitv2Checks):
     model_class = Beitv2ForImageClassification
+    one_block = {"num_hidden_layers": 1, "early_layers": 1}
     variants = (*ENCODER_VARIANTS, MEAN_POOLING, MEAN_POOLING | PER_BLOCK, {"num_labels": 0})
 
     @torch.no_grad()

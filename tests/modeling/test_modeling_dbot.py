@@ -203,10 +203,6 @@ class TestDBotBackbone(BackboneChecks, DBotChecks):
     # Feature maps hold patches, so that the norm of the mean patch has no part in them.
     variants = tuple(overrides for overrides in ENCODER_VARIANTS if "use_mean_pooling" not in overrides)
 
-    @pytest.mark.slow
-    def test_compile(self):
-        super().test_compile()
-
     def test_without_blocks(self):
         with pytest.raises(ValueError, match="a backbone needs blocks"):
             DBotBackbone(tiny_config(num_hidden_layers=0))
@@ -222,10 +218,6 @@ class TestDBotForImageClassification(ClassifierChecks, DBotChecks):
             # A new classifier's logits are so small that rounding would be most of them.
             torch.nn.init.normal_(model.classifier.weight)
         return model
-
-    @pytest.mark.slow
-    def test_compile(self):
-        super().test_compile()
 
     @torch.no_grad()
     def test_the_head_takes_the_pooled_features(self):

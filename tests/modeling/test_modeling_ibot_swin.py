@@ -232,6 +232,7 @@ class TestIBotSwinBackbone(IBotSwinChecks):
 
 class TestIBotSwinForImageClassification(ClassifierChecks, IBotSwinChecks):
     model_class = IBotSwinForImageClassification
+    one_block = {}
 
     @pytest.mark.slow
     def test_compile(self):

@@ -11,6 +11,8 @@ from tests.testing.model_checks import assert_same, assert_same_weights, gradien
 class BackboneChecks:
     """Beside a subclass of `ModelChecks` whose models have three blocks of width 32 and patches of 8 pixels."""
 
+    # `ModelChecks` compiles the whole encoder; here one block is enough, and with inductor all of them.
+    one_block = {"num_hidden_layers": 1}
     # Of the logits of a segmentation model that was saved and loaded.
     segmentation_tolerance = 1e-7
 
@@ -23,6 +25,9 @@ class BackboneChecks:
             model = self.make_model(**overrides, out_features=stages).train()
             _, gradients = gradients_of(model, self.inputs(model.config))
             assert {name for name, gradient in gradients.items() if gradient is None} == self.unused_in_training
+
+    def test_compile(self):
+        self.check_compiled("aot_eager", 1e-5, out_features=["stem", "stage1"], **self.one_block)
 
     def test_export(self):
         self.check_export()
@@ -81,12 +86,17 @@ class BackboneChecks:
 class ClassifierChecks:
     """Beside a subclass of `ModelChecks` whose models have 32 features."""
 
+    one_block = {"num_hidden_layers": 1}
+
     def make_config(self, **overrides):
         return super().make_config(**{"num_labels": 4} | overrides)
 
     def training_inputs(self, config):
         labels = torch.tensor([1, 3, 0]) if config.num_labels else None
         return self.inputs(config) | ({} if labels is None else {"labels": labels})
+
+    def test_compile(self):
+        self.check_compiled("aot_eager", 1e-5, **self.one_block)
 
     def test_export(self):
         self.check_export()

@@ -272,9 +272,9 @@ class ModelChecks:
         assert loss_of(model(**self.training_inputs(model.config))).requires_grad
         model.disable_input_require_grads()
 
-    def check_compiled(self, backend: str, tolerance: float):
+    def check_compiled(self, backend: str, tolerance: float, **overrides):
         # Stochastic depth off: a compiled program draws its random numbers in another order.
-        model = self.make_model(drop_path_rate=0.0).train()
+        model = self.make_model(drop_path_rate=0.0, **overrides).train()
         inputs = self.training_inputs(model.config)
         expected = gradients_of(model, inputs)
         torch._dynamo.reset()

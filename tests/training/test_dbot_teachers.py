@@ -73,7 +73,7 @@ def test_a_student_follows_a_teacher_from_elsewhere(tmp_path):
 def test_a_new_run_takes_the_teacher_beside_a_model(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.train()
-    trainer.save_target(str(tmp_path / "model" / "teacher"), trainer.whole_target())
+    trainer.save_target(tmp_path / "model" / "teacher", trainer.whole_target())
     other = make_trainer(tmp_path / "other", stage_epochs=None)
     other.continue_target(str(tmp_path / "model"))
     assert other.stage == 0

@@ -21,9 +21,9 @@ def prepare_fsdp(accelerator: Accelerator):
     Raises:
         ValueError: For FSDP 1, or checkpoints that are not sharded.
     """
-    plugin = accelerator.state.fsdp_plugin
     if not accelerator.is_fsdp2:
         raise ValueError("the target network cannot be sharded by FSDP 1: use FSDP 2 or DDP")
+    plugin = accelerator.state.fsdp_plugin
     if "SHARDED" not in str(plugin.state_dict_type):
         raise ValueError("FSDP checkpoints must be sharded: set fsdp_state_dict_type to SHARDED_STATE_DICT")
     plugin.mixed_precision_policy = MixedPrecisionPolicy()

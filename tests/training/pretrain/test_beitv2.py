@@ -208,7 +208,7 @@ def test_a_stream_resumes(method, pictures, tmp_path):
 
 
 def test_a_signal_ends_the_run_after_its_step(method, pictures, tmp_path):
-    options = ["--train_dir", pictures, "--num_train_epochs", 20]
+    options = ["--train_dir", pictures, "--num_train_epochs", 10]
     cut = tmp_path / "cut"
     command = [sys.executable, "-m", "hf_mim.training.run_pretrain", *method, *options, "--output_dir", cut]
     command += ["--save_strategy", "steps", "--save_steps", "5"]
