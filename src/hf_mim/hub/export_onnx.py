@@ -59,6 +59,8 @@ def export_onnx(native: PreTrainedModel, file: Path) -> tuple[list[str], float]:
     generator = torch.Generator().manual_seed(0)
     two, one, three = (torch.randn(n, config.num_channels, *size, generator=generator) for n in (2, 1, 3))
 
+    # torch 2.7 cannot export a size without an upper bound.
+    batch = torch.export.Dim("batch", max=2**31 - 1)
     names = list(model(two))
     with _quiet():
         program = torch.onnx.export(
@@ -67,7 +69,7 @@ def export_onnx(native: PreTrainedModel, file: Path) -> tuple[list[str], float]:
             dynamo=True,
             input_names=["pixel_values"],
             output_names=names,
-            dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch")}},
+            dynamic_shapes={"pixel_values": {0: batch}},
             verbose=False,
         )
         assert program is not None
