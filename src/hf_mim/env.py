@@ -56,6 +56,8 @@ def main(argv: Sequence[str] = ()) -> None:
     if argv:
         raise ValueError(f"env takes no arguments, got '{' '.join(argv)}'")
     facts = {"python": platform.python_version()} | {package: _version(package) for package in PACKAGES}
+    # With its build, such as "+cu130", which the version of the package need not have.
+    facts["torch"] = torch.__version__
     facts["torchvision"] = describe_torchvision()
     facts["platform"] = platform.platform()
     facts["CPU"] = f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"

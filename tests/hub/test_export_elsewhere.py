@@ -29,6 +29,7 @@ from hf_mim import (
 )
 from hf_mim.hub.export import export_native, native_image_processor
 from tests.testing.fresh_process import run_fresh
+from tests.testing.image_processing import in_default_backend
 
 
 SIZES = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=24, patch_size=8, drop_path_rate=0)
@@ -150,7 +151,8 @@ def exported(tmp_path_factory):
         export_native(model, "vit_mae" if kind == "vit_mae" else None).save_pretrained(root / kind)
         processor = processor_class(size={"shortest_edge": 30}, crop_size={"height": 24, "width": 24})
         native_image_processor(processor).save_pretrained(root / kind)
-        models[kind] = (model, processor)
+        # The process elsewhere asks for no backend.
+        models[kind] = (model, in_default_backend(processor))
     names = {"ROOT": str(root), "KINDS": " ".join(models), "ENCODERS": " ".join(ENCODERS)}
     results = json.loads(run_fresh(ELSEWHERE, names, timeout=300).splitlines()[-1])
     return root, models, results

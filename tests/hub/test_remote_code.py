@@ -21,6 +21,7 @@ from hf_mim.hub.export import native_image_processor
 from hf_mim.hub.remote_code import AUTO_MAPS, MODELING, PROCESSOR_MAPS, add_code
 from hf_mim.modeling import relative_position_beitv2
 from tests.testing.fresh_process import run_fresh
+from tests.testing.image_processing import in_default_backend
 from tests.testing.loopback_store import TOKEN
 
 
@@ -169,6 +170,8 @@ for method in ("ibot", "ibot_swin", "beitv2", "dbot", "vqkd"):
     assert not any(report.values()), report
     with torch.no_grad():
         save(processor(image, return_tensors="pt"), f"{{method}}-processor.safetensors")
+        pil = AutoImageProcessor.from_pretrained(method, backend="pil", **trusted)
+        save(pil(image, return_tensors="pt"), f"{{method}}-processor-pil.safetensors")
         save(encoder(images), f"{{method}}-encoder.safetensors")
         save(model(**inputs), f"{{method}}-pretraining.safetensors")
         model.save_pretrained(f"{{method}}-again")
@@ -239,6 +242,8 @@ def test_same_numbers_without_the_package(root, method):
     images = inputs["pixel_values"].flatten(0, -4)
     assert_saved(root / f"{method}-encoder.safetensors", tensors_of(model.base_model(images)))
     pixel_values = image_processor(method)(image, return_tensors="pt")
+    assert_saved(root / f"{method}-processor-pil.safetensors", dict(pixel_values))
+    pixel_values = in_default_backend(image_processor(method))(image, return_tensors="pt")
     assert_saved(root / f"{method}-processor.safetensors", dict(pixel_values))
     assert_saved(root / f"{method}-processor-again.safetensors", dict(pixel_values))
     if method == "vqkd":
@@ -264,11 +269,12 @@ def test_further_heads_without_the_package(root):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_package_wins_where_it_is_imported(root, method):
+    processor_class = type(in_default_backend(image_processor(method)))
     for flag in ({}, {"trust_remote_code": False}, {"trust_remote_code": True}):
         model = AutoModel.from_pretrained(root / method, **flag)
         assert type(model) is type(pretraining_model(method).base_model)
         assert type(AutoConfig.from_pretrained(root / method, **flag)) is type(model.config)
-        assert type(AutoImageProcessor.from_pretrained(root / method, **flag)) is type(image_processor(method))
+        assert type(AutoImageProcessor.from_pretrained(root / method, **flag)) is processor_class
 
 
 FROM_THE_HUB = """

@@ -17,6 +17,7 @@ from torch import Tensor
 import hf_mim
 import hf_mim_cli as cli
 from tests.testing.fresh_process import run_fresh
+from tests.testing.image_processing import in_default_backend
 from tests.testing.loopback import LoopbackHub
 from tests.testing.loopback_store import TOKEN
 
@@ -139,7 +140,7 @@ def tell(folder: Path, hub: LoopbackHub, command: Callable[..., None], **sizes: 
     assert not [name for name in hub.files("org/ibot-vitb16") if name.endswith(".py")]
     result = load_file(folder / "result.safetensors")
     converted = hf_mim.convert_checkpoint(folder / "checkpoint.pth")
-    processor = hf_mim.IBotImageProcessorPil.from_pretrained(folder / "ibot" / "pretraining")
+    processor = in_default_backend(hf_mim.IBotImageProcessorPil.from_pretrained(folder / "ibot" / "pretraining"))
     pixel_values = processor(Image.open(folder / "image.png"), return_tensors="pt")["pixel_values"]
     assert torch.equal(result["pixel_values"], pixel_values)
     tokens = converted.teacher.ibot(pixel_values).last_hidden_state

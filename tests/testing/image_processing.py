@@ -4,6 +4,9 @@ import importlib
 
 import numpy as np
 from PIL import Image
+from transformers import BaseImageProcessor
+
+import hf_mim
 
 
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -46,3 +49,11 @@ def has_torchvision() -> bool:
 
 # What `pipeline` and `AutoImageProcessor` take when no backend is asked for.
 DEFAULT_BACKEND = "torchvision" if has_torchvision() else "pil"
+
+
+def in_default_backend(processor: BaseImageProcessor) -> BaseImageProcessor:
+    """One of our image processors on Pillow as those two would load it."""
+    name = type(processor).__name__
+    if DEFAULT_BACKEND == "torchvision":
+        name = name.removesuffix("Pil")
+    return getattr(hf_mim, name).from_dict(processor.to_dict())

@@ -11,6 +11,7 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
+    ViTImageProcessorPil,
     ViTModel,
 )
 
@@ -62,6 +63,13 @@ def test_model_and_processor_are_those_that_were_saved(tmp_path: Path):
     assert type(whole) is ViTForImageClassification and whole.dtype == torch.bfloat16
     assert load_config(tmp_path).hidden_size == 8
     assert load_image_processor(str(tmp_path)).size == image_processor.size
+
+
+def test_images_are_resized_by_pillow_unless_torchvision_is_asked_for(tmp_path: Path):
+    PROCESSOR.save_pretrained(tmp_path)
+    assert type(load_image_processor(tmp_path)) is ViTImageProcessorPil
+    pytest.importorskip("torchvision", exc_type=ImportError)
+    assert type(load_image_processor(tmp_path, backend="torchvision")) is ViTImageProcessor
 
 
 def test_missing_weights_are_named_unless_they_are_unused(tmp_path: Path):
