@@ -8,10 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
+from hypothesis import settings
 from safetensors.torch import load_file
 
 from tests.testing.loopback import LoopbackHub
 from tests.testing.paths import GOLDEN, SHARED, SHARED_DATA
+
+
+# A busy machine must not fail a test.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 def pytest_collection_finish():
