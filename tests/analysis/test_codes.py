@@ -182,8 +182,8 @@ def test_gray_images_and_an_odd_patch_size(tmp_path):
         size=size, crop_size=size, do_convert_rgb=False, image_mean=[0.5], image_std=[0.5]
     )
     pixels = np.random.default_rng(0).integers(0, 256, (14, 14), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "grey.png")
-    dataset = dataset_of([tmp_path / "grey.png"])
+    Image.fromarray(pixels).save(tmp_path / "gray.png")
+    dataset = dataset_of([tmp_path / "gray.png"])
     codes = encode_images(model, dataset, processor)
     figure = plot_codes(model, dataset, processor, codes, tmp_path / "codes.png", 4, 4)
     strip = figure.axes[0].images[0].get_array()

@@ -31,7 +31,7 @@ METHODS = ("ibot", "ibot_swin", "beitv2", "dbot", "vqkd")
 
 
 def shaken(model):
-    """No parameter keeps the value of its initialisation."""
+    """No parameter keeps the value of its initialization."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.rand_like(parameter))

@@ -296,7 +296,7 @@ def test_classes_must_agree(pictures, tmp_path):
         ("--torch_compile", "--torch_compile_backend", "aot_eager", "--max_train_samples", "8"),
     ],
     ids=[
-        *("non-square", "grey", "separate heads", "batch norm", "sgd", "late masks", "accumulation", "rand"),
+        *("non-square", "gray", "separate heads", "batch norm", "sgd", "late masks", "accumulation", "rand"),
         *("bf16", "layer norm", "syncbn", "no bottleneck", "compile"),
     ],
 )

@@ -40,7 +40,7 @@ TEMPERATURES = ("warmup_teacher_temp", "teacher_temp", "warmup_teacher_patch_tem
             r"collapse of the few prototypes\? 1 of 16 prototypes used by 16 images, .* or use --target sinkhorn",
         ),
     ],
-    ids=["constant images", "learning rate", "hot teacher", "no centre"],
+    ids=["constant images", "learning rate", "hot teacher", "no center"],
 )
 def test_provoked(tmp_path, caplog, options, contrast, message):
     dataset = Noise(contrast=contrast)

@@ -12,7 +12,7 @@ from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 from hf_mim.training.callbacks import online_knn as knn_evaluation
 
 
-def labelled(count: int) -> datasets.Dataset:
+def labeled(count: int) -> datasets.Dataset:
     generator = np.random.default_rng(0)
     images = [Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)) for _ in range(count)]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
@@ -45,7 +45,7 @@ def test_fewer_images_than_processes(monkeypatch):
             device=torch.device("cpu"),
             autocast=nullcontext,
         )
-        knn_evaluation.knn_of_processes(model, labelled(3), labelled(1), processor, accelerator, args)
+        knn_evaluation.knn_of_processes(model, labeled(3), labeled(1), processor, accelerator, args)
 
     run(1, 0, None)
     second = []

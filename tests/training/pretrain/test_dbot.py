@@ -115,7 +115,7 @@ def test_a_named_teacher_first_and_the_student_then(pictures, finished, tmp_path
         ("--bf16", "--activation_checkpointing", "--attn_implementation", "eager", "--teacher_feature", "normed"),
         ("--torch_compile", "--torch_compile_backend", "aot_eager"),
     ],
-    ids=["non-square", "grey", "stream", "depths", "accumulation", "bf16", "compile"],
+    ids=["non-square", "gray", "stream", "depths", "accumulation", "bf16", "compile"],
 )
 def test_options_train_and_export(pictures, tmp_path, options):
     metrics = pretrain("--train_dir", pictures, *options, output=tmp_path, method=TINY_DBOT)
