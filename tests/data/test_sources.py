@@ -376,7 +376,7 @@ def test_columns_are_found_or_named(tmp_path):
 
     columns = r"\['image', 'mask', 'label', 'fine', 'score', 'weight'\]"
     for option in ("image_column_name", "label_column_name"):
-        with pytest.raises(ValueError, match=f"{option} 'colour' does not exist; the columns are {columns}"):
+        with pytest.raises(ValueError, match=f"{option} 'shade' does not exist; the columns are {columns}"):
             load_image_dataset(**arguments, **{option: "shade"})
     with pytest.raises(ValueError, match="image_column_name 'fine' holds ClassLabel"):
         load_image_dataset(**arguments, image_column_name="fine")
