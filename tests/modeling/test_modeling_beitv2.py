@@ -87,6 +87,10 @@ class Beitv2Checks(ModelChecks):
 class TestBeitv2Model(Beitv2Checks):
     model_class = Beitv2Model
 
+    def test_compile(self):
+        # The pre-training model compiles all blocks.
+        self.check_compiled("aot_eager", 1e-5, num_hidden_layers=1, early_layers=1)
+
     def inputs(self, config):
         rows, columns = config.grid_size
         return super().inputs(config) | {"bool_masked_pos": masks((3, rows * columns))}

@@ -23,6 +23,10 @@ from tests.testing.model_checks import assert_same, assert_same_weights, tensors
 
 
 class TestIBotModel(IBotModelChecks):
+    def test_compile(self):
+        # The pre-training model compiles all blocks.
+        self.check_compiled("aot_eager", 1e-5, num_hidden_layers=1)
+
     def test_export(self):
         self.check_export()
 
