@@ -213,7 +213,7 @@ def test_mistakes(tmp_path, capsys, monkeypatch):
     for arguments, message in (
         ((tmp_path / "nowhere", out), "nowhere: there is no such folder; MODEL is a folder or a model id of the Hub"),
         ((tmp_path / "empty", out), "empty: no model can be loaded ("),
-        ((tmp_path / "model", tmp_path / "full"), "full exists and is not an empty folder: give another one"),
+        ((tmp_path / "model", tmp_path / "full"), "full exists and is not an empty folder: choose another one"),
         ((tmp_path / "native", out), "native is a plain ViTModel of transformers: nothing is to be done"),
         (
             (tmp_path / "tokenizer", out),

@@ -1,4 +1,4 @@
-"""The checkpoints that the authors publish: where they lie, what they are, and what the authors report of them."""
+"""The catalogue of checkpoints published by the authors: addresses, architectures and reported results."""
 
 import re
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from ..modeling.configuration_vqkd import VQKDConfig
 from ..utils.console import did_you_mean
 
 
-# What the authors measure, as the tables call it.
+# Results reported by the authors, with their names in tables.
 FIGURES = {
     "knn": "k-NN",
     "linear": "linear",
@@ -29,7 +29,7 @@ FIGURES = {
 }
 
 
-# Width, blocks and attention heads; of Swin the width of the last stage, and the others by stages.
+# Width, blocks and attention heads. For Swin, the width is that of the last stage, and the others are per stage.
 ARCHITECTURES = {
     "ViT-S": (384, "12", "6"),
     "ViT-B": (768, "12", "12"),
@@ -41,7 +41,7 @@ ARCHITECTURES = {
 
 @dataclass(frozen=True)
 class PublishedTeacher:
-    """A network that others learned from: its name, the page of its authors, their licence, its id on the Hub."""
+    """A teacher network: its name, the page of its authors, its license, and its id on the Hub."""
 
     name: str
     page: str
@@ -55,27 +55,29 @@ class CatalogueEntry:
     A published checkpoint.
 
     Attributes:
-        name (`str`): As in `hf-mim convert NAME`; that of the recipe, where the recipe trains such a model.
+        name (`str`): Name for `hf-mim convert NAME`. Equal to the name of the recipe that trains such a model, if any.
         method (`str`): iBOT, BEiT v2 or dBOT.
-        paper, page (`str`): Addresses of the paper and of the authors' repository.
-        license (`str`): Licence of that repository, by its identifier on the Hub. None states another one for weights.
-        files (`str`): Address of the folder of their files.
+        paper (`str`): URL of the paper.
+        page (`str`): URL of the authors' repository.
+        license (`str`): Hub identifier of that repository's license. No repository states a separate license for
+            weights.
+        files (`str`): URL of the folder with the files.
         family (`str`): Family of the converter.
-        architecture (`str`): Such as `"ViT-B/16"`; of Swin, the number is the window.
-        data (`str`): What it was pre-trained on.
-        image_size (`int`): Side in pixels of the images that its tables of positions are for.
-        masks (`str`, *optional*): `"block"` or `"random"`; a tokenizer has none.
-        epochs (`int`, *optional*): Of the pre-training, where the authors' repository states them.
-        network (`str`, *optional*): Which of iBOT's networks `encoder_file` holds and the figures belong to.
+        architecture (`str`): Such as `"ViT-B/16"`. For Swin, the number is the window size.
+        data (`str`): The pre-training dataset.
+        image_size (`int`): Image size in pixels of the position tables.
+        masks (`str`, *optional*): `"block"` or `"random"`. None for a tokenizer.
+        epochs (`int`, *optional*): Number of pre-training epochs, if the authors' repository states it.
+        network (`str`, *optional*): The iBOT network that `encoder_file` holds and the results belong to.
         teacher (`PublishedTeacher`, *optional*): The network whose features were learned, directly or as codes.
-        first_teacher (`str`, *optional*): The teacher of dBOT's first stage, where it is not a published one.
-        classes (`int`, *optional*): Classes of a classifier.
-        finetuned_on (`str`, *optional*): Data and epochs of a classifier's training.
-        note (`str`, *optional*): What else sets it apart.
-        file (`str`, *optional*): The one that holds most; None where only `share` has it.
-        encoder_file (`str`, *optional*): A smaller one with the encoder alone.
-        share (`str`, *optional*): Page of a cloud share, from which a person has to fetch the file.
-        reported (`dict[str, float]`): Figures of the authors in percent, by the names in `FIGURES`.
+        first_teacher (`str`, *optional*): The teacher of dBOT's first stage, if it is not a published network.
+        classes (`int`, *optional*): Number of classes of a classifier.
+        finetuned_on (`str`, *optional*): Dataset and epochs of a classifier's fine-tuning.
+        note (`str`, *optional*): Other distinguishing features.
+        file (`str`, *optional*): The most complete file. None if it is only available from `share`.
+        encoder_file (`str`, *optional*): A smaller file with only the encoder.
+        share (`str`, *optional*): Page of a cloud share where the file has to be downloaded by hand.
+        reported (`dict[str, float]`): Results of the authors in percent, by the names in `FIGURES`.
     """
 
     name: str
@@ -103,18 +105,18 @@ class CatalogueEntry:
 
     @property
     def url(self) -> str | None:
-        """Address of `file`."""
+        """URL of `file`."""
         return None if self.file is None else self.files + self.file
 
     @property
     def encoder_url(self) -> str | None:
-        """Address of `encoder_file`."""
+        """URL of `encoder_file`."""
         return None if self.encoder_file is None else self.files + self.encoder_file
 
 
 @cache
 def load_catalogue() -> dict[str, CatalogueEntry]:
-    """All entries by name, in the order of `catalogue.yaml`."""
+    """Return all entries by name, in the order of `catalogue.yaml`."""
     file = resources.files("hf_mim.hub") / "catalogue.yaml"
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     teachers = {name: PublishedTeacher(**facts) for name, facts in content["teachers"].items()}
@@ -129,22 +131,22 @@ def load_catalogue() -> dict[str, CatalogueEntry]:
 
 def find_entry(name: str) -> CatalogueEntry:
     """
-    The published checkpoint of this name.
+    Return the published checkpoint with this name.
 
     Raises:
-        ValueError: If there is none; the nearest name is in the message.
+        ValueError: If there is none. The message suggests the closest name.
     """
     catalogue = load_catalogue()
     if name not in catalogue:
         raise ValueError(
             f"{name}: no such file, and no published checkpoint of that name{did_you_mean(name, catalogue)} "
-            "(hf-mim convert --list names all)"
+            "(hf-mim convert --list shows them all)"
         )
     return catalogue[name]
 
 
 def format_catalogue() -> str:
-    """The table that `hf-mim convert --list` prints, one line per checkpoint, and what its columns mean."""
+    """Format the table of `hf-mim convert --list`: one line per checkpoint, followed by notes and sources."""
     header = ("NAME", "ARCHITECTURE", "MASKS", "TRAINED ON", "EPOCHS", "HOLDS", "THE AUTHORS REPORT (%)")
     rows = [header] + [
         (
@@ -167,9 +169,9 @@ def format_catalogue() -> str:
         [
             *lines,
             "",
-            "hf-mim convert NAME OUT downloads and converts one. The figures are the authors', of ImageNet-1K unless",
-            "they name other data, and of the network in brackets. The authors' pages, and the licences of their",
-            "repositories, which state no others for the weights:",
+            "hf-mim convert NAME OUT downloads and converts a checkpoint. The results are the authors', measured on",
+            "ImageNet-1K unless another dataset is named, for the network in parentheses. The authors' repositories",
+            "and their licenses (no repository states a separate license for weights):",
             *sources,
         ]
     )
@@ -192,33 +194,34 @@ def _holds(entry: CatalogueEntry) -> str:
 
 def check_published(entry: CatalogueEntry, model: PreTrainedModel, family: str, network: str | None, source: str):
     """
-    Make sure that a card does not say of another model what is true of a published one.
+    Check that a converted model can be the published checkpoint, so that its card does not describe another model.
+
+    Only the family, the sizes and the network are compared; the values of the weights are not known.
 
     Args:
         entry (`CatalogueEntry`): The published checkpoint.
-        model (`PreTrainedModel`): What was converted.
+        model (`PreTrainedModel`): The converted model.
         family (`str`): Family of its converter.
-        network (`str`, *optional*): `"student"` or `"teacher"`, where the file held one of iBOT's networks alone.
+        network (`str`, *optional*): `"student"` or `"teacher"` if the file held only one of iBOT's networks.
         source (`str`): Name of the file.
 
     Raises:
-        ValueError: For another family, other sizes, or the network to which the authors' figures do not belong. That
-            the values are those of the authors cannot be known.
+        ValueError: If the family or the sizes differ, or the authors' results belong to the other network.
     """
     found, wanted = f"{family}, {describe_sizes(model)}", f"{entry.family}, {published_sizes(entry)}"
-    without_name = "; as a file of its own it is converted by `hf-mim convert FILE OUT`"
+    without_name = "; to convert it as an unpublished file, run `hf-mim convert FILE OUT`"
     if found != wanted:
         raise ValueError(f"{source} is not {entry.name}: it is {found}; the published one is {wanted}{without_name}")
     if entry.network is not None and network not in (None, entry.network):
-        mark = "a mask token, as students do" if network == "student" else "no mask token, as teachers do"
+        mark = "a mask token, so it is a student" if network == "student" else "no mask token, so it is a teacher"
         raise ValueError(
-            f"{source} is not {entry.name}: it has {mark}, and the published encoder is the {entry.network}'s"
+            f"{source} is not {entry.name}: it has {mark}, but the published encoder is the {entry.network}'s"
             f"{without_name}"
         )
 
 
 def describe_sizes(model: PreTrainedModel) -> str:
-    """What the shapes of a model's weights say: `"12 blocks, width 768, 12 heads, patches of 16, ..."`."""
+    """Describe the sizes of a model, as in `"12 blocks, width 768, 12 heads, patches of 16, ..."`."""
     config = model.config
     if isinstance(config, IBotSwinConfig):
         blocks, heads = "-".join(map(str, config.depths)), "-".join(map(str, config.num_heads))
@@ -234,7 +237,7 @@ def describe_sizes(model: PreTrainedModel) -> str:
 
 
 def published_sizes(entry: CatalogueEntry) -> str:
-    """The same of a published checkpoint."""
+    """Describe the sizes of a published checkpoint, in the same form as [`describe_sizes`]."""
     found = re.match(r"(.+?)/(\d+)", entry.architecture)
     assert found is not None
     name, number = found.groups()

@@ -289,7 +289,7 @@ def test_convert_writes_what_training_continues_from(trace, tmp_path, capsys):
     assert cli.main(argv) == 0
     printed = capsys.readouterr().out
     sizes = "2 blocks, width 48, 3 heads, patches of 8, images of 32 x 32"
-    assert f"ibot, student and teacher with centres; {sizes}\n" in printed
+    assert f"ibot, student and teacher with centers; {sizes}\n" in printed
     assert "such as ibot-vitb16\n" in printed
     assert "note     optimizer: left behind, state of the training run" in printed
     assert f"wrote    {output / 'teacher'}: IBotForPreTraining" in printed
@@ -416,9 +416,9 @@ def test_dino_is_told_from_ibot_by_its_head():
     ("change", "message"),
     [
         (lambda c: c["teacher"].pop("backbone.norm.bias"), r"\(teacher\) does not fit .* missing norm.bias"),
-        (lambda c: c["ibot_loss"].pop("center2"), "ibot_loss must have a center2 of 64 numbers"),
-        (lambda c: c["ibot_loss"].update(center=torch.zeros(1, 3)), "ibot_loss must have a center of 64 numbers"),
-        (lambda c: c.update(ema={"x": torch.zeros(2)}), "holds tensors in 'ema' beside student, teacher"),
+        (lambda c: c["ibot_loss"].pop("center2"), "ibot_loss must contain a center2 of 64 values"),
+        (lambda c: c["ibot_loss"].update(center=torch.zeros(1, 3)), "ibot_loss must contain a center of 64 values"),
+        (lambda c: c.update(ema={"x": torch.zeros(2)}), "holds tensors in 'ema' besides student, teacher"),
         (lambda c: c["student"].pop("module.head.last_layer2.weight_g"), "missing head.last_layer2.weight_g"),
         (lambda c: c["student"].pop("module.head.last_layer.weight_g"), "missing head.last_layer.weight_g"),
     ],
@@ -438,16 +438,16 @@ def test_refused_full_checkpoints(trace, tmp_path, capsys, change, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--which", "student"], "which is for a full checkpoint with student and teacher"),
+        (["--which", "student"], "which requires a full checkpoint with student and teacher"),
         (["--config_overrides", "drop_path_rate"], "must be name=value"),
-        (["--config_overrides", "num_attention_heads=4"], "num_attention_heads has an argument of its own"),
+        (["--config_overrides", "num_attention_heads=4"], "num_attention_heads has its own argument"),
         (["--config_overrides", "drop_path_rate=2"], "drop_path_rate must lie in"),
         (["--config_overrides", "drop_path_rate=0.1", "--config_overrides", "drop_path_rate=2"], "must lie in"),
         (["--config_overrides", "name=foo"], "IBotConfig has no 'name'"),
         (["--config_overrides", "dtype=float16"], "IBotConfig has no 'dtype'"),
         (["--config_overrides", "image_size=[224"], "image_size must have a YAML value, got '[224'"),
         (["--config_overrides", "hidden_act=foo"], "hidden_act must be one of"),
-        (["--list"], "--list stands alone"),
+        (["--list"], "--list takes no other arguments"),
     ],
 )
 def test_refused_options_write_nothing(encoder, tmp_path, capsys, options, message):

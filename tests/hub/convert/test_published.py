@@ -123,7 +123,7 @@ def test_figures_of_the_other_network(convert):
 def test_a_file_fetched_by_hand(contents, tmp_path):
     (tmp_path / "mine.pth").write_bytes(contents["/vits_16/checkpoint_teacher.pth"])
     options = ["--num_attention_heads", "2"]
-    with pytest.raises(ValueError, match="lies in a cloud share, .*open https://drive.google.com/.* with --file FILE"):
+    with pytest.raises(ValueError, match="is in a cloud share .*open https://drive.google.com/.* with --file FILE"):
         main(["ibot-vits16-k1000", str(tmp_path / "out"), *options])
     main(["ibot-vits16-k1000", str(tmp_path / "out"), *options, "--file", str(tmp_path / "mine.pth")])
     card = (tmp_path / "out" / "README.md").read_text()
@@ -150,16 +150,16 @@ def test_a_path_has_a_card_of_what_is_known(contents, tmp_path):
         (["FILE", "OUT", "--encoder_only"], "--encoder_only is for published checkpoints"),
         (["FILE", "OUT", "--mirror", "http://127.0.0.1:9"], "--mirror is for published checkpoints"),
         (["FILE", "OUT", "--sha256", "00"], "instead of 00: it is another file"),
-        (["https://host/x.pth", "OUT"], "SOURCE is an address: fetch the file"),
+        (["https://host/x.pth", "OUT"], "SOURCE is a URL: download the file"),
         (
             ["ibot-vits16", "OUT", "--mirror", "http://me:secret@host/"],
-            "^(?!.*secret).*--mirror has a user name",
+            "^(?!.*secret).*--mirror contains a user name",
         ),
         (["ibot-vitb16", "OUT", "--file", "FILE"], "mine.pth is not ibot-vitb16: it is ibot, 2 blocks, .*FILE OUT"),
         (["dbot-vitb16", "OUT", "--file", "FILE"], "mine.pth is not dbot-vitb16: it is dbot, 2 blocks, width 48"),
         (["ibot-vits16", "OUT", "--file", "FILE", "--family", "dbot"], "is dbot, .*; the published one is ibot, "),
-        (["ibot-vitb16-in22k", "OUT", "--file", "FILE"], "no mask token, as teachers do, .* is the student's"),
-        (["beitv2-vitb16", "OUT", "--encoder_only"], "beitv2-vitb16 has one file only: leave out --encoder_only"),
+        (["ibot-vitb16-in22k", "OUT", "--file", "FILE"], "no mask token, so it is a teacher, .* is the student's"),
+        (["beitv2-vitb16", "OUT", "--encoder_only"], "beitv2-vitb16 has only one file: leave out --encoder_only"),
         (
             ["ibot-vits16", "OUT", "--mirror", "SERVER/elsewhere"],
             "elsewhere/vits_16/checkpoint.pth: the server",
@@ -179,7 +179,7 @@ def test_a_students_file_is_not_the_teachers(contents, tmp_path):
     (tmp_path / "mine.pth").write_bytes(contents["/vitb_16_pt22k/checkpoint_student.pth"])
     arguments = [str(tmp_path / "out"), "--num_attention_heads", "2", "--file", str(tmp_path / "mine.pth")]
     with pytest.raises(
-        ValueError, match="it has a mask token, as students do, and the published encoder is the teach"
+        ValueError, match="it has a mask token, so it is a student, but the published encoder is the teach"
     ):
         main(["ibot-vits16", *arguments])
     main(["ibot-vitb16-in22k", *arguments])
@@ -207,7 +207,7 @@ def test_recipes_that_are_shown():
 def test_an_interrupted_download_goes_on(convert, server, contents, tmp_path):
     whole = contents["/vits_16/checkpoint.pth"]
     server.cut_after = len(whole) // 2
-    with pytest.raises(OSError, match="the same command goes on from there"):
+    with pytest.raises(OSError, match="the same command resumes from there"):
         convert("ibot-vits16")
     assert not (tmp_path / "out").exists()
     server.cut_after = None

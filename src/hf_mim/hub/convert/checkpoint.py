@@ -1,4 +1,4 @@
-"""Checkpoints that the original codes wrote, as models of this package."""
+"""Convert checkpoints of the original implementations to models of this package."""
 
 import importlib.metadata
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ from .image_processors import original_image_processor
 from .reading import OfficialCheckpoint, read_official
 
 
-# Models with more in them than an encoder or a classifier of transformers takes.
+# Models that hold more than the encoder or classifier of transformers can take.
 PRETRAINING = (IBotForPreTraining, IBotSwinForPreTraining, Beitv2ForPreTraining, DBotForPreTraining)
 
 
@@ -37,18 +37,18 @@ class ConvertedCheckpoint:
     Result of [`convert_checkpoint`].
 
     Attributes:
-        model (`PreTrainedModel`): The most complete model that the file supports; of a full iBOT checkpoint, the
-            student.
+        model (`PreTrainedModel`): The most complete model that the file supports. For a full iBOT checkpoint, this is
+            the student.
         teacher (`PreTrainedModel`, *optional*): The teacher of a full iBOT checkpoint.
-        config (`PreTrainedConfig`): That of `model`.
-        centers (`dict[str, Tensor]`): `cls_center` `[K]` and `patch_center` `[P]` of a full iBOT checkpoint, as
-            [`IBotTrainer`] keeps them beside its teacher; otherwise empty.
-        family (`str`): The family that was found or given.
+        config (`PreTrainedConfig`): Configuration of `model`.
+        family (`str`): The family that was detected or given.
         source (`str`): Name of the file.
-        network (`str`, *optional*): `"student"` or `"teacher"`, where the file holds one of iBOT's networks alone: of
-            the two, only a student has a mask token.
-        dropped (`list[str]`): What of the file is left behind or changed, and why.
-        image_processor (`BaseImageProcessor`): The transform with which the original evaluates the model.
+        image_processor (`BaseImageProcessor`): The evaluation transform of the original implementation.
+        network (`str`, *optional*): `"student"` or `"teacher"` if the file holds only one of iBOT's networks. The
+            mask token, which only a student has, distinguishes them.
+        centers (`dict[str, Tensor]`): `cls_center` `[K]` and `patch_center` `[P]` of a full iBOT checkpoint, as
+            [`IBotTrainer`] saves them with its teacher. Empty for other checkpoints.
+        dropped (`list[str]`): Parts of the file that were left out or changed, each with the reason.
     """
 
     model: PreTrainedModel
@@ -69,39 +69,40 @@ def convert_checkpoint(
     **config_overrides: Any,
 ) -> ConvertedCheckpoint:
     """
-    Convert a checkpoint of an original code, or a state dict with its names.
+    Convert a checkpoint of an original implementation, or a state dict with its tensor names.
 
-    Pickles are read without running any code in them. Sizes come from the shapes. Nothing is skipped in silence: a
-    tensor that is neither used nor known to be superfluous, or that is missing, is an error that names it.
+    Pickles are read without running any code in them. Sizes are inferred from the shapes. No tensor is skipped
+    silently: one that is missing, or that is neither used nor known to be unnecessary, raises an error with its name.
 
     Args:
-        source (`str`, `Path` or `Mapping`): A `.pth`, `.pt`, `.bin` or `.safetensors` file, or what it holds.
-        family (`str`, *optional*): `"ibot"`, `"ibot_swin"`, `"beitv2"`, `"vqkd"` or `"dbot"`; found from the tensors
-            when not given. A plain ViT with a CLS token (DINO's encoder, timm's) has the names of iBOT's encoder and
-            is the same function at its own image size. MAE's encoder is dBOT's, and fine-tuned models of dBOT's
-            symmetric variant are BEiT v2's.
-        num_attention_heads (`int`, *optional*): Attention heads of the encoder; those of the published model of this
-            width when not given.
-        **config_overrides: Fields of the configuration that the weights do not tell, or tell wrongly.
+        source (`str`, `Path` or `Mapping`): A `.pth`, `.pt`, `.bin` or `.safetensors` file, or its content.
+        family (`str`, *optional*): `"ibot"`, `"ibot_swin"`, `"beitv2"`, `"vqkd"` or `"dbot"`. Detected from the
+            tensors by default. A plain ViT with a CLS token (as in DINO or timm) has the tensor names of iBOT's
+            encoder and computes the same function at its own image size. MAE's encoder is converted as dBOT, and
+            fine-tuned models of dBOT's symmetric variant as BEiT v2.
+        num_attention_heads (`int`, *optional*): Number of attention heads of the encoder. Defaults to the number in
+            the published model of the same width.
+        **config_overrides: Configuration fields that cannot be inferred from the weights, or are inferred wrongly.
 
     Returns:
         [`ConvertedCheckpoint`]: Models in float32 and eval mode.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is damaged, holds code, or is not of this family; if a tensor is missing, left over or
-            of another shape; if the number of heads is not known; for an unknown or contradictory override.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is damaged, holds code, or belongs to another family; if a tensor is missing,
+            unexpected or of the wrong shape; if the number of heads is unknown; if an override is unknown or
+            contradictory.
     """
     checkpoint = read_official(source)
     networks = checkpoint.networks
     first = "student" if "student" in networks else "model"
     family = find_family(networks[first], family, checkpoint.name)
     if "teacher" in networks and not has_online_teacher(family):
-        raise ValueError(f"{checkpoint.name} holds student and teacher, as those of iBOT do, not of {family}")
+        raise ValueError(f"{checkpoint.name} holds a student and a teacher, so it is an iBOT checkpoint, not {family}")
     model = _convert(family, checkpoint, first, num_attention_heads, config_overrides)
     teacher = None
     if "teacher" in networks:
-        # Its head learns what the student's does, and nothing in it is dropped at random.
+        # The head has the same trainable parameters as the student's, and a teacher has no stochastic depth.
         options = config_overrides | {"norm_last_layer": model.config.norm_last_layer, "drop_path_rate": 0.0}
         teacher = _convert(family, checkpoint, "teacher", num_attention_heads, options)
     return ConvertedCheckpoint(
@@ -127,29 +128,28 @@ def save_converted(
     command: str | None = None,
 ) -> dict[str, PreTrainedModel]:
     """
-    Write a converted checkpoint into a new folder, from which `hf-mim pretrain --model_name_or_path` goes on.
+    Save a converted checkpoint to a new folder, which `hf-mim pretrain --model_name_or_path` can continue from.
 
-    - The model and its image processor, and of a full iBOT checkpoint `teacher/` with the teacher and the centres;
-    - with `native`, the layout of a finished run: at the root the encoder (of a full iBOT checkpoint the teacher's) or
-      the classifier as a model of transformers, and in `pretraining/` what the file holds beyond it. A tokenizer has
-      no counterpart in transformers;
-    - a model card, `README.md`.
+    The folder contains the model and its image processor. For a full iBOT checkpoint, `teacher/` contains the teacher
+    and the centers. With `native`, the folder has the layout of a finished run instead: the encoder (the teacher's,
+    for a full iBOT checkpoint) or the classifier as a transformers model at the root, and the full pre-training model
+    in `pretraining/`. A model card, `README.md`, is always written.
 
     Args:
         converted (`ConvertedCheckpoint`): Result of [`convert_checkpoint`].
-        output_dir (`str` or `Path`): A new or empty folder; it appears whole or not at all.
-        native (`bool`, defaults to `False`): Whether to write a model of transformers.
-        which (`str`, *optional*): `"teacher"` or `"student"`, to take one network of a full iBOT checkpoint alone.
-        entry (`CatalogueEntry`, *optional*): Which published checkpoint it is, for the card.
-        address (`str`, *optional*): Where the file was fetched, for the card.
-        command (`str`, *optional*): The command that does this, for the card.
+        output_dir (`str` or `Path`): A new or empty folder. It is written completely or not at all.
+        native (`bool`, defaults to `False`): Whether to save a transformers model. Not possible for a tokenizer.
+        which (`str`, *optional*): `"teacher"` or `"student"`, to save only one network of a full iBOT checkpoint.
+        entry (`CatalogueEntry`, *optional*): The published checkpoint that this is, for the card.
+        address (`str`, *optional*): The URL of the downloaded file, for the card.
+        command (`str`, *optional*): The conversion command, for the card.
 
     Returns:
-        `dict[str, PreTrainedModel]`: The models that were written, by their folder within `output_dir`.
+        `dict[str, PreTrainedModel]`: The saved models, by their folder within `output_dir`.
 
     Raises:
-        ValueError: If the folder has files in it; if the checkpoint cannot be the published one; if `which` does not
-            fit it; if no model of transformers computes the same.
+        ValueError: If the folder is not empty; if the checkpoint cannot be the published one; if `which` is given for
+            a file with a single network; if no transformers model is equivalent.
     """
     output = Path(output_dir).expanduser().resolve()
     check_output(output)
@@ -160,7 +160,7 @@ def save_converted(
         raise ValueError(f"which must be teacher or student, got {which!r}")
     if which is not None:
         if teacher is None:
-            raise ValueError("which is for a full checkpoint with student and teacher; this file holds one network")
+            raise ValueError("which requires a full checkpoint with student and teacher; this file holds one network")
         model, teacher = (teacher if which == "teacher" else model), None
 
     written: dict[str, PreTrainedModel] = {}
@@ -169,7 +169,7 @@ def save_converted(
         if native:
             deployed = model if teacher is None else teacher
             if isinstance(deployed, VQKDModel):
-                raise ValueError("a VQ-KD tokenizer has no counterpart in transformers: convert it without native")
+                raise ValueError("a VQ-KD tokenizer has no counterpart in transformers: convert it without --native")
             written["."] = export_native(deployed)
             native_image_processor(converted.image_processor).save_pretrained(folder)
             full = "pretraining"
@@ -218,9 +218,9 @@ def _card(
 
 
 def check_output(output_dir: Path):
-    """Raises a `ValueError` unless `output_dir` is a new or empty folder."""
+    """Raise a `ValueError` unless `output_dir` is a new or empty folder."""
     if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
-        raise ValueError(f"{output_dir} exists and is not an empty folder: give another one")
+        raise ValueError(f"{output_dir} exists and is not an empty folder: choose another one")
 
 
 def _convert(
@@ -234,7 +234,7 @@ def _convert(
 
 
 def _changes(family: str, checkpoint: OfficialCheckpoint, config: PreTrainedConfig) -> list[str]:
-    """What becomes of tensors that are not simply renamed."""
+    """List the tensors that are changed or dropped rather than only renamed."""
     networks = checkpoint.networks
     types = {
         tensor.dtype for weights in networks.values() for tensor in weights.values() if tensor.is_floating_point()
@@ -243,7 +243,7 @@ def _changes(family: str, checkpoint: OfficialCheckpoint, config: PreTrainedConf
         f"{str(dtype).removeprefix('torch.')}: becomes float32" for dtype in sorted(types - {torch.float32}, key=str)
     ]
     if "teacher" in networks and not checkpoint.centers:
-        changes.append("centers: the file has no ibot_loss, so that training cannot go on from it")
+        changes.append("centers: the file has no ibot_loss, so training cannot continue from it")
     return changes + load_converter(family).dropped(networks, config)
 
 
@@ -260,7 +260,7 @@ def _centers(checkpoint: OfficialCheckpoint, teacher: PreTrainedModel | None) ->
     sizes = {"center": config.out_dim, "center2": config.out_dim if config.shared_head else config.patch_out_dim}
     for name, size in sizes.items():
         if name not in checkpoint.centers or checkpoint.centers[name].numel() != size:
-            raise ValueError(f"{checkpoint.name}: ibot_loss must have a {name} of {size} numbers")
+            raise ValueError(f"{checkpoint.name}: ibot_loss must contain a {name} of {size} values")
     return {
         name: checkpoint.centers[official].detach().flatten().to(torch.float32, copy=True)
         for name, official in (("cls_center", "center"), ("patch_center", "center2"))

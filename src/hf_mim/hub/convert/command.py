@@ -1,4 +1,4 @@
-"""`hf-mim convert`: a checkpoint of an original code becomes a folder."""
+"""The `hf-mim convert` command: convert a checkpoint of an original implementation."""
 
 import argparse
 import shlex
@@ -19,26 +19,27 @@ from .checkpoint import ConvertedCheckpoint, check_output, convert_checkpoint, s
 
 def main(argv: Sequence[str] | None = None):
     """
-    Convert a checkpoint, write the folder, and print what was read, left behind and written, and how to load it. With
-    `--list`, print the published checkpoints instead.
+    Convert a checkpoint, save it, and print what was read, dropped and written, and how to load it.
+
+    With `--list`, print the published checkpoints instead.
 
     Raises:
-        ValueError, OSError: As [`convert_checkpoint`] and [`save_converted`]; nothing is written then.
+        ValueError, OSError: As for [`convert_checkpoint`] and [`save_converted`]. Nothing is written in this case.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     if "--list" in argv:
         if len(argv) > 1:
-            raise ValueError("--list stands alone: hf-mim convert --list")
+            raise ValueError("--list takes no other arguments: hf-mim convert --list")
         print(format_catalogue())
         return
     arguments = _parser().parse_args(argv)
-    transformers.utils.logging.disable_progress_bar()  # one for each model, which is written in a second
+    transformers.utils.logging.disable_progress_bar()  # saving a model takes about a second
     output = Path(arguments.output_dir)
-    check_output(output.expanduser())  # before minutes of work
+    check_output(output.expanduser())  # fail before a long download
     overrides = parse_overrides(",".join(arguments.config_overrides))
     for name in ("source", "family", "num_attention_heads"):
         if name in overrides:
-            raise ValueError(f"config_overrides: {name} has an argument of its own (hf-mim convert --help)")
+            raise ValueError(f"config_overrides: {name} has its own argument (see hf-mim convert --help)")
     entry = _published(arguments)
     address, file = None, arguments.file or arguments.source
     if entry is not None and arguments.file is None:
@@ -59,33 +60,33 @@ def main(argv: Sequence[str] | None = None):
 
 
 def _published(arguments: argparse.Namespace) -> CatalogueEntry | None:
-    """The published checkpoint that SOURCE names; None if it is a path."""
+    """Return the published checkpoint that SOURCE names, or None if SOURCE is a path."""
     source = Path(arguments.source)
     if "://" in arguments.source:
-        raise ValueError("SOURCE is an address: fetch the file and give its path, or take a published one by its name")
-    # A folder is no checkpoint, and cannot hide one.
+        raise ValueError("SOURCE is a URL: download the file and pass its path, or pass a published checkpoint's name")
+    # A folder is not a checkpoint, so it does not shadow a published one of the same name.
     if arguments.source in load_catalogue() and not source.is_file():
         return load_catalogue()[arguments.source]
     if not (source.exists() or source.suffix or len(source.parts) > 1):
         return find_entry(arguments.source)
     for option in ("file", "mirror", "cache_dir", "encoder_only"):
         if getattr(arguments, option):
-            raise ValueError(f"--{option} is for published checkpoints (--list), and {source} is a path")
+            raise ValueError(f"--{option} is for published checkpoints (--list), but {source} is a path")
     return None
 
 
 def _fetch(entry: CatalogueEntry, arguments: argparse.Namespace) -> tuple[str, Path]:
-    """Where the file of a published checkpoint came from and lies; it is downloaded unless it is there."""
+    """Download the file of a published checkpoint unless it is cached, and return its URL and path."""
     if entry.share is not None:
         raise ValueError(
-            f"{entry.name} lies in a cloud share, from which no program can fetch it: open {entry.share}, save the "
+            f"{entry.name} is in a cloud share and cannot be downloaded automatically: open {entry.share}, save the "
             "file, and pass it with --file FILE"
         )
     if arguments.mirror and ("@" in urlsplit(arguments.mirror).netloc or urlsplit(arguments.mirror).query):
-        raise ValueError("--mirror has a user name, password or query in it, which the card would show: leave it out")
+        raise ValueError("--mirror contains a user name, password or query, which the card would show: remove it")
     name = entry.encoder_file if arguments.encoder_only else entry.file
     if name is None:
-        raise ValueError(f"{entry.name} has one file only: leave out --encoder_only")
+        raise ValueError(f"{entry.name} has only one file: leave out --encoder_only")
     address = (arguments.mirror.rstrip("/") + "/" if arguments.mirror else entry.files) + name
     folder = Path(arguments.cache_dir).expanduser() if arguments.cache_dir else default_cache_dir()
     file = download_file(address, folder / entry.name / Path(name).name)
@@ -93,7 +94,7 @@ def _fetch(entry: CatalogueEntry, arguments: argparse.Namespace) -> tuple[str, P
 
 
 def shown_command(argv: Sequence[str]) -> str:
-    """The command with these arguments, as a card shows it: without what is of one machine alone."""
+    """Format the command for a card, without the paths and options that are specific to one machine."""
     arguments = _parser().parse_args(argv)
     words = ["hf-mim", "convert", Path(arguments.source).name, "OUT"]
     for option in ("family", "which", "num_attention_heads", "sha256"):
@@ -108,7 +109,7 @@ def shown_command(argv: Sequence[str]) -> str:
 
 def _contents(converted: ConvertedCheckpoint) -> str:
     networks = "one network" if converted.teacher is None else "student and teacher"
-    networks += " with centres" if converted.centers else ""
+    networks += " with centers" if converted.centers else ""
     return f"{converted.config.model_type}, {networks}; {describe_sizes(converted.model)}"
 
 
@@ -127,58 +128,56 @@ def _loading_lines(output: Path, written: dict[str, PreTrainedModel]) -> list[st
     if full is not None:
         recipe = method_of_config(written[full].config).recipe
         lines += ["", f"hf-mim pretrain RECIPE --model_name_or_path {output / full} ..."]
-        lines += [f"# RECIPE is one of this method and size, such as {recipe}"]
+        lines += [f"# RECIPE is a recipe of this method and size, such as {recipe}"]
     return lines
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hf-mim convert",
-        description="Convert a checkpoint that the original code of a method wrote. Pickles are read without running "
+        description="Convert a checkpoint written by a method's original code. Pickles are read without running "
         "any code in them, and every tensor is accounted for.",
-        epilog="OUTPUT_DIR gets the most complete model that the file holds, with its image processor; of a full iBOT "
-        "checkpoint also teacher/ with the centres, so that training can go on from it.",
+        epilog="The most complete model in the file and its image processor are saved to OUTPUT_DIR. For a full iBOT "
+        "checkpoint, teacher/ with the centers is saved too, so that training can continue from it.",
         allow_abbrev=False,
     )
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="a .pth, .pt, .bin or .safetensors file, or the name of a published checkpoint, which is downloaded",
+        help="a .pth, .pt, .bin or .safetensors file, or the name of a published checkpoint to download",
     )
     parser.add_argument("output_dir", metavar="OUTPUT_DIR", help="a new or empty folder")
-    parser.add_argument("--list", action="store_true", help="print the published checkpoints, and do nothing else")
-    parser.add_argument("--family", choices=FAMILIES, help="found from the names of the tensors when not given")
+    parser.add_argument("--list", action="store_true", help="list the published checkpoints and exit")
+    parser.add_argument("--family", choices=FAMILIES, help="detected from the tensor names by default")
     parser.add_argument(
-        "--which", choices=("teacher", "student"), help="take one network of a full iBOT checkpoint, and it alone"
+        "--which", choices=("teacher", "student"), help="save only one network of a full iBOT checkpoint"
     )
     parser.add_argument(
         "--native",
         action="store_true",
-        help="write a model of transformers, which loads without hf_mim, and what goes beyond it into pretraining/",
+        help="save a transformers model, which loads without hf_mim; the full pre-training model goes to pretraining/",
     )
-    parser.add_argument(
-        "--num_attention_heads", type=int, help="needed where the width is not that of a published model"
-    )
+    parser.add_argument("--num_attention_heads", type=int, help="required if no published model has the same width")
     parser.add_argument(
         "--config_overrides",
         action="append",
         default=[],
         metavar="NAME=VALUE,...",
-        help="fields of the configuration, such as image_size=[224,448]",
+        help="configuration fields to override, such as image_size=[224,448]",
     )
     published = parser.add_argument_group("published checkpoints")
     published.add_argument(
         "--encoder_only",
         action="store_true",
-        help="download the smaller file with the encoder alone, where the authors publish one (iBOT)",
+        help="download the smaller file with only the encoder, if the authors publish one (iBOT)",
     )
-    published.add_argument("--file", help="the file of this name, fetched by hand")
+    published.add_argument("--file", help="path of the checkpoint's file, if already downloaded")
     published.add_argument(
         "--mirror",
         metavar="URL",
-        help="take the file from this address instead of the authors', with the folder in which they have it, as in "
+        help="download from this address instead of the authors' server, with the same subfolders, as in "
         "URL/vitb_16/checkpoint.pth",
     )
-    published.add_argument("--cache_dir", help="where downloads are kept; by default the folder hf_mim in HF_HOME")
-    published.add_argument("--sha256", help="the SHA-256 that the file must have, in hexadecimal")
+    published.add_argument("--cache_dir", help="folder for downloads; by default hf_mim in HF_HOME")
+    published.add_argument("--sha256", help="the expected SHA-256 of the file, in hexadecimal")
     return parser
