@@ -175,7 +175,7 @@ def test_what_is_exported_can_be_published(tmp_path, loopback_hub, has_card):
         assert (card.data.license, card.data.tags) == ("apache-2.0", ["hf_mim", "ibot"])
         assert card.text.endswith("## Limits\n\nIt has learned nothing.\n") and card.data.eval_results is None
     else:
-        assert card.data.license is None and "names the licence in the metadata of this card" in card.text
+        assert card.data.license is None and "names the license in the metadata of this card" in card.text
     api = HfApi(endpoint=loopback_hub.url, token=TOKEN)
     publish(tmp_path / "out", "org/exported", api=api, report=lambda line: None)
     files = loopback_hub.files("org/exported")
@@ -190,7 +190,7 @@ def test_without_an_image_processor(tmp_path, capsys):
     assert export(tmp_path / "model", tmp_path / "out") == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
     printed = capsys.readouterr().out
-    assert "has no image processor: there is none to write" in printed and "AutoImageProcessor" not in printed
+    assert "has no image processor, so none is written" in printed and "AutoImageProcessor" not in printed
     assert model.config.model_type == "dbot"
 
 
@@ -214,10 +214,10 @@ def test_mistakes(tmp_path, capsys, monkeypatch):
         ((tmp_path / "nowhere", out), "nowhere: there is no such folder; MODEL is a folder or a model id of the Hub"),
         ((tmp_path / "empty", out), "empty: no model can be loaded ("),
         ((tmp_path / "model", tmp_path / "full"), "full exists and is not an empty folder: choose another one"),
-        ((tmp_path / "native", out), "native is a plain ViTModel of transformers: nothing is to be done"),
+        ((tmp_path / "native", out), "native is already a ViTModel of transformers: there is nothing to export"),
         (
             (tmp_path / "tokenizer", out),
-            "a model of type 'vqkd'; what can be exported is of type ibot, ibot_swin, bei",
+            "has the model type 'vqkd'; only these types can be exported: ibot, ibot_swin, bei",
         ),
         ((tmp_path / "pooled", out), "use_mean_pooling=True has no counterpart for an iBOT encoder"),
         ((tmp_path / "model", out, "--architecture", "vit_mae"), "only dBOT's encoder can become a ViTMAE, got IBotM"),
@@ -232,7 +232,7 @@ def test_mistakes(tmp_path, capsys, monkeypatch):
     present = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else present(name))
     assert export(tmp_path / "model", out, "--onnx") == 2
-    assert "ONNX files need onnxscript: pip install hf_mim[onnx]" in capsys.readouterr().err
+    assert "ONNX export requires onnxscript: pip install hf_mim[onnx]" in capsys.readouterr().err
     assert not out.exists()
 
 
@@ -243,8 +243,8 @@ def test_onnx(tmp_path, capsys):
     assert export(tmp_path / "model", tmp_path / "native") == 0
     assert export(tmp_path / "native", tmp_path / "out", "--onnx") == 0
     printed = capsys.readouterr().out
-    assert f"wrote    {tmp_path}/out/model.onnx: logits of any number of images\n" in printed
-    assert "of 24 x 24 pixels and no other size; within " in printed
+    assert f"wrote    {tmp_path}/out/model.onnx: logits for any number of images\n" in printed
+    assert "of exactly 24 x 24 pixels; within " in printed
     assert {path.name for path in (tmp_path / "out").iterdir()} == {*FILES, "preprocessor_config.json", "model.onnx"}
     assert b"site-packages" not in (tmp_path / "out" / "model.onnx").read_bytes()
     session = InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
@@ -302,9 +302,9 @@ def test_an_onnx_file_that_differs_is_refused(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(onnx, "RTOL", 1e-9)
     assert export(tmp_path / "native", tmp_path / "out", "--onnx") == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "the ONNX file would be wrong: its last_hidden_state differs from torch's by up to " in error
+    assert "the ONNX file is wrong: its last_hidden_state differs from torch's by up to " in error
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ValueError, match="a ViTMAE leaves out random patches"):
+    with pytest.raises(ValueError, match="a ViTMAE drops random patches"):
         onnx.export_onnx(export_native(dbot(tmp_path / "dbot"), "vit_mae"), tmp_path / "mae.onnx")
 
 

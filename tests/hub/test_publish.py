@@ -89,11 +89,11 @@ def test_encoder_and_full_model(loopback_hub, api, finished_run):
 
     encoder_lines = lines[0].splitlines()
     assert encoder_lines[0] == "org/tiny (public, unless set otherwise on the Hub)"
-    assert "ViTModel" in encoder_lines[1] and encoder_lines[1].endswith("licence: apache-2.0")
+    assert "ViTModel" in encoder_lines[1] and encoder_lines[1].endswith("license: apache-2.0")
     listed = {line.split()[0]: line.split()[1:] for line in encoder_lines[2:]}
-    assert set(listed) == ENCODER_FILES | {"together"}
+    assert set(listed) == ENCODER_FILES | {"total"}
     assert listed["metrics.json"] == [str(len(encoder["metrics.json"])), "B"]
-    assert lines[2] == "stays here: checkpoint-4/, not_shown.png, trainer_state.json, training_args.bin"
+    assert lines[2] == "not uploaded: checkpoint-4/, not_shown.png, trainer_state.json, training_args.bin"
 
 
 def test_the_encoder_alone_and_private(loopback_hub, api, finished_run):
@@ -155,9 +155,9 @@ def test_an_existing_repository_gets_a_new_commit(loopback_hub, api, run):
     # What somebody else has put there stays, what belongs to another model goes.
     assert set(loopback_hub.files("org/tiny-pretrain")) == FULL_FILES | others
     removed = "last-checkpoint/, model-00001-of-00002.safetensors, pytorch_model.bin, teacher/reference.json"
-    assert f"removed from org/tiny-pretrain, where it was left from before: {removed}" in lines
+    assert f"removed from org/tiny-pretrain, left over from an earlier upload: {removed}" in lines
     assert not [line for line in lines if "removed from org/tiny," in line]
-    with pytest.raises(ValueError, match="org/tiny exists and is public: take another name"):
+    with pytest.raises(ValueError, match="org/tiny exists and is public: choose another name"):
         publish(run, "org/tiny", private=True, api=api, report=lambda line: None)
 
 
@@ -191,13 +191,17 @@ def test_code_only_where_it_is_needed(loopback_hub, api, run):
     publish(run, "org/tiny", full=True, api=api, report=lambda line: None)
     assert "auto_map" not in json.loads(loopback_hub.files("org/tiny-pretrain")["config.json"])
     assert set(loopback_hub.files("org/tiny-pretrain")) == FULL_FILES
-    with pytest.raises(ValueError, match=r"loads with transformers alone \(with --full, that in pretraining/ gets it"):
+    with pytest.raises(
+        ValueError, match=r"loads with transformers alone \(with --full, the model in pretraining/ gets it"
+    ):
         publish(run, "org/tiny", with_code=True, api=NOWHERE)
 
 
 def test_interrupted_and_repeated(loopback_hub, api, finished_run):
     loopback_hub.refuse_uploads_from = 4
-    with pytest.raises(OSError, match=r"the upload to org/tiny-pretrain broke off .*507.*nothing of it shows there"):
+    with pytest.raises(
+        OSError, match=r"the upload to org/tiny-pretrain was interrupted .*507.*the repository is unchanged"
+    ):
         publish(finished_run, "org/tiny", full=True, api=api, report=lambda line: None)
     assert set(loopback_hub.files("org/tiny")) == ENCODER_FILES and loopback_hub.files("org/tiny-pretrain") == {}
     before = {path.name for path in loopback_hub.blobs.iterdir()}
@@ -233,7 +237,7 @@ def test_tokens(loopback_hub, finished_run, repo_id, token, message):
 
 def test_no_token(loopback_hub, finished_run, monkeypatch):
     monkeypatch.setattr(huggingface_hub.hf_api, "get_token", lambda: None)
-    with pytest.raises(PermissionError, match="there is no token of the Hub: .* `hf auth login`"):
+    with pytest.raises(PermissionError, match="there is no Hub token: .* `hf auth login`"):
         publish(finished_run, "org/tiny", api=HfApi(endpoint=loopback_hub.url), report=lambda line: None)
 
 
@@ -288,28 +292,28 @@ NORM = "vit.layernorm.weight"
     ("change", "message"),
     [
         (remove("config.json"), "tiny-run holds no model"),
-        (remove("README.md"), "tiny-run/README.md is missing: the card says what the model is"),
+        (remove("README.md"), "tiny-run/README.md is missing: the card describes the model"),
         (remove("preprocessor_config.json"), "tiny-run has no preprocessor_config.json: save the image processor"),
         (
             edit(
                 "preprocessor_config.json", '"image_processor_type": "ViTImageProcessor', '"image_processor_type": "X'
             ),
-            "tiny-run/preprocessor_config.json gives no image processor",
+            "tiny-run/preprocessor_config.json does not load as an image processor",
         ),
         (
             edit("config.json", '"model_type": "vit"', '"model_type": "x"'),
-            "config.json is of a model of type 'x', which",
+            "config.json has the model type 'x', which",
         ),
-        (lambda run: (run / "config.json").write_text("[]"), "tiny-run/config.json is no configuration"),
-        (remove("pretraining/teacher/centers.safetensors"), "pretraining/teacher has no centers.safetensors, without"),
+        (lambda run: (run / "config.json").write_text("[]"), "tiny-run/config.json is not a valid configuration"),
+        (remove("pretraining/teacher/centers.safetensors"), "pretraining/teacher has no centers.safetensors, which"),
         # the card
         (edit("README.md", "license: apache-2.0", "license: ["), "metadata of .*README.md are not valid"),
         (edit("README.md", "license: apache-2.0", "license: 2.0"), "license must be text, got 2.0"),
         (edit("README.md", "tags:\n- hf_mim\n- ibot", "tags: ibot"), "tags must be a list of words, got 'ibot'"),
         (edit("README.md", "    metrics:\n    - type: accuracy\n      value: 61.5\n", ""), "are not valid"),
         (lambda run: (run / "README.md").write_text("# tiny\n"), "README.md has no metadata"),
-        (remove("curves.png"), "README.md shows curves.png, which is not there"),
-        (picture_elsewhere, "README.md shows ../curves.png, which lies elsewhere"),
+        (remove("curves.png"), "README.md shows curves.png, which does not exist"),
+        (picture_elsewhere, "README.md shows ../curves.png, which is outside the folder"),
         (
             edit("README.md", "curves.png", "training_args.bin"),
             "shows training_args.bin: pictures .* one of .png, .jpg",
@@ -323,7 +327,7 @@ NORM = "vit.layernorm.weight"
             "tiny-run/README.md is not text in UTF-8: invalid continuation byte in byte",
         ),
         # the weights
-        (pickled, "no weights in .*safetensors, only pytorch_model.bin, a pickle"),
+        (pickled, "no weights in .*safetensors, only the pickle pytorch_model.bin"),
         (remove("model.safetensors"), "no weights in .*safetensors: save the model"),
         (truncated, "tiny-run does not load"),
         (
@@ -339,22 +343,25 @@ NORM = "vit.layernorm.weight"
             weights("pretraining/teacher/model.safetensors", lambda tensors: tensors.pop("ibot.layernorm.bias")),
             "teacher",
         ),
-        (remove("pretraining/config.json"), "pretraining, which is not there: it holds an encoder alone"),
+        (remove("pretraining/config.json"), "pretraining, which does not exist: it holds only an encoder"),
         # paths of this machine
         (
             edit("README.md", "It has learned", "From /home/me/photos it has learned"),
-            "line 35: /home/me/photos is a path",
+            "line 35: /home/me/photos is a local path",
         ),
         (edit("config.json", '"gelu"', '"gelu", "source": "/data/x/model"'), "config.json, line .*: /data/x/model is"),
         (edit("metrics.json", "{", '{"started_from": "C:\\\\\\\\Users\\\\\\\\me", '), "metrics.json, line 1: C:"),
-        (edit(".eval_results/knn.yaml", "61.5", "61.5\n  notes: ~/results"), "knn.yaml, line 2: ~/results is a path"),
+        (
+            edit(".eval_results/knn.yaml", "61.5", "61.5\n  notes: ~/results"),
+            "knn.yaml, line 2: ~/results is a local path",
+        ),
         (
             edit("README.md", "nothing", f"--token hf_{30 * 'a'}"),
-            r"README.md, line 35, holds an access token .*hf_aaa\.\.\.",
+            r"README.md, line 35, contains a Hub access token .*hf_aaa\.\.\.",
         ),
         (
             edit("README.md", "nothing", "http://me:secret@host/data"),
-            r"README.md, line 35, holds an address with a password: (?!.*secret)",
+            r"README.md, line 35, contains a URL with a password: (?!.*secret)",
         ),
         (edit("pretraining/config.json", '"gelu"', '"gelu", "x": "file:///x"'), "config.json, line .*: file:///x is"),
     ],
@@ -369,7 +376,7 @@ def test_what_is_not_published(run, change, message):
     "repo_id", ["tiny", "org/", "/tiny", "org/tiny/x", "org/ti ny", "org/" + 100 * "x", "org/a--b"]
 )
 def test_names_of_repositories(finished_run, repo_id):
-    with pytest.raises(ValueError, match="must be ORGANISATION/NAME or USER/NAME|is no name for a repository"):
+    with pytest.raises(ValueError, match="must be ORGANIZATION/NAME or USER/NAME|is not a valid repository name"):
         publish(finished_run, repo_id, api=NOWHERE)
 
 
@@ -408,7 +415,7 @@ def test_what_is_no_path_of_this_machine(text):
 def test_paths_of_this_machine(text, path):
     with pytest.raises(ValueError) as error:
         check_text(f"first line\n{text}", "README.md")
-    assert str(error.value).startswith(f"README.md, line 2: {path} is a path of this machine")
+    assert str(error.value).startswith(f"README.md, line 2: {path} is a local path")
 
 
 @pytest.mark.parametrize(

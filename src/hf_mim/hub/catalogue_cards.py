@@ -1,4 +1,4 @@
-"""`python -m hf_mim.hub.catalogue_cards FOLDER`: a card for every published checkpoint, as converted with --native."""
+"""Write a model card for every published checkpoint: `python -m hf_mim.hub.catalogue_cards FOLDER`."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ from .converted_card import build_converted_card
 
 
 def main(argv: list[str]):
-    """Write `NAME.md` for every entry into the folder, and remove cards that no entry has any more."""
+    """Write `NAME.md` for every entry to the folder, and delete the cards of removed entries."""
     if len(argv) != 1 or argv[0].startswith("-"):
         raise SystemExit("usage: python -m hf_mim.hub.catalogue_cards FOLDER")
     folder, catalogue = Path(argv[0]), load_catalogue()
@@ -27,7 +27,7 @@ def main(argv: list[str]):
 
 
 def catalogue_card(entry: CatalogueEntry) -> str:
-    """The card of a published checkpoint, converted to what most people can load: native where that exists."""
+    """Build the card of a published checkpoint, converted with `--native` if transformers has an equivalent model."""
     model_class = loaded_class(entry)
     native = model_class not in ("VQKDModel", "IBotSwinModel")
     options = ["--native"] if native else ["--encoder_only"] if entry.encoder_url is not None else []
@@ -48,16 +48,16 @@ def catalogue_card(entry: CatalogueEntry) -> str:
 
 
 def loaded_class(entry: CatalogueEntry) -> str:
-    """Class of an entry's encoder or classifier: native, or ours where transformers has none that is the same."""
+    """Return the class of an entry's model: native, or ours if transformers has no equivalent."""
     if entry.family == VQKDConfig.model_type:
         return "VQKDModel"
     if entry.family == IBotSwinConfig.model_type:
-        # With windows of 14 patches the last stage, of 7 x 7, is smaller than one.
+        # With windows of 14, the last stage (7 x 7) is smaller than a window, which transformers handles differently.
         return "SwinModel" if entry.architecture == "Swin-T/7" else "IBotSwinModel"
     if entry.classes is not None:
-        # Fine-tuned on the mean patch, which transformers' ViT does not know.
+        # Fine-tuned with mean pooling of the patches, which transformers' ViT does not support.
         return "BeitForImageClassification"
-    # dBOT with CLIP as its teacher is a BEiT.
+    # dBOT with CLIP as its teacher uses the BEiT architecture.
     is_symmetric = entry.family == DBotConfig.model_type and entry.teacher is not None
     return "BeitModel" if entry.family == Beitv2Config.model_type or is_symmetric else "ViTModel"
 

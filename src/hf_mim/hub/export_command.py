@@ -1,4 +1,4 @@
-"""`hf-mim export MODEL OUT`: a model as one of transformers' own, and as an ONNX file."""
+"""The `hf-mim export` command: save a model as a native transformers model, and optionally as an ONNX file."""
 
 import argparse
 import os
@@ -31,15 +31,18 @@ ONNX_FILE = "model.onnx"
 
 def main(argv: Sequence[str] | None = None):
     """
-    Export a model, write the folder, and print what was written, at which sizes it is exact, and how to load it.
+    Export a model, save it, and print what was written, at which image sizes it is exact, and how to load it.
+
+    Args:
+        argv (`Sequence[str]`, *optional*): The arguments after `hf-mim export`.
 
     Raises:
-        ValueError, OSError: As [`load_source`], [`~hf_mim.hub.export.export_native`] and
-            [`~hf_mim.hub.export_onnx.export_onnx`], or if the folder is not empty; nothing is written then.
+        ValueError, OSError: As for [`load_source`], [`~hf_mim.hub.export.export_native`] and
+            [`~hf_mim.hub.export_onnx.export_onnx`], or if the folder is not empty. Nothing is written in this case.
     """
     arguments = _parser().parse_args(argv)
     output = Path(arguments.output_dir).expanduser()
-    check_output(output)  # before minutes of work
+    check_output(output)  # fail before a long download
     if arguments.onnx:
         check_packages()
     place = os.path.expanduser(arguments.model)
@@ -47,7 +50,9 @@ def main(argv: Sequence[str] | None = None):
     is_native = model.config.model_type in NATIVE
     if is_native:
         if arguments.architecture or not arguments.onnx:
-            raise ValueError(f"{source} is a plain {type(model).__name__} of transformers: nothing is to be done")
+            raise ValueError(
+                f"{source} is already a {type(model).__name__} of transformers: there is nothing to export"
+            )
         native = model
     else:
         native = export_native(model, arguments.architecture)
@@ -66,39 +71,43 @@ def main(argv: Sequence[str] | None = None):
             size = native.config.image_size
             height, width = (size, size) if isinstance(size, int) else size
             lines += [
-                f"wrote    {output / ONNX_FILE}: {' and '.join(names)} of any number of images",
-                f"         of {height} x {width} pixels and no other size; within {difference:.1e} of torch",
+                f"wrote    {output / ONNX_FILE}: {' and '.join(names)} for any number of images",
+                f"         of exactly {height} x {width} pixels; within {difference:.1e} of torch",
             ]
     print(f"read     {source}: {type(model).__name__}")
     print(f"wrote    {output}: {type(native).__name__}, {native.num_parameters() / 1e6:.1f} M parameters")
     if not is_native:
         print(f"         {sizes}")
     if processor is None:
-        print(f"         {arguments.model} has no image processor: there is none to write")
+        print(f"         {arguments.model} has no image processor, so none is written")
     for line in lines:
         print(line)
-    print("\nto load it, where hf_mim need not be:")
+    print("\nto load it, with or without hf_mim installed:")
     print("\n".join(f"    {line}" for line in _loading_lines(str(output), native, processor is not None)))
 
 
 def load_source(name: str) -> tuple[str, PreTrainedModel, BaseImageProcessor | None]:
     """
-    The model to export from a folder or the Hub, with its image processor if there is one.
+    Load the model to export from a folder or the Hub, with its image processor if there is one.
 
-    Of a pre-training model of iBOT with its teacher beside it, that is the teacher: the network that is deployed.
+    For an iBOT pre-training model that was saved with its teacher, the teacher is loaded, because it is the network
+    to deploy.
+
+    Args:
+        name (`str`): Folder or Hub id.
 
     Returns:
-        What was read (`name`, or its `teacher`), the encoder or classifier, and the image processor.
+        The loaded folder or Hub id (`name`, or its `teacher`), the encoder or classifier, and the image processor.
 
     Raises:
-        ValueError, OSError: If there is no model, none of these methods, or one that lacks weights; if its teacher is
-            there and cannot be loaded, or the Hub cannot be asked for it.
+        ValueError, OSError: If there is no model, it is not of a supported method, or weights are missing; if the
+            teacher exists but cannot be loaded, or the Hub cannot be reached.
     """
     name = find_source(name)
     config = load_config(name)
     if config.model_type not in OURS + NATIVE:
         raise ValueError(
-            f"{name} is a model of type {config.model_type!r}; what can be exported is of type {', '.join(OURS)}"
+            f"{name} has the model type {config.model_type!r}; only these types can be exported: {', '.join(OURS)}"
         )
     place, source = {}, name
     if has_online_teacher(config.model_type) and _has_teacher(name):
@@ -113,7 +122,7 @@ def load_source(name: str) -> tuple[str, PreTrainedModel, BaseImageProcessor | N
 
 
 def _has_teacher(name: str) -> bool:
-    """Only whether it is there: if it is damaged, or the Hub does not answer, the student must not stand in for it."""
+    """Return whether a teacher exists. If it is damaged, loading fails later instead of using the student."""
     return cached_file(name, CONFIG_NAME, subfolder=TEACHER_FOLDER) is not None
 
 
@@ -125,7 +134,7 @@ def _loading_lines(name: str, native: PreTrainedModel, has_processor: bool) -> l
     auto_class = "AutoModelForImageClassification" if _is_classifier(native.config) else "AutoModel"
     lines = [f"from transformers import {auto_class}", f'model = {auto_class}.from_pretrained("{name}")']
     if native.config.model_type == "vit_mae":
-        # Otherwise it hides most patches from itself.
+        # Otherwise it masks most patches.
         lines[1] = f'model = {auto_class}.from_pretrained("{name}", mask_ratio=0.0)  # sees all patches'
     if has_processor:
         lines[0] = f"from transformers import AutoImageProcessor, {auto_class}"
@@ -136,9 +145,10 @@ def _loading_lines(name: str, native: PreTrainedModel, has_processor: bool) -> l
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hf-mim export",
-        description="Write a model as one of transformers' own (ViT, BEiT, Swin, ViTMAE), with the same numbers, that "
-        "loads where hf_mim is not installed; and its image processor.",
-        epilog="A pre-training model gives its encoder: of iBOT, the teacher's, if it lies beside it.",
+        description="Save a model and its image processor as native transformers classes (ViT, BEiT, Swin, ViTMAE). "
+        "The outputs are the same, and the model loads where hf_mim is not installed.",
+        epilog="From a pre-training model, the encoder is exported; for iBOT, the teacher's encoder if it was saved "
+        "with the model.",
         allow_abbrev=False,
     )
     parser.add_argument("model", metavar="MODEL", help="folder or Hub id of an encoder, classifier or full model")
@@ -146,12 +156,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--architecture",
         choices=("vit_mae",),
-        help="dBOT's encoder as a ViTMAE, which sees the patches that a mask leaves; without it, what fits the model",
+        help="export dBOT's encoder as a ViTMAE, which encodes only visible patches; by default the matching class",
     )
     parser.add_argument(
         "--onnx",
         action="store_true",
-        help=f"also write {ONNX_FILE}, for batches of any number of images of the model's size (needs hf_mim[onnx]); "
-        "MODEL may then be one of transformers' own already",
+        help=f"also write {ONNX_FILE}, for any batch size at the model's image size (requires hf_mim[onnx]); MODEL "
+        "may then also be a native transformers model",
     )
     return parser

@@ -1,4 +1,4 @@
-"""Native models as ONNX files: through the exporter of torch, and compared with torch by ONNX Runtime."""
+"""Export native models to ONNX with torch's exporter, and compare the outputs of ONNX Runtime with torch."""
 
 import copy
 import importlib.util
@@ -13,47 +13,48 @@ from torch import nn
 from transformers import PreTrainedModel
 
 
-# Largest difference from torch that is accepted: this, and this share of the largest number.
+# Largest accepted difference from torch: ATOL + RTOL times the largest absolute output.
 ATOL, RTOL = 1e-4, 1e-5
-# An ONNX file ends at 2 GiB: the weights of larger models go into a second one beside it.
+# An ONNX file is limited to 2 GiB, so the weights of larger models go to a second file.
 LARGEST_FILE = 1_900_000_000
 
 
 def check_packages():
-    """Raises a `ValueError` unless everything that [`export_onnx`] needs is installed."""
+    """Raise a `ValueError` if a package that [`export_onnx`] requires is not installed."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(f"ONNX files need {', '.join(missing)}: pip install hf_mim[onnx]")
+        raise ValueError(f"ONNX export requires {', '.join(missing)}: pip install hf_mim[onnx]")
 
 
 @torch.no_grad()
 def export_onnx(native: PreTrainedModel, file: Path) -> tuple[list[str], float]:
     """
-    Writes a native encoder or classifier in float32 as an ONNX file, for batches of any number of images of
-    `config.image_size`, and compares its outputs with torch's for batches of one and of three.
+    Export a native encoder or classifier to an ONNX file in float32 and verify it.
 
-    Its input is `pixel_values` `[batch, C, H, W]`. Its outputs are those of the model under the same names:
-    `last_hidden_state` and `pooler_output`, or `logits`.
+    The file accepts any batch size at `config.image_size`. Its input is `pixel_values` `[batch, C, H, W]`. Its outputs
+    have the names of the model's outputs: `last_hidden_state` and `pooler_output`, or `logits`. They are compared with
+    torch for batches of one and three images.
 
     Args:
-        native (`PreTrainedModel`): As [`~hf_mim.hub.export.export_native`] gives it; it stays as it is.
-        file (`Path`): Where to write. A model of more than about 1.9 GB gets a second file beside it, `{file}.data`.
+        native (`PreTrainedModel`): Result of [`~hf_mim.hub.export.export_native`]. It is not modified.
+        file (`Path`): Destination file. A model of more than about 1.9 GB gets a second file, `{file}.data`.
 
     Returns:
-        The names of the outputs, and the largest absolute difference of any of their numbers.
+        `tuple[list[str], float]`: The names of the outputs, and their largest absolute difference from torch.
 
     Raises:
-        ValueError: If packages are missing, if the model draws random numbers (ViTMAE), or if ONNX Runtime gives
-            numbers that differ by more than 1e-4 plus 1e-5 of the largest; the file is there then, and worthless.
+        ValueError: If packages are missing, if the model draws random numbers (ViTMAE), or if an output of ONNX
+            Runtime differs from torch by more than 1e-4 plus 1e-5 times the largest value. In the last case, the file
+            has been written but must not be used.
     """
     check_packages()
     from onnxruntime import InferenceSession
 
     config = native.config
     if config.model_type == "vit_mae":
-        raise ValueError("a ViTMAE leaves out random patches, which a file cannot: export the model as a ViT")
+        raise ValueError("a ViTMAE drops random patches, which an ONNX file cannot do: export the model as a ViT")
     model = copy.deepcopy(native).float().cpu().eval()
-    # The exporter cannot take apart fused attention with a position bias.
+    # The exporter cannot decompose fused attention with a position bias.
     model.set_attn_implementation("eager")
     size = (config.image_size, config.image_size) if isinstance(config.image_size, int) else tuple(config.image_size)
     generator = torch.Generator().manual_seed(0)
@@ -73,7 +74,7 @@ def export_onnx(native: PreTrainedModel, file: Path) -> tuple[list[str], float]:
             verbose=False,
         )
         assert program is not None
-        # The exporter records the source line of each node, with paths of this machine.
+        # The exporter records the source line of each node, which includes local paths.
         for node in program.model.graph.all_nodes():
             node.metadata_props.clear()
         size_in_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
@@ -85,11 +86,11 @@ def export_onnx(native: PreTrainedModel, file: Path) -> tuple[list[str], float]:
         expected = model(images)
         for name, found in zip(names, session.run(names, {"pixel_values": images.numpy()}), strict=True):
             largest = (torch.from_numpy(found) - expected[name]).abs().max().item()
-            # Not max(): it would pass over a difference that is no number.
+            # `not <=` also catches NaN.
             accepted = ATOL + RTOL * expected[name].abs().max().item()
             if not largest <= accepted:
                 raise ValueError(
-                    f"the ONNX file would be wrong: its {name} differs from torch's by up to {largest:.1e}, more than "
+                    f"the ONNX file is wrong: its {name} differs from torch's by up to {largest:.1e}, more than "
                     f"{accepted:.1e}"
                 )
             difference = max(difference, largest)
@@ -97,7 +98,7 @@ def export_onnx(native: PreTrainedModel, file: Path) -> tuple[list[str], float]:
 
 
 class _Outputs(nn.Module):
-    """A model with its named outputs as a plain tuple."""
+    """Wrapper that returns the named outputs of a model as a plain tuple."""
 
     def __init__(self, model: PreTrainedModel, names: list[str]):
         super().__init__()
@@ -110,7 +111,7 @@ class _Outputs(nn.Module):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on packages that are absent and on its own old code; errors are raised."""
+    """Silence the exporter's warnings about optional packages and its own deprecated code, but not its errors."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

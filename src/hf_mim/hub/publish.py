@@ -1,4 +1,4 @@
-"""From the folder of a finished run to repositories on the Hub: checked first, then each in a single commit."""
+"""Publish the folder of a finished run on the Hub: check everything first, then make one commit per repository."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from .remote_code import AUTO_MAPS, MODELING, add_code
 from .run_card import build_pretraining_card, rename_card
 
 
-# What belongs to a model, in its folder.
+# Files of a model, in its folder.
 MODEL_FILES = (
     "config.json",
     "*.safetensors",
@@ -36,44 +36,44 @@ MODEL_FILES = (
     "model.onnx.data",
 )
 TEACHER_FILES = (f"{TEACHER_FOLDER}/*.json", f"{TEACHER_FOLDER}/*.safetensors")
-# What tells about it. Anything else in the folder of a run (checkpoints, logs, pickled arguments) stays there.
+# Files that describe the model. Everything else in the folder (checkpoints, logs, pickled arguments) is not uploaded.
 CARD_FILES = ("README.md", "metrics.json", ".eval_results/*.yaml")
 CHECKPOINT_FOLDER = "last-checkpoint"
-# What an older upload may have left in a repository and a newer model would be confused by.
+# Files of an earlier upload that would conflict with a newer model.
 STALE_CHECKPOINT = re.compile(rf"{CHECKPOINT_FOLDER}/.*")
 OUR_CODE = "|".join(sorted(re.escape(file.name) for file in MODELING.glob("[!_]*.py")))
 STALE = re.compile(
     rf"(pytorch_)?model[^/]*\.(safetensors|bin)(\.index\.json)?|model\.onnx(\.data)?|{TEACHER_FOLDER}/.*|"
     rf"{STALE_CHECKPOINT.pattern}|{OUR_CODE}"
 )
-# What means something in the folder alone: where a model came from, and code that is published on demand only.
+# Fields that are meaningful only locally: the source of a model, and its code, which is published only on request.
 PRIVATE_FIELDS = ("_name_or_path", "use_cache", "auto_map")
 
 
 @dataclass(frozen=True)
 class Upload:
-    """The content of one repository, ready in a folder of its own, and what was found when it was checked."""
+    """The content of one repository, prepared in its own folder, with facts about the checked model."""
 
     repo_id: str
     folder: Path
     facts: ModelFacts
 
     def files(self) -> dict[str, Path]:
-        """The files by their path in the repository."""
+        """Return the files by their path in the repository."""
         found = {path.relative_to(self.folder).as_posix(): path for path in self.folder.rglob("*") if path.is_file()}
         return dict(sorted(found.items()))
 
     def describe(self, private: bool | None) -> str:
-        """What is uploaded, one line per file."""
+        """Describe the upload, one line per file."""
         files = {path: file.stat().st_size for path, file in self.files().items()}
         width = max(map(len, files))
         license_name = self.facts.license or "none (add `license: NAME` to the metadata of README.md)"
         return "\n".join(
             [
                 f"{self.repo_id} ({'private' if private else 'public, unless set otherwise on the Hub'})",
-                f"  {self.facts.architecture}, {self.facts.parameters:,} parameters, licence: {license_name}",
+                f"  {self.facts.architecture}, {self.facts.parameters:,} parameters, license: {license_name}",
                 *(f"  {path:<{width}}  {readable_size(size):>9}" for path, size in files.items()),
-                f"  {'together':<{width}}  {readable_size(sum(files.values())):>9}",
+                f"  {'total':<{width}}  {readable_size(sum(files.values())):>9}",
             ]
         )
 
@@ -89,33 +89,34 @@ def publish(
     report: Callable[[str], None] = print,
 ) -> list[str]:
     """
-    Upload what a finished run, `hf-mim convert` or `hf-mim export` left in a folder.
+    Upload the output folder of a finished run, of `hf-mim convert` or of `hf-mim export`.
 
-    The model at the root of `folder` goes to `repo_id` with its image processor, its card, the pictures that the card
-    shows and its metrics; one of ours with the `teacher/` beside it. With `full`, the model in `pretraining/` goes to
-    `{repo_id}-pretrain`. The cards are given the names of their repositories. Everything is checked before anything is
-    uploaded, and each repository gets one commit: it has all of it or nothing. Repeated after an interruption, files
-    that have arrived are not sent again.
+    The model at the root of `folder` goes to `repo_id` with its image processor, its card, the pictures in the card
+    and its metrics. A model of this package takes its `teacher/` along. With `full`, the model in `pretraining/` goes
+    to `{repo_id}-pretrain`. The cards are renamed to their repositories. Everything is checked before anything is
+    uploaded. Each repository gets a single commit, so an upload is complete or has no effect. After an interruption,
+    a repeated call does not upload finished files again.
 
     Args:
-        folder (`str` or `Path`): The folder; nothing in it is changed.
-        repo_id (`str`): `"organisation/name"` or `"user/name"`. A repository that exists gets a new commit, in
-            which weights, teacher, checkpoint and code of ours from before are removed; each is reported.
-        full (`bool`, defaults to `False`): Whether the full pre-training model goes to a second repository.
-        private (`bool`, *optional*): Whether new repositories are private; when not given they are as the user's or
-            organisation's are by default. An existing one stays as it is.
-        with_code (`bool`, defaults to `False`): Whether repositories with a model of ours get its code, so that
-            `trust_remote_code=True` loads them without this package.
-        dry_run (`bool`, defaults to `False`): Check and describe only; the Hub is not asked anything.
-        api (`HfApi`, *optional*): The Hub and the token; those of the environment when not given.
-        report (`Callable`): Gets the description and what happens, line by line.
+        folder (`str` or `Path`): The folder. It is not modified.
+        repo_id (`str`): `"organization/name"` or `"user/name"`. An existing repository gets a new commit, which also
+            removes weights, teacher, checkpoint and code of an earlier upload. Removed files are reported.
+        full (`bool`, defaults to `False`): Whether to upload the full pre-training model to a second repository.
+        private (`bool`, *optional*): Whether new repositories are private. Defaults to the setting of the user or
+            organization. Existing repositories keep their visibility.
+        with_code (`bool`, defaults to `False`): Whether to add the code of models of this package, so that they load
+            with `trust_remote_code=True` where the package is not installed.
+        dry_run (`bool`, defaults to `False`): Whether to only check and describe the upload, without contacting the
+            Hub.
+        api (`HfApi`, *optional*): The Hub client with the token. Created from the environment by default.
+        report (`Callable`): Called with each line of the description and progress.
 
     Returns:
-        Addresses of the repositories; none after a dry run.
+        `list[str]`: URLs of the repositories. Empty after a dry run.
 
     Raises:
-        ValueError: If something in the folder must not or cannot be published, or the options do not fit to it.
-        PermissionError: If the token is missing, wrong, or may not write there.
+        ValueError: If something in the folder must not or cannot be published, or the options do not match it.
+        PermissionError: If the token is missing, invalid, or has no write permission.
         ConnectionError: If the Hub cannot be reached.
         OSError: If an upload fails for another reason.
     """
@@ -128,7 +129,7 @@ def publish(
         staged = {path.split("/")[0] for path in uploads[0].files()} | ({"pretraining"} if full else set())
         left = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir() if path.name not in staged)
         if left:
-            report(f"stays here: {', '.join(left)}")
+            report(f"not uploaded: {', '.join(left)}")
         if dry_run:
             report("dry run: nothing was uploaded")
             return []
@@ -141,7 +142,7 @@ def publish(
             if removed:
                 start = f"{CHECKPOINT_FOLDER}/"
                 removed = list(dict.fromkeys(start if path.startswith(start) else path for path in removed))
-                report(f"removed from {upload.repo_id}, where it was left from before: {', '.join(removed)}")
+                report(f"removed from {upload.repo_id}, left over from an earlier upload: {', '.join(removed)}")
             urls.append(f"{api.endpoint}/{upload.repo_id}")
             report(f"uploaded: {urls[-1]}")
         return urls
@@ -149,23 +150,34 @@ def publish(
 
 def prepare(folder: Path, repo_id: str, full: bool, with_code: bool, temporary: Path) -> list[Upload]:
     """
-    Put together and check what goes into each repository, in sub-folders of `temporary`.
+    Assemble and check the content of each repository, in subfolders of `temporary`.
+
+    Args:
+        folder (`Path`): The folder to publish.
+        repo_id (`str`): The repository.
+        full (`bool`): Whether to upload the full pre-training model too.
+        with_code (`bool`): Whether to add the code of models of this package.
+        temporary (`Path`): A temporary folder.
+
+    Returns:
+        `list[Upload]`: One entry per repository.
 
     Raises:
         ValueError, OSError: If something is missing or must not be published.
     """
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
-            f"{folder} holds no model (there is no config.json): give the folder of a finished run"
+            f"{folder} holds no model (there is no config.json): pass the folder of a finished run"
         )
     is_ours = read_config(folder, str(folder)).model_type in AUTO_MAPS
     if full and not (folder / "pretraining" / "config.json").is_file():
-        reason = f"the model in {folder} is the full one: leave out --full" if is_ours else "it holds an encoder alone"
-        raise ValueError(f"--full uploads {folder}/pretraining, which is not there: {reason}")
+        reason = f"the model in {folder} is the full one: leave out --full" if is_ours else "it holds only an encoder"
+        raise ValueError(f"--full uploads {folder}/pretraining, which does not exist: {reason}")
     if with_code and not is_ours and not full:
         raise ValueError(
-            f"--with_code is for models that need the code of hf_mim: the one in {folder} loads with transformers "
-            "alone" + (" (with --full, that in pretraining/ gets it)" if (folder / "pretraining").is_dir() else "")
+            f"--with_code is for models that need the code of hf_mim, but the one in {folder} loads with transformers "
+            "alone"
+            + (" (with --full, the model in pretraining/ gets it)" if (folder / "pretraining").is_dir() else "")
         )
 
     root = temporary / "root"
@@ -191,7 +203,7 @@ def prepare(folder: Path, repo_id: str, full: bool, with_code: bool, temporary: 
 
 
 def _stage(source: Path, target: Path, patterns: tuple[str, ...], card: str):
-    """Bring the files that match to `target`, weights as links, and the card as `README.md`."""
+    """Copy the matching files to `target`, link the weights, and write the card to `README.md`."""
     check_safetensors(source)
     for pattern in patterns:
         for file in source.glob(pattern):
@@ -202,7 +214,7 @@ def _stage(source: Path, target: Path, patterns: tuple[str, ...], card: str):
                 config = {name: value for name, value in config.items() if name not in PRIVATE_FIELDS}
                 staged.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
             elif file.suffix in (".safetensors", ".onnx", ".data"):
-                # Gigabytes, perhaps.
+                # Weights can take gigabytes.
                 os.symlink(file.resolve(), staged)
             else:
                 shutil.copyfile(file, staged)
@@ -211,13 +223,18 @@ def _stage(source: Path, target: Path, patterns: tuple[str, ...], card: str):
 
 def open_repositories(api: HfApi, repo_ids: list[str], private: bool | None) -> list[str]:
     """
-    Make sure that the repositories are there and that the token may create them.
+    Create the repositories that do not exist yet.
+
+    Args:
+        api (`HfApi`): The Hub client with the token.
+        repo_ids (`list[str]`): The repositories.
+        private (`bool`, *optional*): Whether new repositories are private.
 
     Returns:
-        Those that existed before.
+        `list[str]`: The repositories that already existed.
 
     Raises:
-        ValueError: If `private` and one of them is there for everyone.
+        ValueError: If `private` is set and an existing repository is public.
         PermissionError, ConnectionError, OSError: As for [`publish`].
     """
     existing, missing = [], []
@@ -230,7 +247,7 @@ def open_repositories(api: HfApi, repo_ids: list[str], private: bool | None) -> 
                 missing.append(repo_id)
                 continue
             if private and not is_private:
-                raise ValueError(f"{repo_id} exists and is public: take another name, or leave out --private")
+                raise ValueError(f"{repo_id} exists and is public: choose another name, or leave out --private")
             existing.append(repo_id)
         for repo_id in missing:
             api.create_repo(repo_id, private=private, exist_ok=True)
@@ -239,7 +256,7 @@ def open_repositories(api: HfApi, repo_ids: list[str], private: bool | None) -> 
         if refusal is not None:
             raise refusal from error
         if isinstance(error, HfHubHTTPError):
-            raise OSError(f"{api.endpoint} refuses the repository {repo_ids[0]}: {_first_line(error)}") from error
+            raise OSError(f"{api.endpoint} rejected the repository {repo_ids[0]}: {_first_line(error)}") from error
         raise ConnectionError(
             f"{api.endpoint} cannot be reached ({_first_line(error)}): check the network, HF_ENDPOINT and "
             "HF_HUB_OFFLINE"
@@ -249,20 +266,20 @@ def open_repositories(api: HfApi, repo_ids: list[str], private: bool | None) -> 
 
 def send(api: HfApi, repo_id: str, files: dict[str, Path], message: str, stale: re.Pattern = STALE) -> list[str]:
     """
-    Upload files in one commit, which also removes what matches `stale` and is not among them.
+    Upload files in one commit, which also removes the other files that match `stale`.
 
     Args:
-        api (`HfApi`): The Hub and the token.
+        api (`HfApi`): The Hub client with the token.
         repo_id (`str`): The repository.
         files (`dict[str, Path]`): Files by their path in the repository.
         message (`str`): Title of the commit.
-        stale (`re.Pattern`): Paths in the repository that are removed.
+        stale (`re.Pattern`): Pattern of the paths to remove from the repository.
 
     Returns:
-        The paths that were removed.
+        `list[str]`: The removed paths.
 
     Raises:
-        ValueError: If the Hub does not take the metadata of the card.
+        ValueError: If the Hub rejects the metadata of the card.
         PermissionError, ConnectionError, OSError: As for [`publish`].
     """
     try:
@@ -272,33 +289,33 @@ def send(api: HfApi, repo_id: str, files: dict[str, Path], message: str, stale: 
         # Not `upload_folder`, which makes several commits of a large folder.
         api.create_commit(repo_id, operations, commit_message=message)
     except (HTTPError, OSError, RuntimeError) as error:
-        # The client says of a failed file only its name, and why in the cause.
+        # For a failed file, the message of the client has only the file's name, and the cause has the reason.
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ is not None else error
         raise _refusal(cause, api, repo_id) or OSError(
-            f"the upload to {repo_id} broke off ({_first_line(cause)}): nothing of it shows there. Repeated, it "
-            "goes on: what has arrived is not sent again"
+            f"the upload to {repo_id} was interrupted ({_first_line(cause)}): the repository is unchanged. Run the "
+            "command again to resume; finished files are not uploaded again"
         ) from error
     return old
 
 
 def _refusal(cause: BaseException, api: HfApi, repo_id: str) -> PermissionError | None:
     """Return the error to raise if the Hub refused the token."""
-    advice = "make one with write permission at https://huggingface.co/settings/tokens"
+    advice = "create one with write permission at https://huggingface.co/settings/tokens"
     if isinstance(cause, LocalTokenNotFoundError):
         return PermissionError(
-            f"there is no token of the Hub: {advice}, and give it to `hf auth login`, in HF_TOKEN or with --token"
+            f"there is no Hub token: {advice}, and pass it to `hf auth login`, in HF_TOKEN or with --token"
         )
     if not isinstance(cause, HfHubHTTPError):
         return None
     status = cause.response.status_code
     if status == 401:
         return PermissionError(
-            f"{api.endpoint} does not accept the token, which is mistyped, expired or of another Hub: {advice}"
+            f"{api.endpoint} does not accept the token, which is mistyped, expired or for another Hub: {advice}"
         )
     if status in (402, 403):
         return PermissionError(
-            f"the token may not write to {repo_id} ({cause.server_message or 'forbidden'}): it needs write "
-            "permission, and its owner that of the organization"
+            f"the token may not write to {repo_id} ({cause.server_message or 'forbidden'}): the token needs write "
+            "permission, and so does its owner in the organization"
         )
     return None
 

@@ -1,4 +1,4 @@
-"""`hf-mim publish OUTPUT_DIR ORG/NAME`: the command line of [`~hf_mim.hub.publish.publish`]."""
+"""The `hf-mim publish` command, the command line of [`~hf_mim.hub.publish.publish`]."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from .publish import publish
 
 def main(argv: Sequence[str]) -> None:
     """
-    Check, describe and upload.
+    Check, describe and upload a folder.
 
     Args:
-        argv: The arguments after `hf-mim publish`.
+        argv (`Sequence[str]`): The arguments after `hf-mim publish`.
 
     Raises:
         ValueError, OSError: As for [`~hf_mim.hub.publish.publish`].
@@ -22,14 +22,14 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="hf-mim publish",
         description="Upload a finished run, or a converted or exported model: the encoder to ORG/NAME, and with "
-        "--full the full pre-training model to ORG/NAME-pretrain. Everything is checked first, and shown.",
+        "--full the full pre-training model to ORG/NAME-pretrain. All files are checked and listed first.",
         allow_abbrev=False,
     )
     parser.add_argument("output_dir", metavar="OUTPUT_DIR", help="folder of the run, or of a saved model with a card")
     parser.add_argument(
         "repo_id",
         metavar="ORG/NAME",
-        help="the repository; one that exists gets a new commit, and loses the files of an earlier model",
+        help="the repository; if it exists, it gets a new commit that also removes the files of an earlier model",
     )
     parser.add_argument("--full", action="store_true", help="also upload pretraining/ to ORG/NAME-pretrain")
     parser.add_argument("--private", action="store_true", default=None, help="make new repositories private")
@@ -39,10 +39,12 @@ def main(argv: Sequence[str]) -> None:
         action="store_true",
         help="add the code of hf_mim to models that need it, for trust_remote_code=True",
     )
-    parser.add_argument("--dry_run", "--dry-run", action="store_true", help="check and show only; upload nothing")
-    parser.add_argument("--token", help="token of the Hub; that of `hf auth login` or HF_TOKEN when not given")
+    parser.add_argument(
+        "--dry_run", "--dry-run", action="store_true", help="only check and list the files; upload nothing"
+    )
+    parser.add_argument("--token", help="Hub token; by default the one of `hf auth login` or HF_TOKEN")
     args = parser.parse_args(argv)
-    # What is loaded here is loaded to be checked: a bar for every file of it would bury what is shown.
+    # The models are loaded only for the checks; their progress bars would hide the list of files.
     logging.disable_progress_bar()
     publish(
         args.output_dir,

@@ -1,4 +1,4 @@
-"""Code beside the weights, with which `trust_remote_code=True` loads our models where this package is absent."""
+"""Add modeling code to a saved model, so that it loads with `trust_remote_code=True` without this package."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ def _file_and_name(cls: type) -> str:
     return f"{cls.__module__.rpartition('.')[2]}.{cls.__name__}"
 
 
-# `auto_map` of config.json for each model type.
+# The `auto_map` in config.json for each model type.
 AUTO_MAPS: dict[str, AutoMap] = {
     config_class.model_type: {
         "AutoConfig": _file_and_name(config_class),
@@ -29,7 +29,7 @@ AUTO_MAPS: dict[str, AutoMap] = {
     }
     for config_class, models in MODELS.items()
 }
-# `auto_map` of preprocessor_config.json for each `image_processor_type`, which does not name the backend.
+# The `auto_map` in preprocessor_config.json for each `image_processor_type`, which does not include the backend.
 PROCESSOR_MAPS: dict[str, AutoMap] = {
     torchvision.__name__: {
         "AutoImageProcessor": {"torchvision": _file_and_name(torchvision), "pil": _file_and_name(pil)}
@@ -40,28 +40,31 @@ PROCESSOR_MAPS: dict[str, AutoMap] = {
 
 def add_code(folder: Path | str) -> list[str]:
     """
-    Makes a folder in which a model of this package was saved loadable without the package: `from_pretrained` of the
-    Auto classes and `pipeline` then take it with `trust_remote_code=True`, for every head that the model type has.
+    Add code to a saved model of this package, so that it loads without the package.
 
-    The code lies flat in the folder. `config.json` says what each Auto class loads, and so do
-    `preprocessor_config.json`, for both backends, and `teacher/config.json`, where they are there and of this package.
-    The code is not repeated in `teacher/`, which is loaded with `subfolder="teacher"`. Where the package is imported,
-    its own classes are still the ones that are used.
+    `from_pretrained` of the Auto classes and `pipeline` then accept the folder with `trust_remote_code=True`, for
+    every head of the model type. The code files go to the root of the folder. An `auto_map` with the class for each
+    Auto class is added to `config.json` and, where they exist, to `preprocessor_config.json` (for both backends) and
+    `teacher/config.json`. The teacher is loaded with `subfolder="teacher"` and uses the same code files. If the
+    package is imported, its own classes are used instead.
+
+    Args:
+        folder (`Path` or `str`): Folder of the saved model.
 
     Returns:
-        Names of the files of code, in alphabetical order.
+        `list[str]`: Names of the code files, in alphabetical order.
 
     Raises:
         OSError: If there is no `config.json`, or one of the JSON files cannot be read.
-        ValueError: If the model is none of this package: transformers loads its own without code.
+        ValueError: If it is not a model of this package. Models of transformers load without code.
     """
     folder = Path(folder)
     if not (folder / CONFIG_NAME).is_file():
-        raise FileNotFoundError(f"{folder} has no {CONFIG_NAME}: code belongs beside a model that was saved there")
+        raise FileNotFoundError(f"{folder} has no {CONFIG_NAME}: pass the folder of a saved model")
     model_type = _read(folder / CONFIG_NAME).get("model_type")
     if model_type not in AUTO_MAPS:
         raise ValueError(
-            f"{folder} holds a model of type {model_type!r}, which loads without the code of this package: only "
+            f"{folder} holds a model of type {model_type!r}, which loads without the code of this package; only "
             f"{', '.join(AUTO_MAPS)} need it"
         )
 
@@ -74,7 +77,7 @@ def add_code(folder: Path | str) -> list[str]:
         auto_maps[file] = auto_map
 
     code = sorted({file for auto_map in auto_maps.values() for file in _files_of(auto_map)})
-    # The code first: a configuration that names code which is not there cannot be loaded.
+    # Copy the code first: a configuration that references missing code cannot be loaded.
     for file in code:
         with replaced_file(folder / file.name) as copy:
             shutil.copyfile(file, copy)
@@ -86,7 +89,7 @@ def add_code(folder: Path | str) -> list[str]:
 
 
 def _files_of(auto_map: AutoMap) -> set[Path]:
-    """The files of all classes in the map, and those which they import."""
+    """Return the files of all classes in the map, and the files that they import."""
     files = set()
     for classes in auto_map.values():
         for name in classes.values() if isinstance(classes, dict) else [classes]:

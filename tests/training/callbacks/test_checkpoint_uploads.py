@@ -88,7 +88,7 @@ def test_nothing_of_this_machine_is_in_a_checkpoint(hub, tmp_path, caplog):
     trainer = tiny_trainer(tmp_path / "other", **CHECKPOINTS | {"hub_model_id": "org/other"})
     trainer.model.config.notes = str(tmp_path)
     trainer.train()
-    assert f": {tmp_path} is a path of this machine" in caplog.text
+    assert f": {tmp_path} is a local path" in caplog.text
     assert "org/other-pretrain" not in hub.repositories
 
 

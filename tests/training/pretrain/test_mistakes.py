@@ -140,7 +140,7 @@ SWIN = ("--model_type", "ibot_swin", "--config_overrides", "")
         (("--remove_unused_columns", "true"), "remove_unused_columns must stay False"),
         (("--load_best_model_at_end", "--metric_for_best_model", "knn_3_top1"), "load_best_model_at_end would"),
         (("--push_to_hub",), "push_to_hub needs the repository: --hub_model_id ORGANIZATION/NAME"),
-        (("--push_to_hub", "--hub_model_id", "name"), "must be ORGANISATION/NAME or USER/NAME, got 'name'"),
+        (("--push_to_hub", "--hub_model_id", "name"), "must be ORGANIZATION/NAME or USER/NAME, got 'name'"),
         (
             ("--push_to_hub", "--hub_model_id", "org/name", "--hub_strategy", "every_save"),
             "hub_strategy must be 'end' or 'checkpoint', got 'every_save'",
