@@ -29,7 +29,7 @@ from tests.testing.card_checks import assert_whole
 
 CATALOGUE = load_catalogue()
 FOLDER = Path(__file__).parents[2] / "model_cards"
-HEADINGS = ["Use", "Results", "Origin", "Licence", "Limits", "Citation"]
+HEADINGS = ["Use", "Results", "Origin", "License", "Limits", "Citation"]
 CLASSES = {
     "ibot": ["IBotModel", "IBotForPreTraining", "IBotForImageClassification", "ViTModel", "ViTForImageClassification"],
     "ibot_swin": ["IBotSwinModel", "IBotSwinForPreTraining", "SwinModel", "SwinForImageClassification"],
@@ -114,7 +114,7 @@ def test_card_of_a_file_of_unknown_origin(family, model_class):
     ours = model_class.startswith(("IBot", "Beitv2", "DBot", "VQKD"))
     assert ("import hf_mim" in card) == ours and "from `my.pth`, a checkpoint" in card
     assert re.search(r"\nhf-mim convert my.pth OUT --which teacher --native\n", card)
-    assert "does not say under which licence" in card and ModelCard(card).data.license is None
+    assert "does not say under which license" in card and ModelCard(card).data.license is None
     assert "authors" not in card.split("## Citation")[0]
     loader = {"ForPreTraining": "AutoModelForPreTraining", "ForImageClassification": "AutoModelForImageClassification"}
     expected = next((name for end, name in loader.items() if model_class.endswith(end)), "AutoModel")

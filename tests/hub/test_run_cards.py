@@ -5,7 +5,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from hf_mim import Beitv2Config, DBotConfig, IBotConfig, IBotSwinConfig, VQKDConfig
-from hf_mim.hub.run_card import build_card, build_eval_results, rename_card
+from hf_mim.hub.run_card import build_card, build_eval_results, build_pretraining_card, rename_card
 from hf_mim.training.beitv2_arguments import Beitv2TrainingArguments
 from hf_mim.training.dbot_arguments import DBotTrainingArguments
 from hf_mim.training.dbot_symmetric_arguments import DBotSymmetricTrainingArguments
@@ -55,7 +55,7 @@ ABSENT = {
     "start": {"started_from": None, "started_from_license": None, "base_model": None},
     "recipe": {"recipe": None},
     "command": {"recipe": None, "command": None},
-    "licences": {"data_license": None, "model_license": None, "started_from_license": None},
+    "licenses": {"data_license": None, "model_license": None, "started_from_license": None},
     "hub data": {"dataset_id": None},
     "logs": {"training_seconds": None, "images_per_second": None, "final_loss": None, "pictures": ["attention.png"]},
     "parts of the loss": {"final_loss_cls": None, "final_loss_patch": None},
@@ -117,7 +117,7 @@ def without(*absent: str) -> dict:
 
 
 def assert_whole(card: str):
-    card_checks.assert_whole(card, ["Use", "Results", "Training", "Licence", "Limits", "Citation"])
+    card_checks.assert_whole(card, ["Use", "Results", "Training", "License", "Limits", "Citation"])
 
 
 def test_card_with_everything(method):
@@ -133,14 +133,14 @@ def test_card_with_everything(method):
         assert (first.dataset_type, first.dataset_split) == ("someone/photos", "test")
         assert "\n| | 10-NN | 20-NN |\n" in card and "\n| after training | **71.2** | **70.5** |\n" in card
         assert "\n| raw pixels | 40.0 | 41.0 |\n| before training | 30.0 | 31.0 |\n" in card
-        assert "1,000 held-out images by 2,000 labelled ones" in card
+        assert "1,000 held-out images by 2,000 labeled ones" in card
     assert "[someone/photos](https://huggingface.co/datasets/someone/photos), 12,000 images |" in card
     assert "| hardware | NVIDIA H200, 8 processes, bf16 |" in card
     assert "| time | 3 h 12 min of training, 4,321 images per second |" in card
     assert "| recipe | `ibot-vits16` of hf_mim |" in card and "| length | 1,234 steps of" in card
     assert "| software | Python 3.11.9, hf_mim 0.1.0, transformers 5.23.0 |" in card
     assert "```bash\nhf-mim pretrain ibot-vits16 --train_dir photos\n```" in card
-    assert "![The curves of the training](curves.png)" in card and "(masks.png)" in card
+    assert "![Training curves](curves.png)" in card and "(masks.png)" in card
     assert "Loss at the end: 6.250 (`loss_cls` 3.250, `loss_patch` 3.000)." in card
     assert "| started from | org/before: mit |" in card and "| this model | apache-2.0 |" in card
     if not name.startswith("ibot"):
@@ -160,7 +160,7 @@ def test_card_without_anything(method):
     data = ModelCard(card).data
     assert data.license is None and data.base_model is None and data.datasets is None and not data.eval_results
     assert "| this model | not stated |" in card and "| training data | photos: not stated |" in card
-    assert "random initialisation" in card and "photos, as a stream |" in card
+    assert "random initialization" in card and "photos, as a stream |" in card
 
 
 def test_teacher_of_unknown_license_and_no_teacher(method):
@@ -191,13 +191,21 @@ def test_card_file_loads_and_is_renamed(method, tmp_path):
     assert ModelCard(renamed).data.model_name == "name"
 
 
+@pytest.mark.parametrize("heading", ["License", "Licence"])  # codespell:ignore
+def test_inherited_license_of_older_cards(heading):
+    """Cards of version 0.1 spell the heading differently."""
+    encoder_card = f"---\nlicense: mit\n---\n\n# name\n\n## {heading}\n\nSome terms.\n\n## Limits\n\nSome limits.\n"
+    card = build_pretraining_card("org/name-pretrain", "org/name", IBotConfig(**SIZES), encoder_card, with_code=False)
+    assert "\n## License\n\nSome terms.\n\n## Limits\n\nSome limits.\n" in card
+
+
 def test_results_for_the_hub():
     entries = build_eval_results(FACTS, "2026-01-02T03:04:05+00:00")
     assert entries[0] == {
         "dataset": {"id": "someone/photos", "task_id": "knn_10"},
         "value": 71.23,
         "date": "2026-01-02T03:04:05+00:00",
-        "notes": "top-1 accuracy in percent of frozen features, 2000 labeled images to choose from",
+        "notes": "top-1 accuracy in percent of frozen features, 2000 labeled reference images",
     }
     assert [entry["dataset"]["task_id"] for entry in yaml.safe_load(yaml.safe_dump(entries))] == ["knn_10", "knn_20"]
     assert build_eval_results(without("hub data"), "2026") == [] and build_eval_results(without("labels"), "") == []

@@ -1,4 +1,4 @@
-"""The model cards of a run, filled from its options and metrics."""
+"""Build the model cards of a run from its options and metrics."""
 
 import re
 from pathlib import Path
@@ -11,9 +11,9 @@ from transformers.utils import cached_file
 from ..methods import find_method, method_of_config
 
 
-# A method's template fills the blocks of the layout: base.md for a run, converted.md for a converted checkpoint, and
-# pretraining.md for a full model. `ModelCard.from_template` does not support template inheritance, and leaves a blank
-# for a missing fact.
+# A method's template fills the blocks of a layout: base.md for a run, converted.md for a converted checkpoint, and
+# pretraining.md for a full model. `ModelCard.from_template` does not support template inheritance, and renders missing
+# values as blanks.
 TEMPLATES = Environment(
     loader=PackageLoader("hf_mim", "model_cards"),
     undefined=StrictUndefined,
@@ -22,19 +22,27 @@ TEMPLATES = Environment(
     keep_trailing_newline=True,
 )
 CAPTIONS = {
-    "curves.png": "The curves of the training",
+    "curves.png": "Training curves",
     "attention.png": "Attention of the CLS token in the last layer, one map per head",
-    "masks.png": "Crops of some images, with what the training masked in gray",
+    "masks.png": "Crops of some images, with the masked patches in gray",
     "codes.png": "Patches of some images that share a code",
     "usage.png": "How often each code is used",
 }
-# What a model takes over from the card of the one that it was made of.
+# Metadata that a model inherits from the card of its source.
 INHERITED = ("license", "license_name", "license_link", "datasets", "base_model", "tags")
+# Sections that a model inherits from the card of its source, with the heading in the new card. Cards of version 0.1
+# spell "License" differently.
+INHERITED_SECTIONS = {
+    "License": "License",
+    "Licence": "License",  # codespell:ignore
+    "Limits": "Limits",
+    "Citation": "Citation",
+}
 CODE_NOTE = """\
-The code of the model lies in this repository, and `trust_remote_code=True` runs it: read it first. With the package
-`hf_mim` installed and imported, neither is needed.
+The code of the model is in this repository, and `trust_remote_code=True` runs it: read it first. If the package
+`hf_mim` is installed and imported, `trust_remote_code` is not needed.
 """
-# The options that say how a model was trained, in the order of the card.
+# The training options in the card, in this order.
 TRAINING_OPTIONS = (
     "learning_rate",
     "min_learning_rate",
@@ -77,21 +85,24 @@ def build_card(
     name: str, facts: dict, args: TrainingArguments, config: PreTrainedConfig, template: str | None = None
 ) -> str:
     """
-    The text of `README.md` for the folder or repository `name`.
+    Build the `README.md` of a run.
 
     Args:
         name (`str`): Name of the model.
-        facts (`dict`): What [`~hf_mim.training.pretrain.outputs.collect_metrics`] gives.
+        facts (`dict`): Result of [`~hf_mim.training.pretrain.outputs.collect_metrics`].
         args (`TrainingArguments`): The run's options.
         config (`PreTrainedConfig`): Configuration of the encoder.
-        template (`str`, *optional*): Name in `model_cards/`; that of the model type when not given.
+        template (`str`, *optional*): Name of the template in `model_cards/`. Defaults to the model type.
+
+    Returns:
+        `str`: The text of the card.
     """
     template = template or config.model_type
     accuracies = knn_accuracies(facts)
     native = facts.get("native", True)
     data = ModelCardData(
         license=facts["model_license"],
-        # Only what is an encoder of transformers' own does what its pipeline promises.
+        # The pipeline works only with a native encoder.
         library_name="transformers" if native else "hf_mim",
         pipeline_tag="image-feature-extraction" if native else None,
         tags=["hf_mim", template, "masked-image-modeling", "self-supervised-learning"],
@@ -148,25 +159,25 @@ def build_card(
 
 
 def knn_accuracies(facts: dict) -> dict[int, float]:
-    """Top-1 accuracy in percent by the number of neighbors, from a run's metrics."""
+    """Return the top-1 accuracies in percent by number of neighbors, from a run's metrics."""
     names = [key for key in facts if key.startswith("eval_knn_") and key.endswith("_top1")]
     return {int(name.split("_")[2]): facts[name] for name in names}
 
 
 def build_eval_results(facts: dict, date: str) -> list[dict]:
     """
-    What a run measured, as the content of a file in `.eval_results/`, which speaks of datasets on the Hub alone.
+    Return a run's results as the content of a file in `.eval_results/`, which supports only datasets on the Hub.
 
     Args:
-        facts (`dict`): What [`~hf_mim.training.pretrain.outputs.collect_metrics`] gives.
-        date (`str`): When it was measured, in ISO 8601.
+        facts (`dict`): Result of [`~hf_mim.training.pretrain.outputs.collect_metrics`].
+        date (`str`): Date of the evaluation, in ISO 8601.
 
     Returns:
-        One entry per number of neighbors; none if nothing was measured or the data are not on the Hub.
+        `list[dict]`: One entry per number of neighbors. Empty without results or if the dataset is not on the Hub.
     """
     if facts["dataset_id"] is None:
         return []
-    notes = f"top-1 accuracy in percent of frozen features, {facts['bank_images']} labeled images to choose from"
+    notes = f"top-1 accuracy in percent of frozen features, {facts['bank_images']} labeled reference images"
     return eval_result_entries_to_yaml(
         [
             EvalResultEntry(
@@ -210,23 +221,24 @@ def _duration(seconds: float) -> str:
 
 
 def tidy(text: str) -> str:
-    """One empty line at most between parts, which may be left out, and no spaces at the ends of lines."""
+    """Collapse consecutive empty lines, which optional parts leave behind, and strip trailing spaces."""
     return re.sub(r"\n{3,}", "\n\n", re.sub(r" +\n", "\n", text)).strip() + "\n"
 
 
 def rename_card(card: str, repo_id: str, with_code: bool = False) -> str:
     """
-    The card of a model under the name of the repository that it goes to: title and `model_name` become the name of
-    the repository, and what its section "Use" loads becomes `repo_id`.
+    Rename a card to the repository of its model.
+
+    Title and `model_name` become the name of the repository, and the code in the section "Use" loads `repo_id`.
 
     Args:
-        card (`str`): Text of a `README.md`; one without metadata, title or section "Use" stays without.
-        repo_id (`str`): The repository, `"organisation/name"` or `"name"`.
-        with_code (`bool`, defaults to `False`): Whether the repository holds the code of the model: it is loaded with
-            `trust_remote_code=True` then, instead of `import hf_mim`.
+        card (`str`): Text of a `README.md`. Missing metadata, title or section "Use" are not added.
+        repo_id (`str`): The repository, `"organization/name"` or `"name"`.
+        with_code (`bool`, defaults to `False`): Whether the repository contains the code of the model. It is then
+            loaded with `trust_remote_code=True` instead of `import hf_mim`.
 
     Returns:
-        The text of the new card.
+        `str`: The text of the new card.
     """
     renamed = ModelCard(card, ignore_metadata_errors=True)
     assert isinstance(renamed.data, ModelCardData)
@@ -250,20 +262,20 @@ def build_pretraining_card(
     repo_id: str, encoder_repo_id: str, config: PreTrainedConfig, encoder_card: str, with_code: bool
 ) -> str:
     """
-    The card of the repository with a full pre-training model, beside the one with its encoder.
+    Build the card of a full pre-training model that is published next to its encoder.
 
-    License, datasets, base model and tags come from the card of the encoder, and so do its sections "Licence",
-    "Limits" and "Citation".
+    The license, datasets, base model, tags and the sections "License", "Limits" and "Citation" are taken from the
+    encoder's card.
 
     Args:
         repo_id (`str`): The repository of the full model.
         encoder_repo_id (`str`): The repository of the encoder.
         config (`PreTrainedConfig`): Configuration of the full model.
         encoder_card (`str`): Text of the encoder's card.
-        with_code (`bool`): Whether the repository holds the code of the model.
+        with_code (`bool`): Whether the repository contains the code of the model.
 
     Returns:
-        The text of `README.md`.
+        `str`: The text of `README.md`.
     """
     encoder = ModelCard(encoder_card, ignore_metadata_errors=True)
     name = repo_id.split("/")[-1]
@@ -292,26 +304,28 @@ def build_exported_card(
     name: str, source: str, is_teacher: bool, native: PreTrainedModel, loading: list[str], sizes: str
 ) -> str:
     """
-    The card of an exported model. License, datasets, base model, tags and the sections "Licence", "Limits" and
-    "Citation" come from the card of its source, if that has one.
+    Build the card of an exported model.
+
+    The license, datasets, base model, tags and the sections "License", "Limits" and "Citation" are taken from the
+    card of its source, if there is one.
 
     Args:
         name (`str`): Name of the model.
-        source (`str`): Folder or Hub id of what was exported.
-        is_teacher (`bool`): Whether it is the teacher that lies there beside a pre-training model.
+        source (`str`): Folder or Hub id of the source.
+        is_teacher (`bool`): Whether the exported model is the teacher saved with a pre-training model.
         native (`PreTrainedModel`): The exported model.
-        loading (`list[str]`): Lines of Python that load `name`.
-        sizes (`str`): The sizes of images at which its numbers are those of the source.
+        loading (`list[str]`): Lines of Python code that load `name`.
+        sizes (`str`): The image sizes at which its outputs equal the source's.
 
     Returns:
-        The text of `README.md`.
+        `str`: The text of `README.md`.
     """
     card = read_card(source)
     if Path(source).is_dir():
         source = Path(source).resolve().name
     data = ModelCardData(
         library_name="transformers",
-        # Its random masks are no part of the pipeline's promise.
+        # A ViTMAE masks patches at random, so it does not fit the pipeline.
         pipeline_tag=None if native.config.model_type == "vit_mae" else _pipeline(type(native).__name__),
         model_name=name,
         **({"tags": ["hf_mim"]} if card is None else {field: card.data.get(field) for field in INHERITED}),
@@ -335,4 +349,4 @@ def _pipeline(model_class: str) -> str:
 
 def _inherited_sections(card: ModelCard) -> dict[str, str]:
     sections = re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", card.text, flags=re.MULTILINE | re.DOTALL)
-    return {heading: text.strip() for heading, text in sections if heading in ("Licence", "Limits", "Citation")}
+    return {INHERITED_SECTIONS[heading]: text.strip() for heading, text in sections if heading in INHERITED_SECTIONS}
