@@ -97,7 +97,7 @@ def test_patches_come_from_as_many_images_as_possible():
 
 
 def test_the_picture_shows_the_patches_of_each_code(tokenizer, tmp_path, monkeypatch):
-    """Images made of one-coloured patches, and a tokenizer whose code is their color."""
+    """Images made of one-color patches, and a tokenizer whose code is their color."""
     random = np.random.default_rng(0)
     numbers = random.choice(4, size=(6, 2, 3), p=[0.5, 0.3, 0.15, 0.05])
     for number, colors in enumerate(numbers):

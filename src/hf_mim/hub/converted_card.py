@@ -118,7 +118,7 @@ def _usage(kind: str, method: Method, model_class: str, width: int, native: bool
     if kind == "classifier":
         return [
             'logits = model(**processor(image, return_tensors="pt")).logits',
-            "logits.argmax(-1)  # number of the class, in the order of the training data",
+            "logits.argmax(-1)  # index of the class, in the order of the training data",
         ]
     if kind == "pre-training model":
         return [f"encoder = model.base_model  # features of {width} numbers"]
@@ -139,7 +139,7 @@ def _usage(kind: str, method: Method, model_class: str, width: int, native: bool
 
 def _loading(kind: str, model_class: str, native: bool) -> str:
     if kind == "tokenizer":
-        return "Its class comes from the package `hf_mim`; transformers has none for tokenizers of images."
+        return "Its class comes from the package `hf_mim`; transformers has no class for image tokenizers."
     if not native:
         return "Its class comes from the package `hf_mim`."
     plain = next(name for name in ("ViT", "Beit", "Swin") if model_class.startswith(name))
@@ -158,7 +158,7 @@ def _intended(kind: str, name: str) -> str:
     if kind == "tokenizer":
         return (
             f"`hf-mim pretrain RECIPE --tokenizer_name_or_path {name}`, with a recipe such as `beitv2-vitb16`, trains "
-            "an encoder to predict these codes.\nThey are no compressed images, from which pixels could be restored."
+            "an encoder to predict these codes.\nThey are not compressed images: pixels cannot be restored from them."
         )
     if kind == "classifier":
         return (
@@ -166,7 +166,7 @@ def _intended(kind: str, name: str) -> str:
             "fine-tuning."
         )
     if kind == "pre-training model":
-        return f"It is meant for going on with the pre-training: `hf-mim pretrain RECIPE --model_name_or_path {name}`."
+        return f"It is meant for continued pre-training: `hf-mim pretrain RECIPE --model_name_or_path {name}`."
     return (
         "The features are meant for classification by neighbors or with a linear layer, for retrieval, and as the\n"
         "start of fine-tuning for classification, detection or segmentation."

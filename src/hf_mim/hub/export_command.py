@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None):
     Export a model, save it, and print what was written, at which image sizes it is exact, and how to load it.
 
     Args:
-        argv (`Sequence[str]`, *optional*): The arguments after `hf-mim export`.
+        argv (`Sequence[str]`, *optional*): The arguments after `hf-mim export`. Defaults to the command line.
 
     Raises:
         ValueError, OSError: As for [`load_source`], [`~hf_mim.hub.export.export_native`] and

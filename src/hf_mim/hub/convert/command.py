@@ -23,6 +23,9 @@ def main(argv: Sequence[str] | None = None):
 
     With `--list`, print the published checkpoints instead.
 
+    Args:
+        argv (`Sequence[str]`, *optional*): The arguments after `hf-mim convert`. Defaults to the command line.
+
     Raises:
         ValueError, OSError: As for [`convert_checkpoint`] and [`save_converted`]. Nothing is written in this case.
     """
