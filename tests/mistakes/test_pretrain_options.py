@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from transformers import SwinConfig, SwinModel
 
-import hf_mim_cli as cli
 from hf_mim.training import run_pretrain
 from hf_mim.training.pretrain import ibot as ibot_method
+from tests.testing.mistakes import refusal
 from tests.testing.tiny_training import SIZES, TINY
 
 
@@ -34,17 +34,6 @@ def data(tmp_path_factory):
     (root / "text").mkdir()
     (root / "text" / "notes.txt").write_text("no picture")
     return root
-
-
-def refusal(capsys, *arguments) -> str:
-    """The line that the command ends with."""
-    assert cli.main(["pretrain", *map(str, arguments)]) == 2
-    output = capsys.readouterr()
-    *before, line = output.err.splitlines()
-    assert output.out == "" and line.startswith("hf-mim: error: ")
-    # A bar of datasets may come before it, when a table is prepared.
-    assert not [text for text in before if text and not text.startswith("Generating")]
-    return line
 
 
 def forbid_weights(monkeypatch) -> None:
@@ -161,7 +150,9 @@ def test_options_are_refused_before_data_and_weights_are_touched(
     forbid_weights(monkeypatch)
     monkeypatch.setattr("hf_mim.training.pretrain.data.load_image_dataset", too_late)
     output = tmp_path / "run"
-    assert message in refusal(capsys, *TINY, "--train_dir", data / "pictures", "--output_dir", output, *options)
+    assert message in refusal(
+        capsys, "pretrain", *TINY, "--train_dir", data / "pictures", "--output_dir", output, *options
+    )
     assert not output.exists()
 
 
@@ -178,7 +169,7 @@ def test_plain_swins_that_compute_something_else_are_no_start(data, tmp_path, ca
     SwinModel(SwinConfig(**config | fields)).save_pretrained(tmp_path / "swin")
     forbid_weights(monkeypatch)
     options = (*SWIN, "--model_name_or_path", tmp_path / "swin", "--train_dir", data / "pictures")
-    line = refusal(capsys, *TINY, "--image_size", "32", *options, "--output_dir", tmp_path / "run")
+    line = refusal(capsys, "pretrain", *TINY, "--image_size", "32", *options, "--output_dir", tmp_path / "run")
     assert f"the outputs of {tmp_path}/swin cannot be reproduced here: " in line and message in line
     assert not (tmp_path / "run").exists()
 
@@ -210,7 +201,7 @@ def test_plain_swins_that_compute_something_else_are_no_start(data, tmp_path, ca
 def test_data_are_refused_before_weights_are_made(data, tmp_path, capsys, monkeypatch, options, message):
     forbid_weights(monkeypatch)
     options = [option.format(data) for option in options]
-    assert message.format(data) in refusal(capsys, *TINY, "--output_dir", tmp_path / "run", *options)
+    assert message.format(data) in refusal(capsys, "pretrain", *TINY, "--output_dir", tmp_path / "run", *options)
     assert not (tmp_path / "run").exists()
 
 
@@ -224,7 +215,9 @@ def test_data_are_refused_before_weights_are_made(data, tmp_path, capsys, monkey
     ],
 )
 def test_what_only_the_trainer_knows_is_refused_before_the_first_step(data, tmp_path, capsys, options, message):
-    line = refusal(capsys, *TINY, "--train_dir", data / "pictures", "--output_dir", tmp_path / "run", *options)
+    line = refusal(
+        capsys, "pretrain", *TINY, "--train_dir", data / "pictures", "--output_dir", tmp_path / "run", *options
+    )
     assert message in line
     assert not (tmp_path / "run" / "metrics.json").exists()
 
