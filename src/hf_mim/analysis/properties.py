@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..modeling.layers import at_least_float32
 from ..utils.vision import count_prefix
 from .encoders import find_blocks, patch_grid, patch_size, run_with_hooks
 
@@ -66,7 +67,8 @@ def attention_distances(model: PreTrainedModel, pixel_values: torch.Tensor) -> t
             if weights is None:
                 return
             prefix = count_prefix(model, weights.shape[-1], grid)
-            patches = weights[:, :, prefix:, prefix:].float() * distances.to(weights.device, torch.float32)
+            patches = at_least_float32(weights[:, :, prefix:, prefix:])
+            patches = patches * distances.to(weights.device, patches.dtype)
             found[number] = patches.sum(dim=3).cpu().double().mean(dim=2)
 
         return measure

@@ -57,6 +57,15 @@ def replace_masked_patches(
     return torch.where(bool_masked_pos.bool().unsqueeze(-1), mask_token.to(embeddings.dtype), embeddings)
 
 
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """
+    Return half-precision values as float32, and all others as they are.
+
+    Losses and interpolations need more digits than half precision has, and a float64 model computes in float64.
+    """
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def interpolate_position_table(
     table: torch.Tensor, table_grid: tuple[int, int], grid: tuple[int, int]
 ) -> torch.Tensor:
@@ -70,9 +79,10 @@ def interpolate_position_table(
         return table
     patches = table[:, 1:].unflatten(1, table_grid).permute(0, 3, 1, 2)
     # In half precision, the bicubic weights would be less precise than the table.
-    sampled = patches.float() if patches.dtype in (torch.float16, torch.bfloat16) else patches
     scale = ((grid[0] + 0.1) / table_grid[0], (grid[1] + 0.1) / table_grid[1])
-    sampled = nn.functional.interpolate(sampled, scale_factor=scale, mode="bicubic", align_corners=False)
+    sampled = nn.functional.interpolate(
+        at_least_float32(patches), scale_factor=scale, mode="bicubic", align_corners=False
+    )
     return torch.cat((table[:, :1], sampled.to(table.dtype).flatten(2).transpose(1, 2)), dim=1)
 
 
@@ -83,8 +93,8 @@ def resize_position_table(table: torch.Tensor, table_grid: tuple[int, int], grid
     """
     if grid == table_grid:
         return table
-    patches = table[:, 1:].unflatten(1, table_grid).permute(0, 3, 1, 2).float()
-    patches = nn.functional.interpolate(patches, size=grid, mode="bicubic", align_corners=False)
+    patches = table[:, 1:].unflatten(1, table_grid).permute(0, 3, 1, 2)
+    patches = nn.functional.interpolate(at_least_float32(patches), size=grid, mode="bicubic", align_corners=False)
     return torch.cat((table[:, :1], patches.flatten(2).transpose(1, 2).to(table.dtype)), dim=1)
 
 

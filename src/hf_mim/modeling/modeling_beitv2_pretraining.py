@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_beitv2 import Beitv2Config
-from .layers import init_like_torch, wanted_tokens
+from .layers import at_least_float32, init_like_torch, wanted_tokens
 from .modeling_beitv2 import Beitv2Layer, Beitv2Model, Beitv2ModelOutput, Beitv2PreTrainedModel
 
 
@@ -201,8 +201,8 @@ def code_loss(logits: torch.Tensor, codes: torch.Tensor) -> tuple[torch.Tensor, 
         codes (`int64 [M]`): Codes of the same patches.
     """
     count = max(codes.shape[0], 1)
-    loss = nn.functional.cross_entropy(logits.float(), codes, reduction="sum") / count
-    return loss, (logits.detach().argmax(dim=-1) == codes).sum() / count
+    loss = nn.functional.cross_entropy(at_least_float32(logits), codes, reduction="sum") / count
+    return loss, (logits.detach().argmax(dim=-1) == codes).sum(dtype=loss.dtype) / count
 
 
 def feature_loss(prediction: torch.Tensor, features: torch.Tensor, kind: str) -> torch.Tensor:
@@ -215,7 +215,7 @@ def feature_loss(prediction: torch.Tensor, features: torch.Tensor, kind: str) ->
         kind (`str`): `"negcosine"`, one minus the cosine similarity of each row; or `"l2"`, `"l1"` or `"smooth_l1"`
             (β = 2), computed for each element.
     """
-    prediction, features = prediction.float(), features.float()
+    prediction, features = at_least_float32(prediction), at_least_float32(features)
     if kind == "negcosine":
         errors = 1 - nn.functional.cosine_similarity(prediction, features, dim=1, eps=1e-6)
     elif kind == "l2":

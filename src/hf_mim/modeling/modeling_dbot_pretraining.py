@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_dbot import DBotConfig
-from .layers import TransformerLayer
+from .layers import TransformerLayer, at_least_float32
 from .modeling_dbot import DBotModel, DBotPreTrainedModel, sincos_positions
 
 
@@ -187,10 +187,11 @@ class DBotForPreTraining(DBotPreTrainedModel):
             has_cls_tokens = labels.shape[1] > num_patches
             if not has_cls_tokens:
                 labels = nn.functional.pad(labels, (0, 0, 1, 0))
-            targets = labels.flatten(0, 1)[wanted].float()
+            targets = at_least_float32(labels.flatten(0, 1)[wanted])
             if self.config.norm_targets:
                 targets = normalize_targets(targets)
-            errors = nn.functional.smooth_l1_loss(prediction.float(), targets, beta=2.0, reduction="none").mean(dim=2)
+            predicted = at_least_float32(prediction)
+            errors = nn.functional.smooth_l1_loss(predicted, targets, beta=2.0, reduction="none").mean(dim=2)
             loss = loss_patch = errors[:, 1:].sum() / max(batch_size * num_removed, 1)
             if has_cls_tokens:
                 loss, loss_cls = errors.mean(), errors[:, 0].mean()

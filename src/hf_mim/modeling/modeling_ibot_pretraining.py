@@ -16,7 +16,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_ibot import IBotConfig
 from .head_ibot import IBotHead
-from .layers import wanted_tokens
+from .layers import at_least_float32, wanted_tokens
 from .modeling_ibot import IBotModel, IBotPreTrainedModel
 
 
@@ -196,9 +196,7 @@ class IBotForPreTraining(IBotPreTrainedModel):
 
 def _log_softmax(logits: torch.Tensor, temperature: float) -> torch.Tensor:
     # Under autocast, the logits are in half precision, which would cost the loss three digits.
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    return nn.functional.log_softmax(logits / temperature, dim=-1)
+    return nn.functional.log_softmax(at_least_float32(logits) / temperature, dim=-1)
 
 
 def cls_loss(cls_logits: torch.Tensor, target_cls: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -247,9 +245,11 @@ def patch_loss(
     cross_entropy = -(target_patch * _log_softmax(patch_logits, temperature)).sum(-1)
     masked_per_view = bool_masked_pos.flatten(0, 1).sum(-1)
     weights = torch.repeat_interleave(
-        1.0 / masked_per_view.clamp(min=1), masked_per_view, output_size=cross_entropy.shape[0]
+        masked_per_view.clamp(min=1).to(cross_entropy.dtype).reciprocal(),
+        masked_per_view,
+        output_size=cross_entropy.shape[0],
     )
-    return (cross_entropy * weights.to(cross_entropy.dtype)).sum() / masked_per_view.shape[0]
+    return (cross_entropy * weights).sum() / masked_per_view.shape[0]
 
 
 __all__ = ["IBotForPreTraining", "IBotForPreTrainingOutput", "IBotTeachingOutput", "cls_loss", "patch_loss"]

@@ -15,6 +15,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_beitv2 import Beitv2Config
 from .configuration_vqkd import VQKDConfig
+from .layers import at_least_float32
 from .modeling_beitv2 import Beitv2Model
 from .modeling_common import VisionPreTrainedModel
 from .quantizer_vqkd import VQKDQuantizer
@@ -245,8 +246,7 @@ def _check_scaled(pixel_values: torch.Tensor):
 
 def _cosine(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """Return cosine similarities `[B, N]`, computed in at least float32 and, as in the original, without epsilon."""
-    dtype = torch.promote_types(one.dtype, torch.float32)
-    one, other = one.to(dtype), other.to(dtype)
+    one, other = at_least_float32(one), at_least_float32(other)
     return (one * other).sum(-1) / (one.norm(dim=-1) * other.norm(dim=-1))
 
 

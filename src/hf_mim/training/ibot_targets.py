@@ -4,6 +4,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from ..modeling.layers import at_least_float32
+
 
 def _all_reduce(tensor: torch.Tensor, op: "dist.ReduceOp.RedOpType" = dist.ReduceOp.SUM) -> torch.Tensor:
     if dist.is_available() and dist.is_initialized():
@@ -82,7 +84,7 @@ def sinkhorn_knopp(logits: torch.Tensor, temperature: float, iterations: int = 3
         `torch.Tensor`: Probabilities `[n, K]`. Each row sums to 1.
     """
     num_prototypes = logits.shape[1]
-    scores = (logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits) / temperature
+    scores = at_least_float32(logits) / temperature
     # A common shift cancels in the normalization and keeps exp within range.
     largest = scores.max() if scores.numel() else scores.new_full((), -torch.inf)
     probs = (scores - _all_reduce(largest, dist.ReduceOp.MAX)).exp()

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, BaseImageProcessor, CLIPVisionModelWithProjection, PreTrainedModel
 
 from ..hub.run_card import read_card_data
+from ..modeling.layers import at_least_float32
 from ..utils.console import first_line
 from ..utils.loading import load_model
 from ..utils.vision import count_prefix, feature_stride, forward_options, show_all_patches
@@ -139,7 +140,7 @@ class FeatureTeacher(nn.Module):
         if images.shape[-2:] != self.input_size:
             # Without antialiasing, the bicubic kernel of PyTorch differs from Pillow's, even for upsampling.
             images = nn.functional.interpolate(
-                images.float(), self.input_size, mode="bicubic", align_corners=False, antialias=True
+                at_least_float32(images), self.input_size, mode="bicubic", align_corners=False, antialias=True
             ).clamp(0, 1)
         pixel_values = (images.to(self.dtype).expand(-1, self.num_channels, -1, -1) - self.image_mean) / self.image_std
         features = self.projection(self.norm(self._tokens(pixel_values))).to(self.dtype)
