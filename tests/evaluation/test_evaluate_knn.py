@@ -198,11 +198,23 @@ def test_splits_with_different_classes(encoder: Path, images: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--k", "0"], "k must be"),
-        (["--temperature", "-1"], "temperature must be above 0"),
-        (["--max_train_samples", "0"], "number of samples must be at least 1"),
+        (["--k", "0"], "--k: must be at least 1, got 0"),
+        (["--temperature", "-1"], "--temperature: must be a finite number above 0, got -1"),
+        (["--max_train_samples", "0"], "--max_train_samples: must be at least 1, got 0"),
     ],
 )
 def test_options_out_of_range(encoder: Path, images: Path, arguments, message):
     with pytest.raises(ValueError, match=message):
         main([str(encoder), str(images), *arguments])
+
+
+def test_more_neighbors_than_images(encoder: Path, images: Path, capsys):
+    """The table names the number of neighbors that vote, and so does the result."""
+    few = {"max_train_samples": 9, "progress": False}
+    expected = evaluate_knn(encoder, images, ks=[1, 9], **few)
+    result = evaluate_knn(encoder, images, ks=[1, 9, 200], **few)
+    assert result == expected
+    main([str(encoder), str(images), "--k", "1", "200", "--max_train_samples", "9"])
+    printed = capsys.readouterr().out
+    assert "k = 200 is more than there are images of train: all 9 vote instead" in printed
+    assert [line.split()[0] for line in printed.splitlines()[-2:]] == ["1", "9"]

@@ -116,7 +116,7 @@ def test_more_neighbors_than_images_means_the_whole_bank():
     labels = torch.tensor([0, 1, 2])
     both = knn_classify(train, labels, train, [3, 200])
     assert torch.equal(both[3], both[200])
-    assert knn_accuracy(train, labels, train, labels, 200) == {"knn_200_top1": 100.0, "knn_200_top5": 100.0}
+    assert knn_accuracy(train, labels, train, labels, [3, 7, 200]) == {"knn_3_top1": 100.0, "knn_3_top5": 100.0}
 
 
 def test_a_class_without_votes_is_never_a_top5_hit():
@@ -144,7 +144,9 @@ def test_a_test_class_that_the_bank_lacks_counts_as_wrong():
     [
         ({"k": 0}, "at least 1"),
         ({"k": []}, "at least 1"),
-        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"temperature": 0.0}, "temperature must be a finite number above 0"),
+        ({"temperature": float("nan")}, "temperature must be a finite number above 0"),
+        ({"temperature": float("inf")}, "temperature must be a finite number above 0"),
         ({"num_classes": 1}, "hold class 1, but num_classes is 1"),
         ({"train_features": torch.tensor([[1.0, float("nan")], [0.0, 1.0]])}, "train_features contain NaN"),
         ({"train_features": torch.zeros(0, 2)}, "train_features must be a non-empty"),

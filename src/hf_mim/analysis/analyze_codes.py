@@ -3,7 +3,6 @@
 each code is used.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers import BaseImageProcessor
 from ..data.sources import random_subset
 from ..modeling.modeling_vqkd import VQKDModel
 from ..modeling.quantizer_vqkd import code_statistics
+from ..utils.command_line import CommandParser, positive_count
 from ..utils.files import replaced_file
 from ..utils.loading import find_source, load_config, load_model_and_processor
 from .codes import encode_images, plot_codes, plot_usage
@@ -107,8 +107,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"codes.png, usage.png and codes.json are in {arguments['output_dir']}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hf-mim analyze codes", description=__doc__, allow_abbrev=False)
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="hf-mim analyze codes", description=__doc__)
     parser.add_argument("tokenizer", metavar="TOKENIZER", help="folder or Hub id of a VQ-KD tokenizer")
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders, Hub ids, or photo-tiles")
     parser.add_argument("--output_dir", required=True, help="folder for codes.png, usage.png and codes.json")
@@ -116,13 +116,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset_config_name", help="configuration of a Hub dataset")
     parser.add_argument("--image_column_name", help="column of the images, where it cannot be guessed")
     parser.add_argument(
-        "--max_images", type=int, default=1000, help="use a random subset of this size (default: %(default)s)"
+        "--max_images",
+        type=positive_count,
+        default=1000,
+        help="use a random subset of this size (default: %(default)s)",
     )
-    parser.add_argument("--num_codes", type=int, default=32, help="number of codes to draw (default: %(default)s)")
     parser.add_argument(
-        "--patches_per_code", type=int, default=12, help="patches to draw of each code (default: %(default)s)"
+        "--num_codes", type=positive_count, default=32, help="number of codes to draw (default: %(default)s)"
     )
-    parser.add_argument("--batch_size", type=int, default=64, help="images per forward pass (default: %(default)s)")
+    parser.add_argument(
+        "--patches_per_code",
+        type=positive_count,
+        default=12,
+        help="patches to draw of each code (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--batch_size", type=positive_count, default=64, help="images per forward pass (default: %(default)s)"
+    )
     parser.add_argument("--device", help="cpu, cuda, mps, ... (default: cuda if there is one)")
     return parser
 

@@ -3,7 +3,6 @@
 encoders look, and how few directions their patch features fill, layer by layer.
 """
 
-import argparse
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..data.sources import random_subset
+from ..utils.command_line import CommandParser, positive_count
 from ..utils.files import replaced_file
 from .encoders import load_encoder, patch_size
 from .inputs import load_images, process_images
@@ -213,11 +213,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"means over {result['images']} images; {analysis}.png and {analysis}.json are in {output_dir}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hf-mim analyze", description=__doc__, allow_abbrev=False)
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="hf-mim analyze", description=__doc__)
     analyses = parser.add_subparsers(dest="analysis", required=True)
     for analysis, purpose in PURPOSES.items():
-        command = analyses.add_parser(analysis, help=purpose, description=purpose, allow_abbrev=False)
+        command = analyses.add_parser(analysis, help=purpose, description=purpose)
         command.add_argument("model", metavar="MODEL", help="folder or Hub id of a ViT with its image processor")
         command.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders, Hub ids, or photo-tiles")
         command.add_argument(
@@ -225,13 +225,20 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--output_dir", required=True, help=f"folder for {analysis}.png and {analysis}.json")
         if analysis == "svd":
-            command.add_argument("--top_k", type=int, default=5, help="number of singular values (default: 5)")
+            command.add_argument(
+                "--top_k", type=positive_count, default=5, help="number of singular values (default: 5)"
+            )
         command.add_argument("--split", default="train", help="split of folders and datasets (default: %(default)s)")
         command.add_argument("--dataset_config_name", help="configuration of a Hub dataset")
         command.add_argument("--image_column_name", help="column of the images, where it cannot be guessed")
         command.add_argument(
-            "--max_images", type=int, default=500, help="use a random subset of this size (default: %(default)s)"
+            "--max_images",
+            type=positive_count,
+            default=500,
+            help="use a random subset of this size (default: %(default)s)",
         )
-        command.add_argument("--batch_size", type=int, default=32, help="images per forward pass (default: 32)")
+        command.add_argument(
+            "--batch_size", type=positive_count, default=32, help="images per forward pass (default: 32)"
+        )
         command.add_argument("--device", help="cpu, cuda, mps, ... (default: cuda if there is one)")
     return parser

@@ -1,6 +1,5 @@
 """`hf-mim check-data SOURCE`: read every image as training would, and report sizes, duplicates and broken images."""
 
-import argparse
 import dataclasses
 import glob
 import hashlib
@@ -19,6 +18,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..utils.command_line import CommandParser, worker_count
 from .clean_list import image_names, write_clean_list
 from .images import FORMATS, UnreadableImageError, decode_image, read_image
 from .sources import load_image_dataset
@@ -232,19 +232,21 @@ def _text(report: DataReport) -> str:
     return "\n".join(lines)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="hf-mim check-data",
         description="Read every image once, as training would, and report sizes, duplicates and broken images.",
         epilog="The exit code is 0, 1 if an image is unreadable, or 2 after a mistake in the arguments.",
-        allow_abbrev=False,
     )
     parser.add_argument("source", metavar="SOURCE", help="folder, parquet or tar files, Hub id, or photo-tiles")
     parser.add_argument("--split", default="train", help="split to check (default: %(default)s)")
     parser.add_argument("--dataset_config_name", help="configuration of a Hub dataset")
     parser.add_argument("--image_column_name", help="column of the images, where it cannot be guessed")
     parser.add_argument(
-        "--num_workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)"
+        "--num_workers",
+        type=worker_count,
+        default=os.cpu_count() or 1,
+        help="processes (default: one per core)",
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON, with all names")
     parser.add_argument(

@@ -1,6 +1,5 @@
 """`hf-mim evaluate knn MODEL DATASET`: measure the frozen features of an encoder with a k-NN classifier."""
 
-import argparse
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -11,10 +10,11 @@ import torch
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..data.sources import load_image_dataset, random_subset
+from ..utils.command_line import CommandParser, positive_count, positive_number, worker_count
 from ..utils.files import replaced_file
 from ..utils.loading import UNUSED_WEIGHTS, find_source, load_model, load_model_and_processor
 from .features import POOLINGS, extract_features
-from .knn import knn_accuracy
+from .knn import check_votes, knn_accuracy
 
 
 KS = (10, 20, 100, 200)
@@ -56,7 +56,8 @@ def evaluate_knn(
         train_split (`str`, defaults to `"train"`): Split whose images are the neighbors.
         test_split (`str`, defaults to `"test"`): Split whose images are classified.
         dataset_config_name, image_column_name, label_column_name (`str`, *optional*): For datasets that need them.
-        ks (`Sequence[int]`, defaults to `(10, 20, 100, 200)`): Numbers of neighbors.
+        ks (`Sequence[int]`, defaults to `(10, 20, 100, 200)`): Numbers of neighbors. A number above that of the images
+            that vote is replaced by it.
         temperature (`float`, defaults to 0.07): Temperature of the votes.
         pooling (`str`, defaults to `"auto"`): As for [`extract_features`].
         batch_size (`int`, defaults to 64): Images per forward pass.
@@ -68,7 +69,8 @@ def evaluate_knn(
         progress (`bool`, defaults to `True`): Show progress bars.
 
     Returns:
-        `dict`: `knn_{k}_top1` and `knn_{k}_top5` in percent for each k, and under `settings` how they were measured.
+        `dict`: `knn_{k}_top1` and `knn_{k}_top5` in percent for each k that was used, and under `settings` how they
+            were measured.
 
     Raises:
         ValueError: If the model cannot be loaded, lacks weights or has no image processor; if a split or labels are
@@ -90,6 +92,7 @@ def evaluate_knn(
         image_column_name=image_column_name,
         label_column_name=label_column_name,
     )
+    check_votes(ks, temperature)
     train, test = load_split(train_split, max_train_samples), load_split(test_split, max_test_samples)
     if _class_names(train) != _class_names(test):
         raise ValueError(f"{dataset}: the classes of the splits {train_split} and {test_split} differ")
@@ -137,12 +140,19 @@ def evaluate_knn(
 def main(argv: Sequence[str] | None = None) -> None:
     """Run [`evaluate_knn`] with command-line arguments and print a table."""
     arguments = vars(_parser().parse_args(argv))
-    result = evaluate_knn(arguments.pop("model"), arguments.pop("dataset"), ks=arguments.pop("k"), **arguments)
+    ks = arguments.pop("k")
+    result = evaluate_knn(arguments.pop("model"), arguments.pop("dataset"), ks=ks, **arguments)
     settings = result["settings"]
     print(
         f"weighted k-NN of {settings['model']} on {settings['dataset']}: {settings['test_images']} images of "
         f"{settings['test_split']} against {settings['train_images']} of {settings['train_split']}"
     )
+    too_many = [k for k in ks if k > settings["train_images"]]
+    if too_many:
+        print(
+            f"k = {', '.join(map(str, too_many))} is more than there are images of {settings['train_split']}: all "
+            f"{settings['train_images']} vote instead"
+        )
     print(f"{'k':>6} {'top-1 %':>8} {'top-5 %':>8}")
     for key, top1 in result.items():
         if key.endswith("_top1"):
@@ -150,8 +160,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{k:>6} {top1:8.2f} {result[f'knn_{k}_top5']:8.2f}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hf-mim evaluate knn", description=__doc__, allow_abbrev=False)
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="hf-mim evaluate knn", description=__doc__)
     parser.add_argument(
         "model",
         metavar="MODEL",
@@ -164,18 +174,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--image_column_name", help="column of the images, where it cannot be guessed")
     parser.add_argument("--label_column_name", help="column of the labels, where it cannot be guessed")
     parser.add_argument(
-        "--k", type=int, nargs="+", default=list(KS), help="numbers of neighbors (default: 10 20 100 200)"
+        "--k", type=positive_count, nargs="+", default=list(KS), help="numbers of neighbors (default: 10 20 100 200)"
     )
     parser.add_argument(
-        "--temperature", type=float, default=0.07, help="temperature of the votes (default: %(default)s)"
+        "--temperature", type=positive_number, default=0.07, help="temperature of the votes (default: %(default)s)"
     )
     parser.add_argument(
         "--pooling", choices=POOLINGS, default="auto", help="how the output becomes one feature (default: auto)"
     )
-    parser.add_argument("--batch_size", type=int, default=64, help="images per forward pass (default: %(default)s)")
-    parser.add_argument("--num_workers", type=int, default=0, help="data-loading processes (default: %(default)s)")
-    parser.add_argument("--max_train_samples", type=int, help="use a random subset of the voting images")
-    parser.add_argument("--max_test_samples", type=int, help="use a random subset of the test images")
+    parser.add_argument(
+        "--batch_size", type=positive_count, default=64, help="images per forward pass (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--num_workers", type=worker_count, default=0, help="data-loading processes (default: %(default)s)"
+    )
+    parser.add_argument("--max_train_samples", type=positive_count, help="use a random subset of the voting images")
+    parser.add_argument("--max_test_samples", type=positive_count, help="use a random subset of the test images")
     parser.add_argument("--device", help="cpu, cuda, mps, ... (default: cuda if there is one)")
     parser.add_argument("--output_file", help="write the accuracies and settings to this JSON file")
     return parser

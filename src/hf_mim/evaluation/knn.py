@@ -5,7 +5,8 @@ Wu et al. 2018 (https://arxiv.org/abs/1805.01978), section 3.4, with the constan
 temperature 0.07 and k in {10, 20, 100, 200}.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -51,13 +52,11 @@ def knn_classify(
         vote is never listed; if fewer classes got votes, the row ends in -1.
 
     Raises:
-        ValueError: For empty, non-finite or mismatched features, labels out of range, k < 1 or temperature <= 0.
+        ValueError: For empty, non-finite or mismatched features, labels out of range, k < 1, or a
+            temperature that is not finite and above 0.
     """
     ks = sorted({k} if isinstance(k, int) else set(k))
-    if not ks or ks[0] < 1:
-        raise ValueError(f"k must be one or more integers of at least 1, not {k}")
-    if temperature <= 0:
-        raise ValueError(f"temperature must be above 0, not {temperature}")
+    check_votes(ks, temperature)
     _check_features("train_features", train_features)
     _check_features("test_features", test_features)
     if train_features.shape[1] != test_features.shape[1]:
@@ -80,6 +79,19 @@ def knn_classify(
     return {k: torch.cat(chunks) for k, chunks in rankings.items()}
 
 
+def check_votes(ks: Sequence[int], temperature: float) -> None:
+    """Raise `ValueError` unless every k is at least 1 and the temperature is finite and above 0."""
+    if not ks or min(ks) < 1:
+        raise ValueError(f"k must be one or more integers of at least 1, not {', '.join(map(str, ks)) or 'none'}")
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be a finite number above 0, not {temperature}")
+
+
+def used_neighbors(ks: Iterable[int], bank_size: int) -> list[int]:
+    """Return the numbers of neighbors that can vote, in ascending order: none of them is above `bank_size`."""
+    return sorted({min(k, bank_size) for k in ks})
+
+
 def knn_accuracy(
     train_features: torch.Tensor,
     train_labels: torch.Tensor,
@@ -92,7 +104,7 @@ def knn_accuracy(
     Return the accuracy of [`knn_classify`] in percent: `{"knn_10_top1": ..., "knn_10_top5": ..., "knn_20_top1": ...}`.
 
     Top-5 counts only classes that got a vote; with fewer than 5 such classes, the original's top-5 depends on how its
-    sort orders the zeros. A k above the bank's size keeps its name and uses the whole bank.
+    sort orders the zeros. A k above the bank's size n counts as n: 200 of 120 images are reported as `knn_120_top1`.
 
     Args:
         train_features, train_labels, test_features, k: As for [`knn_classify`].
@@ -102,7 +114,9 @@ def knn_accuracy(
     """
     _check_labels("test_labels", test_labels, len(test_features))
     metrics = {}
-    rankings = knn_classify(train_features, train_labels, test_features, k, **options)
+    _check_features("train_features", train_features)
+    ks = used_neighbors([k] if isinstance(k, int) else k, len(train_features))
+    rankings = knn_classify(train_features, train_labels, test_features, ks, **options)
     for neighbors, ranking in rankings.items():
         hits = ranking == test_labels.to(ranking.device)[:, None]
         metrics[f"knn_{neighbors}_top1"] = 100 * hits[:, 0].sum().item() / len(hits)

@@ -1,6 +1,5 @@
 """The `hf-mim export` command: save a model as a native transformers model, and optionally as an ONNX file."""
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers import (
 from transformers.utils import CONFIG_NAME, cached_file
 
 from ..methods import has_online_teacher
+from ..utils.command_line import CommandParser
 from ..utils.files import replaced_folder
 from ..utils.layout import TEACHER_FOLDER
 from ..utils.loading import find_source, load_config, load_image_processor, load_model
@@ -142,14 +142,13 @@ def _loading_lines(name: str, native: PreTrainedModel, has_processor: bool) -> l
     return lines
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="hf-mim export",
         description="Save a model and its image processor as native transformers classes (ViT, BEiT, Swin, ViTMAE). "
         "The outputs are the same, and the model loads where hf_mim is not installed.",
         epilog="From a pre-training model, the encoder is exported; for iBOT, the teacher's encoder if it was saved "
         "with the model.",
-        allow_abbrev=False,
     )
     parser.add_argument("model", metavar="MODEL", help="folder or Hub id of an encoder, classifier or full model")
     parser.add_argument("output_dir", metavar="OUT", help="a new or empty folder")

@@ -1,11 +1,11 @@
 """The `hf-mim publish` command, the command line of [`~hf_mim.hub.publish.publish`]."""
 
-import argparse
 from collections.abc import Sequence
 
 from huggingface_hub import HfApi
 from transformers.utils import logging
 
+from ..utils.command_line import CommandParser
 from .publish import publish
 
 
@@ -19,11 +19,10 @@ def main(argv: Sequence[str]) -> None:
     Raises:
         ValueError, OSError: As for [`~hf_mim.hub.publish.publish`].
     """
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="hf-mim publish",
         description="Upload a finished run, or a converted or exported model: the encoder to ORG/NAME, and with "
         "--full the full pre-training model to ORG/NAME-pretrain. All files are checked and listed first.",
-        allow_abbrev=False,
     )
     parser.add_argument("output_dir", metavar="OUTPUT_DIR", help="folder of the run, or of a saved model with a card")
     parser.add_argument(

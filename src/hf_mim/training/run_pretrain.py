@@ -20,9 +20,10 @@ from transformers.trainer_utils import IntervalStrategy
 
 from ..data.datasets import StreamedViewsDataset, ViewsDataset
 from ..evaluation.features import raw_pixel_features
-from ..evaluation.knn import knn_accuracy
+from ..evaluation.knn import knn_accuracy, used_neighbors
 from ..methods import find_method
 from ..utils.console import run as run_command
+from .arguments import MIMTrainingArguments
 from .callbacks.checkpoint_uploads import check_access, upload_result
 from .checkpoints import list_checkpoints
 from .pretrain.data import PretrainData, example_images, load_data
@@ -179,6 +180,8 @@ def build(run: PretrainRun) -> tuple[MIMTrainer, PretrainData]:
             "no held-out images (--eval_split, --validation_dir or --train_val_split): the evaluation is left out"
         )
         args.eval_strategy, args.eval_on_start = IntervalStrategy.NO, False
+    if data.bank is not None:
+        fit_neighbors(args, len(data.bank))
     train_dataset, make_samples = build_train_dataset(run, data.train, views)
     if make_samples is not None:
         collator = run.build_collator(make_samples)
@@ -196,6 +199,29 @@ def build(run: PretrainRun) -> tuple[MIMTrainer, PretrainData]:
     if source is not None:
         trainer.continue_target(source, **run.model_args.hub_options)
     return trainer, data
+
+
+def fit_neighbors(args: MIMTrainingArguments, bank_size: int) -> None:
+    """
+    Replace numbers of neighbors that the k-NN bank does not hold, and log it.
+
+    Raises:
+        ValueError: If the best checkpoint is selected by one of them.
+    """
+    too_many = [k for k in args.knn_k if k > bank_size]
+    if not too_many:
+        return
+    best = (args.metric_for_best_model or "").removeprefix("eval_")
+    if any(best.startswith(f"knn_{k}_") for k in too_many):
+        raise ValueError(
+            f"metric_for_best_model {args.metric_for_best_model} needs more neighbors than the {bank_size} labeled "
+            f"images to choose from: set --knn_k and --metric_for_best_model to {bank_size} or fewer"
+        )
+    args.knn_k = used_neighbors(args.knn_k, bank_size)
+    logger.info(
+        f"knn_k {', '.join(map(str, too_many))} is more than the {bank_size} labeled images to choose from: all of "
+        "them vote instead"
+    )
 
 
 def build_train_dataset(

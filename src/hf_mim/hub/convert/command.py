@@ -11,6 +11,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from ...methods import FAMILIES, method_of_config
+from ...utils.command_line import CommandParser, positive_count
 from ...utils.config_overrides import parse_overrides
 from ..catalogue import CatalogueEntry, describe_sizes, find_entry, format_catalogue, load_catalogue
 from ..download import check_sha256, default_cache_dir, download_file, recorded_address
@@ -135,14 +136,13 @@ def _loading_lines(output: Path, written: dict[str, PreTrainedModel]) -> list[st
     return lines
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         prog="hf-mim convert",
         description="Convert a checkpoint written by a method's original code. Pickles are read without running "
         "any code in them, and every tensor is accounted for.",
         epilog="The most complete model in the file and its image processor are saved to OUTPUT_DIR. For a full iBOT "
         "checkpoint, teacher/ with the centers is saved too, so that training can continue from it.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "source",
@@ -160,7 +160,9 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="save a transformers model, which loads without hf_mim; the full pre-training model goes to pretraining/",
     )
-    parser.add_argument("--num_attention_heads", type=int, help="required if no published model has the same width")
+    parser.add_argument(
+        "--num_attention_heads", type=positive_count, help="required if no published model has the same width"
+    )
     parser.add_argument(
         "--config_overrides",
         action="append",
