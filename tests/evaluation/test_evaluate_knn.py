@@ -199,7 +199,7 @@ def test_splits_with_different_classes(encoder: Path, images: Path, tmp_path: Pa
     ("arguments", "message"),
     [
         (["--k", "0"], "--k: must be at least 1, got 0"),
-        (["--temperature", "-1"], "--temperature: must be a finite number above 0, got -1"),
+        (["--temperature", "-1"], "--temperature: must be above 0, got -1"),
         (["--max_train_samples", "0"], "--max_train_samples: must be at least 1, got 0"),
     ],
 )

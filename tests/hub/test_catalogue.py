@@ -5,7 +5,7 @@ import re
 import pytest
 
 from hf_mim.hub.catalogue import FIGURES, find_entry, format_catalogue, load_catalogue
-from hf_mim.training.pretrain.recipe_parser import RECIPES, list_recipes
+from hf_mim.training.pretrain.recipe_files import RECIPES, list_recipes
 
 
 CATALOGUE = load_catalogue()

@@ -20,7 +20,7 @@ from hf_mim.hub.remote_code import add_code
 from hf_mim.training import run_pretrain
 from hf_mim.training.pretrain import ibot as ibot_method
 from hf_mim.training.pretrain.data import example_images
-from hf_mim.training.pretrain.recipe_parser import list_recipes
+from hf_mim.training.pretrain.recipe_files import list_recipes
 from tests.testing.tiny_training import SHORT, SIZES, logged_losses, pretrain
 
 

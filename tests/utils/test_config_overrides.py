@@ -24,6 +24,8 @@ def test_values():
         ("hidden_size", "must be name=value,name=value, got 'hidden_size'"),
         ("=3", "must be name=value"),
         ("image_size=[224", "image_size must have a YAML value"),
+        ("hidden_size=" + 3000 * "[" + 3000 * "]", r"hidden_size must have a YAML value, got '\[+\.\.\.\]+'"),
+        ("hidden_size=[&a [1], *a]", "hidden_size must have a YAML value"),
         ("hiden_size=8", "IBotConfig has no 'hiden_size', did you mean 'hidden_size'"),
         ("model_type=vit", "IBotConfig has no 'model_type'"),
         ("architectures=[Foo]", "IBotConfig has no 'architectures'"),
@@ -35,3 +37,10 @@ def test_values():
 def test_refused(text, message):
     with pytest.raises(ValueError, match=f"config_overrides:? .*{message}"):
         check_overrides(parse_overrides(text), IBotConfig)
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [("yes", True), ("On", True), ("true", True), ("no", False), ("off", False)]
+)
+def test_words_for_booleans(word, value):
+    assert check_overrides(parse_overrides(f"qkv_bias={word}"), IBotConfig) == {"qkv_bias": value}

@@ -10,6 +10,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -19,6 +20,7 @@ from transformers import BaseImageProcessor, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
 from ..data.datasets import StreamedViewsDataset, ViewsDataset
+from ..data.sources import FOLDER_BUILDERS
 from ..evaluation.features import raw_pixel_features
 from ..evaluation.knn import knn_accuracy, used_neighbors
 from ..methods import find_method
@@ -30,12 +32,27 @@ from .pretrain.data import PretrainData, example_images, load_data
 from .pretrain.options import DataArguments, ModelArguments
 from .pretrain.outputs import is_finished, save_run, summary
 from .pretrain.provenance import shown_command, shown_recipe
-from .pretrain.recipe_parser import load_recipe, parse_recipe_args
+from .pretrain.recipe_files import load_recipe
+from .pretrain.recipe_parser import parse_recipe_args
 from .pretrain.run import PretrainRun
 from .trainer import MIMTrainer
 
 
 logger = logging.getLogger(__name__)
+
+# Options that belong to the dataset of a recipe, and are left out with it.
+OF_SOURCE = (
+    "dataset_name",
+    "dataset_config_name",
+    "train_dir",
+    "validation_dir",
+    "train_split",
+    "eval_split",
+    "image_column_name",
+    "label_column_name",
+    "clean_list",
+    "data_license",
+)
 
 
 def run_class(model_type: str) -> type[PretrainRun]:
@@ -48,7 +65,9 @@ def parse_arguments(argv: list[str]) -> PretrainRun:
     """
     Build the run from the command line.
 
-    `config_overrides` of the command line are merged into those of the recipe, field by field.
+    What the command line gives replaces what the recipe gives: `base_learning_rate` the recipe's `learning_rate`, a
+    dataset all options of the recipe's dataset. `config_overrides` are merged field by field. Without an `output_dir`,
+    it is `runs/` and the name of the recipe.
 
     Args:
         argv (`list[str]`): Arguments after the program name.
@@ -59,14 +78,19 @@ def parse_arguments(argv: list[str]) -> PretrainRun:
     recipe = load_recipe(argv[0]) if argv and not argv[0].startswith("-") else {}
     # The method determines which options there are.
     chosen = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    chosen.add_argument("--model_type", "--model-type", default=recipe.get("model_type", ModelArguments.model_type))
-    chosen.add_argument("--base_learning_rate", "--base-learning-rate")
+    for name in ("model_type", "base_learning_rate", "output_dir", "dataset_name", "train_dir"):
+        chosen.add_argument(f"--{name}", f"--{name.replace('_', '-')}")
     given = chosen.parse_known_args(argv)[0]
-    method_run = run_class(given.model_type)
-    # A base learning rate of the command line replaces the recipe's learning rate.
-    without = {"learning_rate"} if given.base_learning_rate is not None else ()
+    method_run = run_class(given.model_type or recipe.get("model_type", ModelArguments.model_type))
+    without = {"learning_rate"} if given.base_learning_rate is not None else set()
+    replaced = replaced_source(recipe, given.dataset_name, given.train_dir)
+    output = []
+    if given.output_dir is None and recipe and recipe.get("output_dir") is None:
+        output = ["--output_dir", os.path.join("runs", Path(argv[0]).stem)]
     types = (ModelArguments, DataArguments, method_run.arguments_class)
-    model_args, data_args, args = parse_recipe_args(types, argv, without)
+    model_args, data_args, args = parse_recipe_args(types, [*argv, *output], without | replaced.keys())
+    if args.do_train and not (output or given.output_dir or recipe.get("output_dir")):
+        raise ValueError("give the folder for the results: --output_dir FOLDER")
     overrides = recipe.get("config_overrides")
     if overrides and model_args.config_overrides != overrides:
         model_args.config_overrides = ",".join(filter(None, (overrides, model_args.config_overrides)))
@@ -81,9 +105,31 @@ def parse_arguments(argv: list[str]) -> PretrainRun:
             raise ValueError(f"{name} must not be negative, got {getattr(args, name)}")
     run = method_run(model_args, data_args, args)
     run.recipe, run.command = shown_recipe(argv), shown_command(argv)
+    if replaced:
+        left_out = ", ".join(f"{name} {value}" for name, value in replaced.items())
+        run.notes.append(f"the command line gives the images, so these options of the recipe are left out: {left_out}")
+    if output:
+        run.notes.append(f"results go to {output[1]}; --output_dir chooses another folder")
     if args.do_train:
         _check_length(run)
     return run
+
+
+def replaced_source(recipe: dict[str, Any], dataset_name: str | None, train_dir: str | None) -> dict[str, Any]:
+    """
+    Return the options of a recipe that belong to its dataset, if the command line gives another one.
+
+    Args:
+        recipe (`dict`): Options of the recipe.
+        dataset_name, train_dir (`str`, *optional*): Options of the command line. A builder such as `imagefolder` and
+            the folder that it reads may come from different places.
+    """
+    if train_dir is None and (dataset_name is None or dataset_name in FOLDER_BUILDERS):
+        return {}
+    of_source = [name for name in OF_SOURCE if recipe.get(name) is not None]
+    if dataset_name is None and recipe.get("dataset_name") in FOLDER_BUILDERS:
+        of_source.remove("dataset_name")
+    return {name: recipe[name] for name in of_source}
 
 
 def _check_length(run: PretrainRun) -> None:
@@ -114,6 +160,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     run = parse_arguments(sys.argv[1:] if argv is None else argv)
     args = run.args
     set_verbosity(args.should_log)
+    for note in run.notes:
+        logger.info(note)
     if args.do_train and is_finished(str(args.output_dir)):
         report_finished(run)
         return {}

@@ -59,14 +59,22 @@ def worker_count(text: str) -> int:
     return number
 
 
-def positive_number(text: str) -> float:
-    """Parse a finite number above 0. To be used as the `type` of an option."""
+def finite_number(text: str) -> float:
+    """Parse a number that is neither infinite nor NaN. To be used as the `type` of an option."""
     try:
         number = float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be a number, got '{text}'") from None
-    if not (math.isfinite(number) and number > 0):
-        raise argparse.ArgumentTypeError(f"must be a finite number above 0, got {text}")
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"must be a finite number, got {text}")
+    return number
+
+
+def positive_number(text: str) -> float:
+    """Parse a finite number above 0. To be used as the `type` of an option."""
+    number = finite_number(text)
+    if number <= 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
     return number
 
 

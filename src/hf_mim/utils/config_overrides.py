@@ -1,15 +1,16 @@
 """Parse and check `--config_overrides NAME=VALUE,...`, for every command."""
 
 import re
+import reprlib
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-import yaml
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from .console import did_you_mean
+from .strict_yaml import load_yaml
 
 
 def parse_overrides(text: str | None) -> dict[str, Any]:
@@ -29,15 +30,16 @@ def parse_overrides(text: str | None) -> dict[str, Any]:
         if not (name and separator):
             raise ValueError(f"config_overrides must be name=value,name=value, got {entry!r}")
         try:
-            overrides[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ValueError(f"config_overrides: {name} must have a YAML value, got {value!r}") from error
+            overrides[name] = load_yaml(value)
+        except ValueError as error:
+            raise ValueError(f"config_overrides: {name} must have a YAML value, got {reprlib.repr(value)}") from error
     return overrides
 
 
 def check_overrides(overrides: Mapping[str, Any], config_class: type[PreTrainedConfig]) -> dict[str, Any]:
     """
-    Check that a configuration has the overridden fields, and convert numbers such as 1e-6, which YAML reads as text.
+    Check that a configuration has the overridden fields, and convert numbers such as 1e-6 and words such as no,
+    which YAML reads as text.
 
     Args:
         overrides (`Mapping[str, Any]`): As from [`parse_overrides`].
@@ -58,6 +60,8 @@ def check_overrides(overrides: Mapping[str, Any], config_class: type[PreTrainedC
         if isinstance(value, str) and isinstance(known[name].default, float):
             with suppress(ValueError):
                 value = float(value)
+        if isinstance(value, str) and isinstance(known[name].default, bool):
+            value = {"yes": True, "on": True, "no": False, "off": False}.get(value.lower(), value)
         if name == "hidden_act" and str(value) not in ACT2FN:
             raise ValueError(f"config_overrides: hidden_act must be one of {', '.join(ACT2FN)}, got {value!r}")
         checked[name] = value

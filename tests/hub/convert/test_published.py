@@ -13,7 +13,7 @@ from hf_mim import IBotForPreTraining, IBotModel, convert_checkpoint
 from hf_mim.hub.catalogue import ARCHITECTURES, load_catalogue
 from hf_mim.hub.convert.command import main, shown_command
 from hf_mim.methods import METHODS
-from hf_mim.training.pretrain.recipe_parser import list_recipes
+from hf_mim.training.pretrain.recipe_files import list_recipes
 from tests.testing.file_server import FileServer
 from tests.testing.official_ibot import full_checkpoint, part
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...data.sources import FOLDER_BUILDERS
 from ...methods import METHOD_NAMES, METHODS
 
 
@@ -133,7 +134,7 @@ class DataArguments:
     )
 
     def __post_init__(self):
-        if self.dataset_name in ("imagefolder", "parquet", "webdataset"):
+        if self.dataset_name in FOLDER_BUILDERS:
             if self.train_dir is None:
                 raise ValueError(f"--dataset_name {self.dataset_name} reads a folder: give --train_dir, too")
         elif (self.dataset_name is None) == (self.train_dir is None):

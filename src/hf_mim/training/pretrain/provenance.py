@@ -13,6 +13,7 @@ from huggingface_hub import DatasetCard, try_to_load_from_cache
 from transformers import TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ...data.sources import FOLDER_BUILDERS
 from ...hub.run_card import read_card_data
 from ...utils.layout import TEACHER_FOLDER
 from ..teachers import source_name
@@ -21,7 +22,7 @@ from .options import DataArguments, ModelArguments
 
 PACKAGES = ("hf_mim", "transformers", "torch", "datasets")
 # Values of `--dataset_name` that are not datasets of the Hub.
-BUILDERS = ("imagefolder", "parquet", "webdataset", "photo-tiles")
+NO_DATASETS = (*FOLDER_BUILDERS, "photo-tiles")
 SECRET = re.compile(r"--([\w-]+[_-])?token(=.*)?")
 LINE = 100
 
@@ -90,8 +91,8 @@ def is_part_of_run(name: str) -> bool:
 def describe_data(args: DataArguments) -> dict[str, str | None]:
     """Return name, Hub id (if any) and license of the training data, and the split of the evaluation."""
     name = args.dataset_name
-    on_hub = name is not None and not os.path.exists(name) and name not in BUILDERS
-    if name is None or (name in BUILDERS and args.train_dir is not None):
+    on_hub = name is not None and not os.path.exists(name) and name not in NO_DATASETS
+    if name is None or (name in NO_DATASETS and args.train_dir is not None):
         name = args.train_dir
     assert name is not None
     card: object = None

@@ -1,59 +1,21 @@
 """Parse YAML recipes and options with `HfArgumentParser`: a recipe sets defaults, the command line overrides."""
 
+import argparse
 import dataclasses
-import re
+import math
+import reprlib
 import types
 import typing
 from collections.abc import Iterable, Sequence
 from enum import Enum
-from importlib import resources
-from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_type_hints
 
-import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
+from ...utils.command_line import finite_number, unknown_argument
 from ...utils.console import did_you_mean
-
-
-RECIPES = resources.files("hf_mim.training") / "recipes"
-
-
-def list_recipes() -> list[str]:
-    """Return the sorted names of the packaged recipes, without `.yaml`."""
-    return sorted(file.name.removesuffix(".yaml") for file in RECIPES.iterdir() if file.name.endswith(".yaml"))
-
-
-def load_recipe(name_or_path: str | Path) -> dict[str, Any]:
-    """
-    Return the options and values in the YAML file of a recipe.
-
-    Args:
-        name_or_path (`str` or `Path`): Name of a packaged recipe (see [`list_recipes`]) or path of a YAML file.
-
-    Raises:
-        FileNotFoundError: If a path (with a folder, or ending in .yaml or .yml) does not exist.
-        ValueError: If the name is unknown, or the file is not a YAML mapping of names to values.
-    """
-    name, path = str(name_or_path), Path(name_or_path)
-    if name in list_recipes():
-        text = (RECIPES / f"{name}.yaml").read_bytes()
-    elif path.is_file():
-        text = path.read_bytes()
-    elif path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        raise FileNotFoundError(f"{name}: no such recipe file")
-    else:
-        names = list_recipes()
-        raise ValueError(f"unknown recipe '{name}'{did_you_mean(name, names)}; packaged recipes: {', '.join(names)}")
-    try:
-        recipe = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from error
-    if recipe is None:
-        return {}
-    if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
-        raise ValueError(f"{name}: a recipe is a mapping, one `option: value` per line")
-    return recipe
+from .recipe_files import list_recipes, load_recipe
 
 
 def parse_recipe_args(
@@ -63,8 +25,8 @@ def parse_recipe_args(
     Fill dataclasses from `[RECIPE] [--option value ...]`.
 
     The first argument is the recipe, unless it starts with `-`. Values of the recipe replace defaults of the
-    dataclasses, options of the command line replace both. A value in a recipe must have the type of its field. Lists,
-    mappings (for fields of type dict) and null are written as in YAML.
+    dataclasses, options of the command line replace both. A recipe takes the values that the command line takes, and
+    lists, mappings (for fields of type dict) and null as in YAML.
 
     Args:
         dataclass_types (`tuple[type]`): Dataclasses to fill. Every field with `init=True` is an option.
@@ -88,12 +50,7 @@ def parse_recipe_args(
     # Checked first: the dataclasses would complain about the missing value instead of the misspelled option.
     _, unknown = parser.parse_known_args(arguments)
     if unknown:
-        option = next((text for text in unknown if text.startswith("--")), None)
-        if option is None:
-            raise ValueError(f"unexpected argument '{unknown[0]}'; a recipe comes before all options")
-        option = option.split("=")[0]
-        name = option.removeprefix("--").replace("-", "_")
-        raise ValueError(f"unknown option '{option}'{did_you_mean(name, parser.options, '--')}")
+        raise ValueError(unknown_argument(unknown, parser.options, "; a recipe comes before all options"))
     return parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
 
 
@@ -109,6 +66,9 @@ class _RecipeParser(HfArgumentParser):
             epilog=f"RECIPE: {', '.join(list_recipes())}, or a path to a YAML file",
             allow_abbrev=False,
         )
+        for action in self._actions:
+            if action.type is float:
+                action.type = finite_number
 
     def _add_dataclass_arguments(self, dtype: type) -> None:
         group = self.add_argument_group(dtype.__name__)
@@ -123,14 +83,12 @@ class _RecipeParser(HfArgumentParser):
         for name, value in recipe.items():
             if name not in self.options:
                 raise ValueError(f"recipe {source}: unknown option '{name}'{did_you_mean(name, self.options)}")
-            declared = self.options[name]
             try:
-                defaults[name] = _typed(value, declared)
+                defaults[name] = _typed(value, self.options[name])
             except TypeError as error:
-                wanted = declared.__name__ if isinstance(declared, type) else re.sub(r"\w+\.", "", str(declared))
-                # YAML reads an unquoted no, off, yes or on as a boolean.
-                quotes = "; quote the word if it is text" if isinstance(value, bool) and "str" in wanted else ""
-                raise ValueError(f"recipe {source}: {name} must be {wanted}, got {value!r}{quotes}") from error
+                raise ValueError(
+                    f"recipe {source}: {name} must be {_described(self.options[name])}, got {reprlib.repr(value)}"
+                ) from error
         self.set_defaults(**defaults)
         for action in self._actions:
             if action.dest in defaults:
@@ -141,7 +99,7 @@ class _RecipeParser(HfArgumentParser):
 
 
 def _typed(value: Any, hint: Any) -> Any:
-    """Convert a YAML value to the declared type. Raises `TypeError` if it does not fit."""
+    """Convert a YAML value to the declared type. Raises `TypeError` if the command line would not take it either."""
     origin, members = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -155,19 +113,54 @@ def _typed(value: Any, hint: Any) -> Any:
     elif origin is Literal:
         if any(type(value) is type(choice) and value == choice for choice in members):
             return value
-    elif origin is list and isinstance(value, list):
-        return [_typed(item, members[0]) for item in value]
-    elif origin is dict and isinstance(value, dict):
-        return {key: _typed(item, members[1]) for key, item in value.items()}
-    elif hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        # YAML reads 1e-3, without a decimal point, as text.
-        try:
-            return float(value)
-        except ValueError:
-            pass
+    elif origin is list:
+        # One value is a list of one, as on the command line.
+        if not isinstance(value, dict) and value is not None:
+            return [_typed(item, members[0]) for item in (value if isinstance(value, list) else [value])]
+    elif origin is dict:
+        if isinstance(value, dict):
+            return {key: _typed(item, members[1]) for key, item in value.items()}
     elif isinstance(hint, type) and issubclass(hint, Enum):
         if value in [member.value for member in hint]:
             return value
+    elif hint is float and isinstance(value, float):
+        if math.isfinite(value):
+            return value
     elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise TypeError(f"{value!r} is not {hint}")
+    elif hint is bool and isinstance(value, str):
+        try:
+            return string_to_bool(value)
+        except argparse.ArgumentTypeError:
+            pass
+    elif hint in (int, float) and isinstance(value, int | str) and not isinstance(value, bool):
+        # YAML reads 1e-3, without a decimal point, as text.
+        try:
+            return finite_number(str(value)) if hint is float else hint(value)
+        except (ValueError, argparse.ArgumentTypeError):
+            pass
+    elif hint is str and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise TypeError(f"{reprlib.repr(value)} is not {hint}")
+
+
+def _described(hint: Any) -> str:
+    """Describe a declared type in words."""
+    origin, members = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        described = [_described(member) for member in members]
+        # An enumeration beside text names the words that are taken.
+        if any(isinstance(member, type) and issubclass(member, Enum) for member in members) and "text" in described:
+            described.remove("text")
+        return " or ".join(dict.fromkeys(described))
+    if origin is Literal:
+        return f"one of {', '.join(map(str, members))}"
+    if origin is list:
+        return f"a list, each entry {_described(members[0])}"
+    if origin is dict or hint is dict:
+        return "a mapping"
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return f"one of {', '.join(str(member.value) for member in hint)}"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}.get(
+        hint, str(hint)
+    )

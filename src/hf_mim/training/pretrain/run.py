@@ -42,6 +42,8 @@ class PretrainRun(ABC):
 
     def __init__(self, model_args: ModelArguments, data_args: DataArguments, args: MIMTrainingArguments):
         self.model_args, self.data_args, self.args = model_args, data_args, args
+        # What the user should know about how the command was read, logged at the start.
+        self.notes: list[str] = []
 
     @property
     def keeps_full_model(self) -> bool:
