@@ -100,7 +100,11 @@ SWIN = ("--model_type", "ibot_swin", "--config_overrides", "")
         # length of the run
         (("--warmup_teacher_temp_epochs", "3"), "warm-up ends after 3 epochs (warmup_teacher_temp_epochs 3"),
         (("--warmup_teacher_temp_epochs", "2", "--pred_start_epoch", "1"), "pred_start_epoch 1), the run after 2"),
-        (("--warmup_epochs", "2"), "warm-up takes 2 epochs, the run only 2"),
+        (("--warmup_epochs", "2"), "warm-up takes 2 epochs, the run only 2. This works: hf-mim pretrain --"),
+        (
+            ("--warmup_epochs", "2", "--warmup_teacher_temp_epochs", "3"),
+            "--warmup_epochs 0.2 --warmup_teacher_temp_epochs 0 (or add --fit_schedules, which chooses these values)",
+        ),
         (("--num_train_epochs", "0"), "num_train_epochs must be positive, got 0"),
         (("--streaming",), "a stream has no length: give --max_steps"),
         (
@@ -186,6 +190,15 @@ def test_plain_swins_that_compute_something_else_are_no_start(data, tmp_path, ca
         (("--train_dir", "{}/pictures", "--train_split", "nonsense"), "has no split 'nonsense', only test, train"),
         (("--train_dir", "{}/pictures", "--per_device_train_batch_size", "9"), "8 training images do not fill one"),
         (("--train_dir", "{}/pictures", "--max_train_samples", "3"), "3 training images do not fill one batch of 4"),
+        # With --max_steps the epochs of the run are known from the data only.
+        (
+            ("--train_dir", "{}/pictures", "--max_steps", "4", "--warmup_teacher_temp_epochs", "3"),
+            "warm-up ends after 3 epochs (warmup_teacher_temp_epochs 3 + pred_start_epoch 0), the run after 2. ",
+        ),
+        (
+            ("--train_dir", "{}/pictures", "--max_steps", "4", "--warmup_epochs", "2"),
+            "warm-up takes 4 steps, the run only 4. This works: hf-mim pretrain --",
+        ),
         (("--train_dir", "{}/pictures", "--do_train", "false"), "an evaluation needs held-out images"),
         (("--train_dir", "{}/flat", "--train_val_split", "0.5"), "the training images have no labels"),
         (("--train_dir", "{}/table.parquet", "--image_column_name", "image"), "'image' does not exist; the columns"),
@@ -208,9 +221,6 @@ def test_data_are_refused_before_weights_are_made(data, tmp_path, capsys, monkey
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        # With --max_steps the epochs of the run are known from the data only.
-        (("--max_steps", "4", "--warmup_teacher_temp_epochs", "3"), "warm-up ends after 3 epochs"),
-        (("--max_steps", "4", "--warmup_epochs", "2"), "warm-up takes 4 steps, the run only 4"),
         (("--config_overrides", SIZES + ",shared_head=false,patch_out_dim=8"), "shared_head_teacher"),
     ],
 )

@@ -123,7 +123,10 @@ def test_a_checkpoint_of_other_stages(tmp_path):
     [
         ({"stage_epochs": [2, 1], "warmup_epochs": 1}, "warm-up takes 2 steps, stage 2 only 2"),
         ({"stage_epochs": [2, 1], "warmup_steps": 3}, "warm-up takes 3 steps, stage 2 only 2"),
-        ({"max_steps": 4}, "stage 2 would begin with step 4, the run has only 4"),
+        (
+            {"max_steps": 4},
+            r"stage 2 begins after 2 epochs .*, the run has only 2: set stage_epochs = 1 1",
+        ),
     ],
 )
 def test_stages_that_do_not_fit_the_run(tmp_path, options, message):

@@ -46,6 +46,9 @@ class MIMTrainingArguments(TrainingArguments):
 
     > Parameters that control profiling
 
+        fit_schedules (`bool`, defaults to `False`): Shorten warm-ups (to a tenth of the run, those of teacher
+            temperatures to three tenths) and dBOT's stages if they are longer than the run. By default, this is an
+            error.
         profile (`bool`, defaults to `False`): Write a trace of a few steps and a table of their slowest operators into
             `output_dir/profile/`.
 
@@ -104,6 +107,10 @@ class MIMTrainingArguments(TrainingArguments):
     knn_temperature: float = field(default=0.07, metadata={"help": "Temperature of the neighbors' votes."})
     knn_pooling: Literal["cls", "mean"] = field(
         default="cls", metadata={"help": "Feature of the k-NN evaluation: CLS token, or mean of the patches."}
+    )
+    fit_schedules: bool = field(
+        default=False,
+        metadata={"help": "Shorten warm-ups and stages that are longer than the run, in place of an error."},
     )
     profile: bool = field(
         default=False, metadata={"help": "Write a trace of a few steps and their slowest operators into profile/."}

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from transformers import TrainingArguments
+
 from .arguments import MIMTrainingArguments
 
 
@@ -104,7 +106,13 @@ class DBotTrainingArguments(MIMTrainingArguments):
         if self.stage_epochs is not None:
             if not self.stage_epochs or min(self.stage_epochs) < 1:
                 raise ValueError(f"stage_epochs must be whole epochs of at least 1, got {self.stage_epochs}")
-            self.num_train_epochs = sum(self.stage_epochs)
+            epochs = sum(self.stage_epochs)
+            if self.num_train_epochs not in (epochs, TrainingArguments.num_train_epochs):
+                raise ValueError(
+                    f"stage_epochs {self.stage_epochs} already give the {epochs} epochs of the run: leave out "
+                    f"num_train_epochs ({self.num_train_epochs:g}), or change stage_epochs"
+                )
+            self.num_train_epochs = epochs
         super().__post_init__()
         depths = self.stage_teacher_depth
         if depths is not None and (len(depths) != self.num_stages or min(depths) < 0):

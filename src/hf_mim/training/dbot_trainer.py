@@ -1,10 +1,11 @@
 """dBOT: in stages, a student predicts the features of a frozen teacher, the trained student of the stage before."""
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,26 @@ from ..utils.layout import METRICS_FILE, STAGE_FILE, TEACHER_FOLDER
 from .dbot_arguments import DBotTrainingArguments
 from .frozen_target import check_reference, find_reference, fingerprint, save_reference
 from .fsdp import load_whole_state_dict, whole_state_dict
-from .schedules import check_warmup, staged_cosine_schedule
+from .schedule_checks import TooLong, warmup_too_long
+from .schedules import staged_cosine_schedule
 from .target import has_target
 from .teachers import FeatureTeacher, plain_images
 from .trainer import MIMTrainer
+
+
+def fitting_stages(stage_epochs: list[int], epochs: float) -> list[int]:
+    """
+    Shorten the stages of a run to `epochs`, in proportion and in whole epochs. The last one takes what is left.
+
+    A run that is too short for one epoch per stage gets a single stage.
+    """
+    if epochs <= len(stage_epochs) - 1:
+        return [math.ceil(epochs)]
+    share = epochs / sum(stage_epochs)
+    first = [max(1, int(stage * share)) for stage in stage_epochs[:-1]]
+    while sum(first) >= epochs:
+        first[first.index(max(first))] -= 1
+    return [*first, math.ceil(epochs) - sum(first)]
 
 
 class DBotTrainer(MIMTrainer):
@@ -107,15 +124,23 @@ class DBotTrainer(MIMTrainer):
         """Return the index of the stage that `step` belongs to."""
         return sum(step >= start for start in self.stage_boundaries[1:-1])
 
-    def check_schedules(self):
-        super().check_schedules()
-        for number, (start, end) in enumerate(pairwise(self.stage_boundaries), start=1):
-            if end <= start:
-                raise ValueError(
-                    f"stage {number} would begin with step {start}, the run has only {end}: shorten stage_epochs "
-                    f"{self.args.stage_epochs}, or lengthen the run"
-                )
-            check_warmup(self._warmup, end - start, "steps", f"stage {number}")
+    @staticmethod
+    def schedules_too_long(args: Any, epochs: float, steps_per_epoch: int | None) -> list[TooLong]:
+        stages, found = args.stage_epochs or [], []
+        if sum(stages[:-1]) >= epochs:
+            stages = fitting_stages(stages, epochs)
+            problem = (
+                f"stage {args.num_stages} begins after {sum(args.stage_epochs[:-1])} epochs (stage_epochs), the run "
+                f"has only {epochs:.6g}"
+            )
+            found.append(TooLong(problem, "stage_epochs", stages))
+            if args.stage_teacher_depth and len(stages) < args.num_stages:
+                problem = f"stage_teacher_depth is for {args.num_stages} stages"
+                found.append(TooLong(problem, "stage_teacher_depth", args.stage_teacher_depth[: len(stages)]))
+        lengths = [*stages[:-1], epochs - sum(stages[:-1])]
+        shortest = min(range(len(lengths)), key=lengths.__getitem__)
+        part = f"stage {shortest + 1}" if stages else "the run"
+        return [*found, *warmup_too_long(args, lengths[shortest], steps_per_epoch, part)]
 
     @property
     def _warmup(self) -> float:

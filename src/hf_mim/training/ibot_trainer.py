@@ -1,6 +1,7 @@
 """iBOT: the target network is a moving average of the student, an *online tokenizer* (paper section 3)."""
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from ..utils.layout import CENTERS_FILE, TEACHER_FOLDER
 from .fsdp import reshard
 from .ibot_arguments import IBotTrainingArguments
 from .ibot_targets import CenteredTargets, sinkhorn_knopp
-from .schedules import check_temperature_warmup, cosine_schedule, teacher_temperature
+from .schedule_checks import TooLong, temperatures_too_long
+from .schedules import cosine_schedule, teacher_temperature
 from .trainer import MIMTrainer
 
 
@@ -92,9 +94,13 @@ class IBotTrainer(MIMTrainer):
         else:
             color_batch(inputs, parameters, processor.image_mean, processor.image_std)
 
-    def check_schedules(self):
-        super().check_schedules()
-        check_temperature_warmup(self.args.warmup_teacher_temp_epochs, self.args.pred_start_epoch, self.num_epochs)
+    @staticmethod
+    def schedules_too_long(args: Any, epochs: float, steps_per_epoch: int | None) -> list[TooLong]:
+        warmup_epochs, start_epoch = args.warmup_teacher_temp_epochs, args.pred_start_epoch
+        return [
+            *MIMTrainer.schedules_too_long(args, epochs, steps_per_epoch),
+            *temperatures_too_long(warmup_epochs, start_epoch, math.ceil(epochs)),
+        ]
 
     def temperatures_at(self, step: int) -> tuple[float, float]:
         """Return the teacher temperatures at `step` for CLS token and patches. They change from epoch to epoch."""

@@ -31,7 +31,7 @@ from .checkpoints import list_checkpoints
 from .pretrain.data import PretrainData, example_images, load_data
 from .pretrain.options import DataArguments, ModelArguments
 from .pretrain.outputs import is_finished, save_run, summary
-from .pretrain.provenance import shown_command, shown_recipe
+from .pretrain.provenance import shown_command, shown_recipe, without_tokens
 from .pretrain.recipe_files import load_recipe
 from .pretrain.recipe_parser import parse_recipe_args
 from .pretrain.run import PretrainRun
@@ -104,7 +104,7 @@ def parse_arguments(argv: list[str]) -> PretrainRun:
         if getattr(args, name) < 0:
             raise ValueError(f"{name} must not be negative, got {getattr(args, name)}")
     run = method_run(model_args, data_args, args)
-    run.recipe, run.command = shown_recipe(argv), shown_command(argv)
+    run.recipe, run.command, run.argv = shown_recipe(argv), shown_command(argv), without_tokens(argv)
     if replaced:
         left_out = ", ".join(f"{name} {value}" for name, value in replaced.items())
         run.notes.append(f"the command line gives the images, so these options of the recipe are left out: {left_out}")
@@ -141,7 +141,7 @@ def _check_length(run: PretrainRun) -> None:
         raise ValueError("a stream has no length: give --max_steps, the number of steps to train")
     if args.num_train_epochs <= 0:
         raise ValueError(f"num_train_epochs must be positive, got {args.num_train_epochs:g}")
-    run.check_epochs(math.ceil(args.num_train_epochs))
+    run.check_schedules(args.num_train_epochs)
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -231,6 +231,9 @@ def build(run: PretrainRun) -> tuple[MIMTrainer, PretrainData]:
     if data.bank is not None:
         fit_neighbors(args, len(data.bank))
     train_dataset, make_samples = build_train_dataset(run, data.train, views)
+    if args.do_train and isinstance(train_dataset, ViewsDataset):
+        steps = steps_per_epoch(args, len(train_dataset))
+        run.check_schedules(args.max_steps / steps if args.max_steps > 0 else args.num_train_epochs, steps)
     if make_samples is not None:
         collator = run.build_collator(make_samples)
     if args.push_to_hub and args.do_train and args.process_index == 0:
@@ -247,6 +250,13 @@ def build(run: PretrainRun) -> tuple[MIMTrainer, PretrainData]:
     if source is not None:
         trainer.continue_target(source, **run.model_args.hub_options)
     return trainer, data
+
+
+def steps_per_epoch(args: MIMTrainingArguments, num_images: int) -> int:
+    """Return the number of optimizer steps in one pass over `num_images`, as Trainer counts them."""
+    batches = num_images / (args.train_batch_size * args.world_size)
+    batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
+    return math.ceil(batches / args.gradient_accumulation_steps)
 
 
 def fit_neighbors(args: MIMTrainingArguments, bank_size: int) -> None:

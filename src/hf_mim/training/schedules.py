@@ -1,5 +1,5 @@
 """
-Schedules of the official code, and checks that they fit into the run.
+Schedules of the official code.
 
 The originals are `cosine_scheduler` in iBOT's `utils.py`, the teacher temperatures in iBOT's `main_ibot.py`, and
 `util/lr_sched.py` of dBOT.
@@ -76,45 +76,3 @@ def teacher_temperature(
     if epoch >= warmup_epochs:
         return final_temp
     return warmup_temp + (final_temp - warmup_temp) * epoch / (warmup_epochs - 1) if warmup_epochs > 1 else warmup_temp
-
-
-def check_warmup(warmup: float, length: float, unit: str, part: str = "the run") -> None:
-    """
-    Check that the learning rate's warm-up ends before the run, or before a stage of the run.
-
-    Called with epochs before the data are loaded, and with steps once their number is known.
-
-    Args:
-        warmup (`float`): Length of the warm-up.
-        length (`float`): Length of the run or stage.
-        unit (`str`): Unit of both, `"epochs"` or `"steps"`.
-        part (`str`, defaults to `"the run"`): What `length` is the length of, such as `"stage 2"`.
-
-    Raises:
-        ValueError: If nothing is left after the warm-up.
-    """
-    if 0 < warmup >= length:
-        raise ValueError(
-            f"the learning rate's warm-up takes {warmup:g} {unit}, {part} only {length:g}: lower warmup_epochs or "
-            "warmup_steps"
-        )
-
-
-def check_temperature_warmup(warmup_epochs: int, start_epoch: int, num_epochs: int) -> None:
-    """
-    Check that the warm-up of [`teacher_temperature`] ends with the run at the latest.
-
-    Args:
-        warmup_epochs (`int`): Number of epochs of the warm-up.
-        start_epoch (`int`): Epoch in which it starts.
-        num_epochs (`int`): Number of epochs of the run. An incomplete epoch counts as one.
-
-    Raises:
-        ValueError: If it ends later.
-    """
-    if warmup_epochs + start_epoch > num_epochs:
-        raise ValueError(
-            f"the teacher temperatures' warm-up ends after {warmup_epochs + start_epoch} epochs "
-            f"(warmup_teacher_temp_epochs {warmup_epochs} + pred_start_epoch {start_epoch}), the run after "
-            f"{num_epochs}: lower warmup_teacher_temp_epochs"
-        )

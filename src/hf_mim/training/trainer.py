@@ -41,7 +41,8 @@ from .callbacks.unreadable_images import UnreadableImages
 from .checkpoints import checkpoint_to_resume, describe_last, saved_step, staged_checkpoint
 from .fsdp import WholeCopies, as_whole, complete_optimizer_state, local_part, prepare_fsdp
 from .optimization import clip_gradients_per_tensor, decayed_parameter_names
-from .schedules import check_warmup, cosine_schedule
+from .schedule_checks import TooLong, fit_or_refuse, warmup_too_long
+from .schedules import cosine_schedule
 from .target import TargetCallback, has_target, load_target_weights
 
 
@@ -187,9 +188,10 @@ class MIMTrainer(Trainer, ABC):
         """Return the values of the schedules at `step`, for the logs."""
         return {"weight_decay": self.weight_decay_at(step)}
 
-    def check_schedules(self):
-        """Raise `ValueError` when a schedule is longer than the run."""
-        check_warmup(self.warmup_steps, self.num_steps, "steps")
+    @staticmethod
+    def schedules_too_long(args: Any, epochs: float, steps_per_epoch: int | None) -> list[TooLong]:
+        """Return the schedules longer than a run of `epochs`; those in steps only with `steps_per_epoch`."""
+        return warmup_too_long(args, epochs, steps_per_epoch)
 
     def save_target(self, folder: Path, target: nn.Module):
         """Write all that `load_target` needs into `folder`; `target` is the whole target network."""
@@ -226,11 +228,6 @@ class MIMTrainer(Trainer, ABC):
         return step // self.steps_per_epoch
 
     @property
-    def num_epochs(self) -> int:
-        """Epochs of the whole run, the last of which may be incomplete."""
-        return math.ceil(self.num_steps / self.steps_per_epoch)
-
-    @property
     def warmup_steps(self) -> int:
         """Steps of the learning rate's warm-up."""
         if self.args.warmup_steps > 0 or self.args.lr_scheduler_type != "cosine":
@@ -254,7 +251,7 @@ class MIMTrainer(Trainer, ABC):
             # Trainer takes the whole run over a stream as one epoch.
             self.steps_per_epoch = max(1, round(self.num_steps / args.num_train_epochs))
         self.throughput.restart()
-        self.check_schedules()
+        fit_or_refuse(args, self.schedules_too_long(args, self.num_steps / self.steps_per_epoch, self.steps_per_epoch))
         return num_train_epochs, *values[1:]
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):

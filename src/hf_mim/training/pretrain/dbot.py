@@ -19,7 +19,6 @@ from ..dbot_arguments import DBotTrainingArguments
 from ..dbot_symmetric_arguments import DBotSymmetricTrainingArguments
 from ..dbot_symmetric_trainer import DBotSymmetricTrainer
 from ..dbot_trainer import DBotTrainer
-from ..schedules import check_warmup
 from ..teachers import FeatureTeacher
 from .beitv2 import BeitRun
 from .model_loading import build_image_processor, load_for_pretraining, load_named_teacher, pretraining_config
@@ -34,12 +33,6 @@ class DBotRun(PretrainRun):
     args: DBotTrainingArguments
     config: DBotConfig
     teacher: FeatureTeacher | None
-
-    def check_epochs(self, epochs: int) -> None:
-        if not self.counts_warmup_epochs:
-            return
-        for number, length in enumerate(self.args.stage_epochs or [epochs], start=1):
-            check_warmup(self.args.warmup_epochs, length, "epochs", f"stage {number}")
 
     def build_config(self) -> DBotConfig:
         args = self.args

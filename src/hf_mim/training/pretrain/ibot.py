@@ -18,7 +18,6 @@ from ...modeling.modeling_ibot_pretraining import IBotForPreTraining
 from ...modeling.modeling_ibot_swin import IBotSwinForPreTraining
 from ..ibot_arguments import IBotTrainingArguments
 from ..ibot_trainer import IBotTrainer
-from ..schedules import check_temperature_warmup
 from .model_loading import build_image_processor, load_for_pretraining, pretraining_config
 from .run import PretrainRun, pixel_size, scale_range
 
@@ -32,10 +31,6 @@ class IBotRun(PretrainRun):
     config: IBotConfig | IBotSwinConfig
     # Error messages: the unit that the sides of global views are multiples of.
     cell = "the patch size"
-
-    def check_epochs(self, epochs: int) -> None:
-        check_temperature_warmup(self.args.warmup_teacher_temp_epochs, self.args.pred_start_epoch, epochs)
-        super().check_epochs(epochs)
 
     def build_config(self) -> IBotConfig | IBotSwinConfig:
         if self.data_args.streaming and self.args.pred_start_epoch:

@@ -32,13 +32,8 @@ def shown_recipe(argv: list[str]) -> str | None:
     return Path(argv[0]).name if argv and not argv[0].startswith("-") else None
 
 
-def shown_command(argv: list[str]) -> str:
-    """
-    Return the command of a run for its card.
-
-    Files and folders are reduced to their names because paths mean nothing on other machines. Access tokens are left
-    out, and long commands are broken into lines.
-    """
+def without_tokens(argv: list[str]) -> list[str]:
+    """Leave out access tokens and their options from the arguments of `hf-mim pretrain`."""
     words, skipping = [], False
     for argument in argv:
         if SECRET.fullmatch(argument):
@@ -46,12 +41,25 @@ def shown_command(argv: list[str]) -> str:
         elif skipping and not argument.startswith("--"):
             skipping = False
         else:
-            option, separator, value = argument.partition("=")
-            if argument.startswith("--") and separator:
-                words.append(f"{option}={shlex.quote(_without_folders(value))}")
-            else:
-                words.append(shlex.quote(_without_folders(argument)))
+            words.append(argument)
             skipping = False
+    return words
+
+
+def shown_command(argv: list[str]) -> str:
+    """
+    Return the command of a run for its card.
+
+    Files and folders are reduced to their names because paths mean nothing on other machines. Access tokens are left
+    out, and long commands are broken into lines.
+    """
+    words = []
+    for argument in without_tokens(argv):
+        option, separator, value = argument.partition("=")
+        if argument.startswith("--") and separator:
+            words.append(f"{option}={shlex.quote(_without_folders(value))}")
+        else:
+            words.append(shlex.quote(_without_folders(argument)))
     lines = ["hf-mim pretrain"]
     for number, word in enumerate(words):
         # Keeps an option and its value on one line.

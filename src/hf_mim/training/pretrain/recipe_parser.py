@@ -69,6 +69,10 @@ class _RecipeParser(HfArgumentParser):
         for action in self._actions:
             if action.type is float:
                 action.type = finite_number
+            # transformers declares them as `IntervalStrategy | str`, and would name the class instead of the option.
+            words = _words(self.options.get(action.dest))
+            if words:
+                action.choices = words
 
     def _add_dataclass_arguments(self, dtype: type) -> None:
         group = self.add_argument_group(dtype.__name__)
@@ -103,7 +107,11 @@ def _typed(value: Any, hint: Any) -> Any:
     origin, members = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
-    if origin in (Union, types.UnionType):
+    words = _words(hint)
+    if words:
+        if value in words:
+            return value
+    elif origin in (Union, types.UnionType):
         # Exact matches first, so that "x" remains a string in `str | list[str]`.
         for member in sorted(members, key=lambda member: type(value) is not (typing.get_origin(member) or member)):
             try:
@@ -120,9 +128,6 @@ def _typed(value: Any, hint: Any) -> Any:
     elif origin is dict:
         if isinstance(value, dict):
             return {key: _typed(item, members[1]) for key, item in value.items()}
-    elif isinstance(hint, type) and issubclass(hint, Enum):
-        if value in [member.value for member in hint]:
-            return value
     elif hint is float and isinstance(value, float):
         if math.isfinite(value):
             return value
@@ -144,23 +149,28 @@ def _typed(value: Any, hint: Any) -> Any:
     raise TypeError(f"{reprlib.repr(value)} is not {hint}")
 
 
+def _words(hint: Any) -> list[str]:
+    """Return the words that an enumeration takes, perhaps declared beside text; nothing for any other option."""
+    for member in (hint, *typing.get_args(hint)):
+        if isinstance(member, type) and issubclass(member, Enum):
+            return [entry.value for entry in member]
+    return []
+
+
 def _described(hint: Any) -> str:
     """Describe a declared type in words."""
     origin, members = typing.get_origin(hint), typing.get_args(hint)
+    words = _words(hint)
+    if words:
+        return f"one of {', '.join(words)}"
     if origin in (Union, types.UnionType):
-        described = [_described(member) for member in members]
-        # An enumeration beside text names the words that are taken.
-        if any(isinstance(member, type) and issubclass(member, Enum) for member in members) and "text" in described:
-            described.remove("text")
-        return " or ".join(dict.fromkeys(described))
+        return " or ".join(_described(member) for member in members)
     if origin is Literal:
         return f"one of {', '.join(map(str, members))}"
     if origin is list:
         return f"a list, each entry {_described(members[0])}"
     if origin is dict or hint is dict:
         return "a mapping"
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return f"one of {', '.join(str(member.value) for member in hint)}"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}.get(
         hint, str(hint)
     )

@@ -12,7 +12,7 @@ from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from ...hub.export import export_native, native_image_processor
 from ..arguments import MIMTrainingArguments
-from ..schedules import check_warmup
+from ..schedule_checks import fit_or_refuse
 from ..trainer import MIMTrainer
 from .options import DataArguments, ModelArguments
 
@@ -39,6 +39,8 @@ class PretrainRun(ABC):
     # Name of the recipe and the whole command, for the card.
     recipe: str | None = None
     command: str | None = None
+    # Arguments of the command, without access tokens.
+    argv: list[str] | None = None
 
     def __init__(self, model_args: ModelArguments, data_args: DataArguments, args: MIMTrainingArguments):
         self.model_args, self.data_args, self.args = model_args, data_args, args
@@ -55,23 +57,19 @@ class PretrainRun(ABC):
         """Whether the deployed model is a plain transformers model, which loads without hf_mim."""
         return True
 
-    def check_epochs(self, epochs: int) -> None:
+    def check_schedules(self, epochs: float, steps_per_epoch: int | None = None) -> None:
         """
-        Check the schedules that are given in epochs, before the data are loaded.
+        Shorten or refuse the schedules that are longer than the run, before anything is trained.
 
         Args:
-            epochs (`int`): Number of epochs of the run. An incomplete epoch counts as one.
+            epochs (`float`): Number of epochs of the run.
+            steps_per_epoch (`int`, *optional*): Unknown before the data are loaded.
 
         Raises:
-            ValueError: If a schedule is too long for the run.
+            ValueError: If a schedule is too long for the run, without `fit_schedules`.
         """
-        if self.counts_warmup_epochs:
-            check_warmup(self.args.warmup_epochs, epochs, "epochs")
-
-    @property
-    def counts_warmup_epochs(self) -> bool:
-        """Whether `warmup_epochs` decides the length of the learning rate's warm-up."""
-        return self.args.lr_scheduler_type == "cosine" and not self.args.warmup_steps
+        too_long = self.trainer_class.schedules_too_long(self.args, epochs, steps_per_epoch)
+        fit_or_refuse(self.args, too_long, self.argv)
 
     @cached_property
     def config(self) -> PreTrainedConfig:
