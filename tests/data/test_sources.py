@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import tarfile
 import zipfile
 from pathlib import Path
@@ -113,11 +114,23 @@ def test_a_single_class_is_a_class(tmp_path):
     assert load_both(data_dir=str(tmp_path)).features["label"].names == ["only"]
 
 
-def test_a_picture_beside_the_folders_means_no_classes(tmp_path):
+def test_pictures_beside_the_folders_have_no_class(tmp_path):
     write(tmp_path / "dog" / "1.png", 10)
-    write(tmp_path / "loose.png", 20)
-    dataset = load_both(data_dir=str(tmp_path))
-    assert dataset.column_names == ["image"] and values(dataset) == [10, 20]
+    write(tmp_path / "eel" / "2.png", 20)
+    write(tmp_path / "loose.png", 30)
+    notes: list[str] = []
+    dataset = load_both(data_dir=str(tmp_path), notes=notes)
+    assert values(dataset) == [10, 20, 30] and labels(dataset) == [0, 1, None]
+    line = f"1 images beside the folders of classes have no class, such as {tmp_path}/loose.png"
+    assert notes == [line, line]
+
+
+def test_a_folder_of_thumbnails_is_no_class(tmp_path):
+    """With more images beside the sub-folders than in them, these are not sorted into classes."""
+    write(tmp_path / "thumbnails" / "1.png", 10)
+    for value in (20, 30):
+        write(tmp_path / f"{value}.png", value)
+    assert load_both(data_dir=str(tmp_path)).column_names == ["image"]
 
 
 def test_split_folders_share_their_classes(tmp_path):
@@ -214,9 +227,13 @@ def test_plain_parquet_without_feature_types(tmp_path):
         }
     )
     pq.write_table(table, tmp_path / "data.parquet")
-    dataset = load_both(data_dir=str(tmp_path))
-    assert values(dataset) == [10, 20] and dataset.column_names == ["image"]
-    assert values(load_both(data_dir=str(tmp_path), image_column_name="raw")) == [30, 40]
+    dataset = load_image_dataset(data_dir=str(tmp_path))
+    assert values(dataset) == [10, 20] and dataset.features["label"].names == ["a", "b"]
+    assert values(load_image_dataset(data_dir=str(tmp_path), image_column_name="raw")) == [30, 40]
+    notes: list[str] = []
+    stream = load_image_dataset(data_dir=str(tmp_path), streaming=True, notes=notes)
+    assert values(stream) == [10, 20] and stream.column_names == ["image"]
+    assert notes == ["column 'label' has words, of which a stream makes no labels"]
 
 
 @pytest.mark.parametrize("extension", ["png", "jpg", "JPG"])
@@ -303,8 +320,58 @@ def test_a_table_of_paths(tmp_path):
     folder = tmp_path / "table"
     folder.mkdir()
     (folder / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    dataset = load_both(dataset_name=str(folder), image_column_name="photo")
+    arguments = {"dataset_name": str(folder), "image_column_name": "photo"}
+    dataset = load_both(**arguments, outside_paths=True)
     assert values(dataset) == [10, 20] and labels(dataset) == [10, 20]
+    message = f"row 0 of {folder} names the file {tmp_path}/10.png, which is not in {folder}; --outside_paths allows"
+    with pytest.raises(ValueError, match=message):
+        load_image_dataset(**arguments)
+    with pytest.raises(ValueError, match=f"names the file {tmp_path}/10.png, which is not in {folder}"):
+        next(iter(load_image_dataset(**arguments, streaming=True)))
+
+
+def test_paths_of_a_table_count_from_its_folder(tmp_path):
+    for value in (10, 20):
+        write(tmp_path / "pictures" / f"{value}.png", value)
+    rows = [{"image": {"bytes": None, "path": f"pictures/{value}.png"}} for value in (10, 20)]
+    rows.append({"image": {"bytes": encode(30), "path": "/elsewhere/30.png"}})
+    Dataset.from_list(rows).to_parquet(str(tmp_path / "train.parquet"))
+    (tmp_path / "table").mkdir()
+    (tmp_path / "train.parquet").rename(tmp_path / "table" / "train.parquet")
+    (tmp_path / "pictures").rename(tmp_path / "table" / "pictures")
+    (tmp_path / "table" / "pictures").rename(tmp_path / "table" / ".pictures")
+    os.symlink(tmp_path / "table" / ".pictures", tmp_path / "table" / "pictures")
+    dataset = load_both(dataset_name="parquet", data_dir=str(tmp_path / "table"))
+    assert values(dataset) == [10, 20, 30]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/hostname",
+        "../secret.png",
+        "pictures/../../secret.png",
+        "link.png",
+        "file:///etc/hostname",
+        "http://127.0.0.1:9/a.png",
+        "hf://datasets/other/private/a.png",
+        "zip://a.png::/etc/hostname",
+        "zip://a.png::file:///etc/hostname",
+        "simplecache::/etc/hostname",
+        "simplecache::file:///etc/hostname",
+    ],
+)
+def test_files_that_a_table_may_not_name(tmp_path, path):
+    write(tmp_path / "secret.png", 10)
+    folder = tmp_path / "table"
+    folder.mkdir()
+    os.symlink(tmp_path / "secret.png", folder / "link.png")
+    rows = [{"photo": {"bytes": encode(30), "path": "a.png"}}, {"photo": {"bytes": None, "path": path}}]
+    Dataset.from_list(rows).to_parquet(str(folder / "train.parquet"))
+    with pytest.raises(ValueError, match=f"row 1 of .* names the file {re.escape(path)}, which is not in {folder};"):
+        load_image_dataset(data_dir=str(folder / "train.parquet"))
+    with pytest.raises(ValueError, match=f"names the file {re.escape(path)}, which is not in {folder}"):
+        list(load_image_dataset(data_dir=str(folder / "train.parquet"), streaming=True))
 
 
 def test_streams_fetch_what_is_only_addressed(tmp_path):
@@ -368,9 +435,11 @@ def test_columns_are_found_or_named(tmp_path):
         weight=(Value("float32"), [0.5, 0.6]),
     )
     arguments = {"data_dir": str(tmp_path)}
-    dataset = load_both(**arguments)
-    assert values(dataset) == [10, 20] and labels(dataset) == [1, 0]
-    assert dataset.features["label"].names == ["p", "q"]
+    dataset = load_image_dataset(**arguments)
+    assert values(dataset) == [10, 20] and labels(dataset) == [0, 1]
+    assert dataset.features["label"].names == ["not", "numbers"]
+    dataset = load_both(**arguments, label_column_name="fine")
+    assert labels(dataset) == [1, 0] and dataset.features["label"].names == ["p", "q"]
     named = load_both(**arguments, image_column_name="mask", label_column_name="score")
     assert values(named) == [99, 99] and labels(named) == [5, 6]
 
@@ -380,7 +449,9 @@ def test_columns_are_found_or_named(tmp_path):
             load_image_dataset(**arguments, **{option: "shade"})
     with pytest.raises(ValueError, match="image_column_name 'fine' holds ClassLabel"):
         load_image_dataset(**arguments, image_column_name="fine")
-    with pytest.raises(ValueError, match="label_column_name 'weight' holds .*float32.*, not the numbers of classes"):
+    with pytest.raises(
+        ValueError, match="'weight' cannot be the labels: it holds numbers that are not whole, such as"
+    ):
         load_image_dataset(**arguments, label_column_name="weight")
 
 

@@ -119,6 +119,18 @@ def test_more_neighbors_than_images_means_the_whole_bank():
     assert knn_accuracy(train, labels, train, labels, [3, 7, 200]) == {"knn_3_top1": 100.0, "knn_3_top5": 100.0}
 
 
+@pytest.mark.parametrize("highest", [30_000_000, 10**12, 2**63 - 1])
+def test_numbers_of_classes_may_be_high(highest):
+    """Memory depends on the classes that occur, not on their numbers."""
+    train, labels = torch.eye(3), torch.tensor([5, highest, highest - 1])
+    assert knn_classify(train, labels, train, 3, temperature=0.1)[3].tolist() == [
+        [5, highest - 1, highest, -1, -1],
+        [highest, 5, highest - 1, -1, -1],
+        [highest - 1, 5, highest, -1, -1],
+    ]
+    assert knn_accuracy(train, labels, train, labels, 1)["knn_1_top1"] == 100
+
+
 def test_a_class_without_votes_is_never_a_top5_hit():
     train = torch.tensor([[1.0, 0.0], [0.9, 0.1], [-1.0, 0.0]])
     metrics = knn_accuracy(

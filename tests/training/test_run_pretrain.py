@@ -273,7 +273,7 @@ def test_continuing_keeps_the_normalization(finished, pictures, tmp_path):
 
 
 def test_classes_must_agree(pictures, tmp_path):
-    shutil.copytree(pictures / "test" / "light", tmp_path / "validation" / "light")
+    shutil.copytree(pictures / "test" / "light", tmp_path / "validation" / "gray")
     with pytest.raises(ValueError, match="other classes"):
         pretrain("--train_dir", pictures, "--validation_dir", tmp_path / "validation", output=tmp_path / "run")
 

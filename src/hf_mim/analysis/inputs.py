@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import BaseImageProcessor
 
-from ..data.images import IMAGE_EXTENSIONS, UnreadableImageError, decode_image
+from ..data.images import IMAGE_EXTENSIONS, UnreadableImageError, decode_image, value_range_of
 from ..data.sources import load_image_dataset
 
 
@@ -60,7 +60,7 @@ def process_images(
     images = []
     for row, source in zip(rows, dataset.select(rows)["image"], strict=True):
         try:
-            images.append(decode_image(source, num_channels))
+            images.append(decode_image(source, num_channels, value_range_of(image_processor)))
         except UnreadableImageError as error:
             named = source is not None and source["path"] is not None
             raise UnreadableImageError(f"{error}" if named else f"image {row}: {error}") from error

@@ -3,24 +3,24 @@
 import dataclasses
 import glob
 import hashlib
-import io
 import json
 import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
-from PIL import Image
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..utils.command_line import CommandParser, worker_count
+from ..utils.command_line import CommandParser, finite_number, worker_count
 from .clean_list import image_names, write_clean_list
-from .images import FORMATS, UnreadableImageError, decode_image, read_image
+from .images import UnreadableImageError, check_value_range, decode_image, read_image
+from .source_report import ImageFacts, describe_images, image_facts
 from .sources import load_image_dataset
 from .workers import ignore_stop_signals
 
@@ -47,6 +47,7 @@ class DataReport:
         small (`int`): Number of images with a side of less than 32 pixels.
         modes, formats (`dict[str, int]`): Number of images per Pillow mode and file format.
         duplicates (`list[list[str]]`): Groups of readable images with exactly the same bytes.
+        notes (`list[str]`): What the source holds and what is not read, one line each.
     """
 
     images: int
@@ -60,10 +61,16 @@ class DataReport:
     modes: dict[str, int]
     formats: dict[str, int]
     duplicates: list[list[str]]
+    notes: list[str]
 
 
 def check_dataset(
-    dataset: Dataset, root: str | None = None, num_workers: int = 0, progress: bool = False
+    dataset: Dataset,
+    root: str | None = None,
+    num_workers: int = 0,
+    progress: bool = False,
+    value_range: Sequence[float] | None = None,
+    notes: Sequence[str] = (),
 ) -> DataReport:
     """
     Decode every image of a dataset once and report on them. Of each image, only a checksum stays in memory.
@@ -73,6 +80,8 @@ def check_dataset(
         root (`str`, *optional*): The folder it was loaded from; images are named relative to it.
         num_workers (`int`, defaults to 0): Processes that decode images; 0 decodes in this process.
         progress (`bool`, defaults to `False`): Show a progress bar on stderr, if it is a terminal.
+        value_range (`Sequence[float]`, *optional*): As for `decode_image`.
+        notes (`Sequence[str]`): Those of `load_image_dataset`, which come first among those of the report.
     """
     names, _ = image_names(dataset, root)
     is_row = [name == str(row) for row, name in enumerate(names)]
@@ -83,15 +92,17 @@ def check_dataset(
     unreadable: dict[int, tuple[str, str]] = {}
     first: dict[bytes, int] = {}
     copies: dict[int, list[int]] = {}
-    for row, facts in enumerate(_inspected(dataset, num_workers, progress)):
+    held: list[tuple[str, ImageFacts]] = []
+    for row, facts in enumerate(_inspected(dataset, num_workers, progress, value_range)):
         if isinstance(facts, _Failure):
             # The name within the shard helps to find an image that is otherwise named by its row.
             name = f"{names[row]} ({facts.path})" if is_row[row] and facts.path else names[row]
             unreadable[row] = name, facts.reason
             continue
         sizes[facts.size] += 1
-        modes[facts.mode] += 1
-        formats[facts.format or "unknown"] += 1
+        modes[facts.held.mode] += 1
+        formats[facts.held.format or "unknown"] += 1
+        held.append((names[row], facts.held))
         original = first.setdefault(facts.digest, row)
         if original != row:
             copies.setdefault(original, [original]).append(row)
@@ -109,13 +120,13 @@ def check_dataset(
         modes=dict(modes.most_common()),
         formats=dict(formats.most_common()),
         duplicates=[[names[row] for row in rows] for rows in copies.values()],
+        notes=[*notes, *describe_images(held, value_range)],
     )
 
 
 class _Facts(NamedTuple):
     size: tuple[int, int]
-    mode: str
-    format: str | None
+    held: ImageFacts
     digest: bytes
 
 
@@ -124,12 +135,14 @@ class _Failure(NamedTuple):
     reason: str
 
 
-def _inspected(dataset: Dataset, num_workers: int, progress: bool) -> Iterator[_Facts | _Failure]:
+def _inspected(
+    dataset: Dataset, num_workers: int, progress: bool, value_range: Sequence[float] | None
+) -> Iterator[_Facts | _Failure]:
     loader = DataLoader(
         dataset.select_columns("image"),
         batch_size=16,
         num_workers=num_workers,
-        collate_fn=_inspect_all,
+        collate_fn=partial(_inspect_all, value_range=value_range),
         worker_init_fn=ignore_stop_signals,
         generator=torch.Generator(),
     )
@@ -140,25 +153,24 @@ def _inspected(dataset: Dataset, num_workers: int, progress: bool) -> Iterator[_
             bar.update(len(batch))
 
 
-def _inspect_all(rows: list[dict[str, Any]]) -> list[_Facts | _Failure]:
+def _inspect_all(rows: list[dict[str, Any]], value_range: Sequence[float] | None) -> list[_Facts | _Failure]:
     with warnings.catch_warnings():
         # Pillow warns of defects that do not keep it from reading an image.
         warnings.simplefilter("ignore")
-        return [_inspect(row["image"]) for row in rows]
+        return [_inspect(row["image"], value_range) for row in rows]
 
 
-def _inspect(image: dict[str, Any] | None) -> _Facts | _Failure:
+def _inspect(image: dict[str, Any] | None, value_range: Sequence[float] | None) -> _Facts | _Failure:
     path = None if image is None else image["path"]
     try:
         _, data = read_image(image)
-        picture = decode_image(data)
+        picture = decode_image(data, value_range=value_range)
     except OSError as error:
         return _Failure(path, error.strerror or str(error))
     except UnreadableImageError as error:
         # The report names the image itself.
         return _Failure(path, str(error).removeprefix("cannot read image (no file name): "))
-    with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-        return _Facts(picture.size, opened.mode, opened.format, hashlib.blake2b(data, digest_size=16).digest())
+    return _Facts(picture.size, image_facts(data), hashlib.blake2b(data, digest_size=16).digest())
 
 
 def _count_labels(dataset: Dataset) -> dict[str, int] | None:
@@ -193,15 +205,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = arguments.source
     is_path = arguments.dataset_config_name is None and (Path(source).expanduser().exists() or glob.has_magic(source))
     root = source if is_path else None
+    if arguments.value_range is not None:
+        check_value_range(arguments.value_range)
+    notes: list[str] = []
     dataset = load_image_dataset(
         dataset_name=None if is_path else source,
         dataset_config_name=arguments.dataset_config_name,
         data_dir=root,
         split=arguments.split,
         image_column_name=arguments.image_column_name,
+        label_column_name=arguments.label_column_name,
+        outside_paths=arguments.outside_paths,
+        notes=notes,
     )
     num_workers = arguments.num_workers if arguments.num_workers > 1 else 0
-    report = check_dataset(dataset, root, num_workers, progress=True)
+    report = check_dataset(dataset, root, num_workers, True, arguments.value_range, notes)
     print(json.dumps(dataclasses.asdict(report), indent=2, ensure_ascii=False) if arguments.json else _text(report))
     if arguments.write_clean_list is not None:
         write_clean_list(arguments.write_clean_list, dataset, root, set(report.unreadable_rows))
@@ -221,6 +239,7 @@ def _text(report: DataReport) -> str:
         smallest, median, largest = (f"{size[0]} x {size[1]}" for size in sizes if size is not None)
         lines.append(f"sizes       smallest {smallest}, median {median}, largest {largest} (width x height in pixels)")
         lines.append(f"small       {report.small} with a side of less than {SMALL_SIDE} pixels")
+    lines += [f"note        {note}" for note in report.notes]
     lines += [f"modes       {counts(report.modes)}", f"formats     {counts(report.formats)}"]
     extra = sum(map(len, report.duplicates)) - len(report.duplicates)
     lines.append(f"duplicates  {extra}, with exactly the same bytes as another image")
@@ -247,6 +266,17 @@ def _parser() -> CommandParser:
         type=worker_count,
         default=os.cpu_count() or 1,
         help="processes (default: one per core)",
+    )
+    parser.add_argument("--label_column_name", help="column of the labels, where it cannot be guessed")
+    parser.add_argument(
+        "--value_range",
+        type=finite_number,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="values of grayscale images with more than 8 bits that become black and white (default: 0 65535)",
+    )
+    parser.add_argument(
+        "--outside_paths", action="store_true", help="allow tables to name files outside of their dataset's folder"
     )
     parser.add_argument("--json", action="store_true", help="print the report as JSON, with all names")
     parser.add_argument(

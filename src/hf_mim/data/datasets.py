@@ -2,7 +2,7 @@
 
 import itertools
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import datasets
@@ -36,13 +36,22 @@ class ViewsDataset(Dataset):
             Called in the data-loading processes.
         num_channels (`int`, defaults to 3): Channels of the views: 1 (grayscale), 3 (RGB) or 4 (RGBA).
         seed (`int`, defaults to 0): Seed, at least 0.
+        value_range (`Sequence[float]`, *optional*): As for [`~hf_mim.data.images.decode_image`].
 
     Raises (from indexing):
         UnreadableImageError: If `MAX_ATTEMPTS` images in a row cannot be read; the message names them.
     """
 
-    def __init__(self, dataset: datasets.Dataset, views: Views, num_channels: int = 3, seed: int = 0):
-        self.dataset, self.views, self.num_channels, self.seed = dataset, views, num_channels, seed
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        views: Views,
+        num_channels: int = 3,
+        seed: int = 0,
+        value_range: Sequence[float] | None = None,
+    ):
+        self.dataset, self.views, self.seed = dataset, views, seed
+        self.num_channels, self.value_range = num_channels, value_range
         # In shared memory, so that persistent workers see the next epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -58,7 +67,8 @@ class ViewsDataset(Dataset):
         for attempt in range(1, MAX_ATTEMPTS + 1):
             image = self.dataset[chosen]["image"]
             try:
-                sample = _sample(image, index, epoch, self.views, self.num_channels, self.seed)
+                decoded = decode_image(image, self.num_channels, self.value_range)
+                sample = _sample(decoded, index, epoch, self.views, self.seed)
             except (UnreadableImageError, OSError) as error:
                 named = image is not None and image["path"] is not None
                 unreadable.append(f"{error}" if named else f"row {chosen}: {error}")
@@ -80,7 +90,7 @@ class StreamedViewsDataset(IterableDataset):
 
     Args:
         dataset (`datasets.IterableDataset`): Rows with a column `image`.
-        views, num_channels, seed: As for [`ViewsDataset`].
+        views, num_channels, seed, value_range: As for [`ViewsDataset`].
         order (`dict`, *optional*): Settings that determine the order of the images, such as the size of a shuffle
             buffer. A run can only be resumed with the same settings.
     """
@@ -92,8 +102,10 @@ class StreamedViewsDataset(IterableDataset):
         num_channels: int = 3,
         seed: int = 0,
         order: dict | None = None,
+        value_range: Sequence[float] | None = None,
     ):
-        self.dataset, self.views, self.num_channels, self.seed = dataset, views, num_channels, seed
+        self.dataset, self.views, self.seed = dataset, views, seed
+        self.num_channels, self.value_range = num_channels, value_range
         self.order = {"number of shards": dataset.num_shards} | (order or {})
 
     def __iter__(self) -> Iterator[dict]:
@@ -124,7 +136,8 @@ class StreamedViewsDataset(IterableDataset):
                     continue
                 image = rows[candidate]["image"]
                 try:
-                    sample = _sample(image, row["index"], row["epoch"], self.views, self.num_channels, self.seed)
+                    decoded = decode_image(image, self.num_channels, self.value_range)
+                    sample = _sample(decoded, row["index"], row["epoch"], self.views, self.seed)
                     break
                 except (UnreadableImageError, OSError) as error:
                     errors[candidate] = f"{error}"
@@ -134,8 +147,8 @@ class StreamedViewsDataset(IterableDataset):
         return samples
 
 
-def _sample(image: dict[str, Any] | None, index: int, epoch: int, views: Views, num_channels: int, seed: int) -> dict:
-    return views(decode_image(image, num_channels), _generator(seed, epoch, index)) | {"index": index, "epoch": epoch}
+def _sample(image: Image.Image, index: int, epoch: int, views: Views, seed: int) -> dict:
+    return views(image, _generator(seed, epoch, index)) | {"index": index, "epoch": epoch}
 
 
 def _generator(*seeds: int) -> np.random.Generator:

@@ -1,29 +1,36 @@
 """Load images from a folder of files or shards, a dataset of the Hub, or the built-in photo tiles."""
 
+import dataclasses
 import glob
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, load_dataset
+from datasets.exceptions import DatasetGenerationError
 
-from .images import IMAGE_EXTENSIONS
+from ..utils.console import first_line
+from .folders import (
+    SPLIT_WORDS,
+    Files,
+    ascii_path,
+    class_folders,
+    class_of,
+    find_files,
+    group_by_split,
+    split_folders,
+)
+from .labels import LABEL_COLUMNS, json_labels, label_problem, text_labels, to_classes
+from .metadata import read_metadata
 from .photo_tiles import load_photo_tiles
+from .table_paths import AllowedPaths, fetch, resolve_paths
+from .tars import load_tars
 
 
-# Word in a folder or file name -> the split it stands for.
-SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-}
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "images", "picture", "photo")
-LABEL_COLUMNS = ("label", "labels", "cls")
 FOLDER_BUILDERS = ("imagefolder", "parquet", "webdataset")
 
 # Number of shards of a folder that is read as a stream; each data-loading process takes its share of them.
@@ -41,23 +48,26 @@ def load_image_dataset(
     cache_dir: str | None = None,
     token: str | None = None,
     revision: str | None = None,
+    outside_paths: bool = False,
+    notes: list[str] | None = None,
 ) -> Dataset | IterableDataset:
     """
     Load one split of an image dataset.
 
     With `data_dir` alone:
 
-    - A folder of image files of any depth. If all of them are in sub-folders, the first level of sub-folders gives the
-      classes, numbered in alphabetical order over all splits, so that the numbers agree between splits.
+    - A folder of image files of any depth. The first level of sub-folders gives the classes, numbered in alphabetical
+      order over all splits, so that the numbers agree between splits. Images beside the sub-folders have no class. A
+      `metadata.csv` or `metadata.jsonl` in the folder, with the column `file_name`, may give labels instead.
     - A folder, a file or a glob of `*.parquet` files, or of WebDataset `*.tar` shards.
 
-    Sub-folders named like a split (`train`, `val`, `test` ...) are splits. Shards may instead have the split in their
-    file names (`train-00000-of-00001.parquet`). Without any name of a split, everything is "train". Names that start
-    with a dot are skipped.
+    Sub-folders are splits if all of them are named like one (`train`, `val`, `test` ...). Shards may instead have the
+    split in their file names (`train-00000-of-00001.parquet`). Without any name of a split, everything is "train".
+    Names that start with a dot are skipped.
 
     With `dataset_name`: "photo-tiles" ([`~hf_mim.data.photo_tiles`]), or anything that `datasets.load_dataset`
     accepts: a dataset of the Hub, a local dataset folder, or "imagefolder", "parquet" or "webdataset" together with
-    `data_dir` (for example for a folder with a `metadata.csv`).
+    `data_dir`.
 
     Args:
         dataset_name (`str`, *optional*): See above.
@@ -67,10 +77,14 @@ def load_image_dataset(
             folder and file names, and so on.
         image_column_name (`str`, *optional*): Defaults to the only column of images, or else the one with a usual
             name.
-        label_column_name (`str`, *optional*): Defaults to an integer column `label`, `labels` or `cls`, or else the
-            only `ClassLabel`.
+        label_column_name (`str`, *optional*): Column of whole numbers, words or booleans, a `ClassLabel`, or a key in
+            the `.json` of a tar. Defaults to `label`, `labels`, `cls`, `class` or `category`, or else the only
+            `ClassLabel`.
         streaming (`bool`, defaults to `False`): Read while iterating, instead of preparing the whole dataset first.
+            Words are no labels of a stream, because nobody knows all of them.
         cache_dir, token, revision (`str`, *optional*): As for `datasets.load_dataset`.
+        outside_paths (`bool`, defaults to `False`): Allow tables to name files outside of their dataset's folder.
+        notes (`list[str]`, *optional*): Lines about what is left out are appended, and where the labels come from.
 
     Returns:
         `Dataset` or `IterableDataset`: Has the column `image`, which holds {"bytes", "path"} for `decode_image`, and,
@@ -78,9 +92,13 @@ def load_image_dataset(
 
     Raises:
         FileNotFoundError: If the folder or file does not exist.
-        ValueError: If there are no images, the split or column is unknown (the message lists the known ones), or
-            files of several kinds are mixed.
+        ValueError: If there are no images, the split or column is unknown (the message lists the known ones), files
+            of several kinds are mixed or damaged, or a table names files outside of its folder.
     """
+    notes = [] if notes is None else notes
+    if dataset_name == "webdataset" and data_dir is not None and os.path.exists(os.path.expanduser(data_dir)):
+        dataset_name = None
+    paths = None
     if dataset_name == "photo-tiles":
         dataset = _stream(load_photo_tiles(split)) if streaming else load_photo_tiles(split)
     elif dataset_name is not None:
@@ -88,9 +106,12 @@ def load_image_dataset(
             raise ValueError(f"dataset_name={dataset_name!r} reads a folder: give data_dir as well")
         if dataset_name.startswith(("/", ".", "~")) and not Path(dataset_name).expanduser().exists():
             raise FileNotFoundError(f"dataset_name {dataset_name} does not exist")
+        name = os.path.expanduser(dataset_name)
+        local = name if os.path.exists(name) else data_dir if dataset_name in FOLDER_BUILDERS else None
+        paths = AllowedPaths.of(local, dataset_name, cache_dir, outside_paths)
         dataset = _prepare(
             data_dir or dataset_name,
-            os.path.expanduser(dataset_name),
+            name,
             dataset_config_name,
             data_dir=data_dir,
             split=split,
@@ -100,13 +121,20 @@ def load_image_dataset(
             revision=revision,
         )
     elif data_dir is not None:
-        dataset = _load_files(data_dir, split, streaming, cache_dir, image_column_name, label_column_name)
+        paths = AllowedPaths.of(data_dir, None, cache_dir, outside_paths)
+        dataset = _load_files(data_dir, split, streaming, cache_dir, image_column_name, label_column_name, notes)
     else:
         raise ValueError("no images given: set data_dir (a folder) or dataset_name (a Hub dataset, or photo-tiles)")
 
-    dataset = _keep_image_and_label(dataset, image_column_name, label_column_name)
+    if dataset.builder_name in (None, "imagefolder"):
+        # The paths come from a listing of the files, not from a table.
+        paths = paths and dataclasses.replace(paths, everything=True)
+    source = data_dir or dataset_name or ""
+    dataset = _keep_image_and_label(dataset, image_column_name, label_column_name, source, notes)
+    if isinstance(dataset, Dataset):
+        return dataset if paths is None else resolve_paths(dataset, paths, source)
     # Streamed folders and archives of the Hub yield URLs instead of bytes.
-    return dataset.map(partial(_fetch, token=token), features=dataset.features) if streaming else dataset
+    return dataset.map(partial(fetch, paths=paths, token=token), features=dataset.features)
 
 
 def random_subset(dataset: Dataset, count: int | None, seed: int = 0) -> Dataset:
@@ -126,103 +154,110 @@ def _load_files(
     cache_dir: str | None,
     image_column: str | None,
     label_column: str | None,
+    notes: list[str],
 ) -> Dataset | IterableDataset:
-    path = Path(os.path.abspath(Path(data_dir).expanduser()))
-    if path.is_dir():
-        split_folders = _split_folders(path, split)
-        folder = _pick(split_folders, split, data_dir) if split_folders else path
-        files = list(_walk(folder))
+    path = os.path.abspath(os.path.expanduser(data_dir))
+    splits: dict[str, str] = {}
+    if os.path.isdir(path):
+        found = find_files(path)
+        notes += found.left_out()
+        splits, lines = split_folders(found, split)
+        notes += lines
+        files = found.inside(_pick(splits, split, data_dir)) if splits else found
     else:
-        split_folders, folder = {}, None
-        files = [str(path)] if path.exists() else sorted(glob.glob(str(path), recursive=True))
-        if not files:
+        names = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
+        if not names:
             raise FileNotFoundError(f"{data_dir} does not exist")
+        files = found = Files(os.path.commonpath(list(map(os.path.dirname, names))))
+        for name in names:
+            if os.path.isfile(name):
+                found.add(name)
+            elif not os.path.isdir(name):
+                found.special.append(name)
+        notes += found.left_out()
 
-    kinds: dict[str, list[str]] = {}
-    for file in files:
-        if (kind := _kind(file)) is not None:
-            kinds.setdefault(kind, []).append(file)
-    if not kinds:
-        raise ValueError(f"no images, parquet files or tar shards in {folder or data_dir}")
-    if len(kinds) > 1:
-        counts = ", ".join(f"{len(found)} {kind}" for kind, found in kinds.items())
-        raise ValueError(
-            f"{folder or data_dir} mixes files of several kinds ({counts}): keep them in separate folders"
-        )
-    [(kind, files)] = kinds.items()
-
-    if not split_folders:
-        by_split = {"train": files} if kind == "image" else _group_by_split(files, split)
-        files = _pick(by_split, split, data_dir)
+    if not files.data:
+        raise ValueError(_no_images(files, found, data_dir))
+    if len(files.data) > 1:
+        counts = ", ".join(f"{len(members)} {kind}" for kind, members in files.data.items())
+        raise ValueError(f"{files.root} mixes files of several kinds ({counts}): keep them in separate folders")
+    [(kind, members)] = files.data.items()
+    if not splits:
+        members = _pick({"train": members} if kind == "image" else group_by_split(members, split), split, data_dir)
     if kind == "image":
-        dataset = _image_files(files, folder, list(split_folders.values()))
+        parts = [found.inside(folder) for folder in splits.values()] or [found]
+        dataset = _image_files(members, files, parts, label_column, notes)
         return _stream(dataset) if streaming else dataset
-    builder = {"parquet": "parquet", "tar": "webdataset"}[kind]
+    if kind == "tar":
+        return _load_tars(members, streaming, cache_dir)
     # These are names, not patterns, even if they contain brackets.
-    files = [glob.escape(file) for file in files]
-    prepare = partial(_prepare, data_dir, builder, data_files=files, split="train", cache_dir=cache_dir)
+    members = [glob.escape(file) for file in members]
+    prepare = partial(_prepare, data_dir, "parquet", data_files=members, split="train", cache_dir=cache_dir)
     if not streaming:
         # Preparing large shards takes long; a stream reports wrong columns at once.
-        _keep_image_and_label(prepare(streaming=True), image_column, label_column)
+        features = _features(prepare(streaming=True))
+        _find_image_column(features, image_column)
+        _find_label_column(features, label_column, [])
     return prepare(streaming=streaming)
+
+
+def _no_images(files: Files, found: Files, data_dir: str) -> str:
+    message = f"no images, parquet files or tar shards in {files.root if os.path.isdir(data_dir) else data_dir}"
+    reasons = found.left_out()
+    return message + (f" ({'; '.join(reasons)})" if reasons else "")
+
+
+def _load_tars(members: list[str], streaming: bool, cache_dir: str | None) -> Dataset | IterableDataset:
+    try:
+        return load_tars(members, streaming, cache_dir)
+    except DatasetGenerationError as error:
+        raise ValueError(first_line(error.__cause__ or error)) from error
 
 
 def _prepare(source: str, name: str, config: str | None = None, **options: Any) -> Dataset | IterableDataset:
     try:
         return load_dataset(name, config, **options)
+    except DatasetGenerationError as error:
+        raise ValueError(f"{source} cannot be read: {first_line(error.__cause__ or error)}") from error
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise ValueError(f"{source} cannot be read: {first_line(error)}") from error
     except ValueError as error:
         if "corresponds to no data" not in str(error):
             raise
         raise ValueError(f"split {options['split']!r} of {source} is empty") from error
 
 
-def _image_files(files: list[str], folder: Path | None, split_folders: Sequence[Path]) -> Dataset:
-    """Return a dataset of image files, with their classes if their folder is sorted into classes."""
+def _image_files(
+    members: list[str], files: Files, parts: Sequence[Files], label_column: str | None, notes: list[str]
+) -> Dataset:
+    """Return a dataset of image files with the columns of their metadata, or with the classes of their folders."""
     try:
-        columns = {"image": pa.array(files)}
+        columns = {"image": pa.array(members)}
     except UnicodeEncodeError as error:
-        name = next(file for file in files if any("\ud800" <= letter <= "\udfff" for letter in file))
+        name = next(file for file in members if any("\ud800" <= letter <= "\udfff" for letter in file))
         raise ValueError(f"{ascii(name)}: file names must be UTF-8, rename it") from error
-    features = {"image": Image(decode=False)}
-    if folder is not None and _class_names(folder):
-        names = sorted({name for part in split_folders or [folder] for name in _class_names(part)})
-        number = {name: i for i, name in enumerate(names)}
-        start = len(os.path.join(folder, ""))
-        columns["label"] = pa.array([number[file[start:].split(os.sep)[0]] for file in files])
-        features["label"] = ClassLabel(names=names)
-    return Dataset.from_dict(columns, features=Features(features))
-
-
-def _class_names(folder: Path) -> set[str]:
-    """Return the names of sub-folders with images, or none if there are also images beside them."""
-    entries = list(_visible(folder))
-    if any(_kind(entry.name) == "image" and not entry.is_dir() for entry in entries):
-        return set()
-    folders = (entry for entry in entries if entry.is_dir())
-    return {entry.name for entry in folders if any(_kind(file) == "image" for file in _walk(Path(entry.path)))}
-
-
-def _split_folders(folder: Path, split: str) -> dict[str, Path]:
-    """Return the sub-folders that are splits, by the name of the split."""
-    found: dict[str, Path] = {}
-    for entry in _visible(folder):
-        name = split if entry.name == split else SPLIT_WORDS.get(entry.name.lower())
-        if entry.is_dir() and name is not None and (entry.name == split or name not in found):
-            found[name] = Path(entry.path)
-    return found
-
-
-def _group_by_split(files: list[str], split: str) -> dict[str, list[str]]:
-    """Group shards by the split in their names; if no shard names a split, all are "train"."""
-    groups: dict[str, list[str]] = {}
-    for file in files:
-        words = re.split(r"[^a-z]+", Path(file).name.lower())
-        named = [SPLIT_WORDS.get(word, word) for word in words if word in SPLIT_WORDS or word == split]
-        groups.setdefault(named[0] if named else "", []).append(file)
-    unnamed = groups.pop("", [])
-    if unnamed and groups:
-        raise ValueError(f"{unnamed[0]} names no split, but other files beside it do ({', '.join(sorted(groups))})")
-    return groups or {"train": unnamed}
+    features: dict[str, Any] = {"image": Image(decode=False)}
+    dataset = Dataset.from_dict(columns, features=Features(features))
+    if files.metadata:
+        for name, values in read_metadata(files.metadata, members, notes).items():
+            if name != "image":
+                dataset = dataset.add_column(name, values)
+        if label_column is not None or any(name in dataset.column_names for name in LABEL_COLUMNS):
+            return dataset
+    if label_column not in (None, "label") or not class_folders(files):
+        return dataset
+    names = sorted({name for part in parts for name in class_folders(part)})
+    number = {name: index for index, name in enumerate(names)}
+    classes = [class_of(file, files.root) for file in members]
+    beside = [file for file, name in zip(members, classes, strict=True) if name is None]
+    if beside:
+        notes.append(
+            f"{len(beside)} images beside the folders of classes have no class, such as {ascii_path(beside[0])}"
+        )
+    values = pa.array([None if name is None else number[name] for name in classes], pa.int64())
+    if "label" in dataset.column_names:
+        dataset = dataset.remove_columns("label")
+    return dataset.add_column("label", values, feature=ClassLabel(names=names))
 
 
 def _pick(splits: dict[str, Any], split: str, source: str) -> Any:
@@ -232,47 +267,63 @@ def _pick(splits: dict[str, Any], split: str, source: str) -> Any:
     raise ValueError(f"{source} has no split {split!r}, only {', '.join(sorted(splits))}")
 
 
-def _walk(folder: Path, parents: tuple[Path, ...] = ()) -> Iterator[str]:
-    """Yield all files below a folder in the order of their names; links are followed, but not in circles."""
-    real = folder.resolve()
-    if real in parents:
-        return
-    for entry in _visible(folder):
-        if entry.is_dir():
-            yield from _walk(Path(entry.path), (*parents, real))
-        else:
-            yield entry.path
-
-
-def _visible(folder: Path) -> list[os.DirEntry]:
-    with os.scandir(folder) as entries:
-        return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-
-
-def _kind(file: str) -> str | None:
-    extension = os.path.splitext(file)[1].lower()
-    if extension in IMAGE_EXTENSIONS:
-        return "image"
-    return {".parquet": "parquet", ".tar": "tar"}.get(extension)
-
-
 # --------------------------------------------------------------------------- columns
 
 
 def _keep_image_and_label(
-    dataset: Dataset | IterableDataset, image_column: str | None, label_column: str | None
+    dataset: Dataset | IterableDataset,
+    image_column: str | None,
+    label_column: str | None,
+    source: str,
+    notes: list[str],
 ) -> Dataset | IterableDataset:
-    if dataset.features is None:
-        dataset = dataset._resolve_features()
-    features = dataset.features
+    features = _features(dataset)
+    wanted = label_column
     image_column = _find_image_column(features, image_column)
-    label_column = _find_label_column(features, label_column)
+    if isinstance(dataset, Dataset) and "json" in features and (wanted is None or wanted not in features):
+        labels = json_labels(dataset, "json", wanted, source)
+        if labels is not None and (wanted is not None or not any(name in features for name in LABEL_COLUMNS)):
+            dataset, wanted = dataset.remove_columns("json"), "json"
+            dataset = dataset.add_column("json", text_labels(labels))
+            features = dataset.features
+    label_column = _find_label_column(features, wanted, notes)
+    if label_column is not None and isinstance(dataset, Dataset):
+        dataset, problem = to_classes(dataset, label_column, wanted is not None)
+        if problem is not None:
+            if wanted is not None:
+                raise ValueError(f"{source}: label_column_name {label_column!r} cannot be the labels: {problem}")
+            notes.append(f"column {label_column!r} is not taken for labels: {problem}")
+            label_column = None
+    elif label_column is not None:
+        dataset, label_column = _stream_labels(dataset, label_column, notes)
     dataset = dataset.select_columns([column for column in (image_column, label_column) if column is not None])
     names = {image_column: "image", label_column: "label"}
     renamed = {old: new for old, new in names.items() if old is not None and old != new}
     if renamed:
         dataset = dataset.rename_columns(renamed)
     return dataset.cast_column("image", Image(decode=False))
+
+
+def _stream_labels(dataset: IterableDataset, column: str, notes: list[str]) -> tuple[IterableDataset, str | None]:
+    """Return a stream with a column of whole numbers or a `ClassLabel`; without the column if it has neither."""
+    feature = dataset.features[column]
+    if isinstance(feature, ClassLabel) or feature.dtype.startswith(("int", "uint")):
+        return dataset, column
+    first = next(iter(dataset.select_columns([column])), {column: None})[column]
+    if not (isinstance(first, str) and first.strip().isdecimal()):
+        notes.append(f"column {column!r} has words, of which a stream makes no labels")
+        return dataset, None
+    features = Features({**dataset.features, column: Value("int64")})
+    return dataset.map(partial(_to_number, column=column), features=features), column
+
+
+def _to_number(example: dict[str, Any], column: str) -> dict[str, Any]:
+    text = example[column]
+    return {**example, column: None if text is None else int(text)}
+
+
+def _features(dataset: Dataset | IterableDataset) -> Features:
+    return dataset.features if dataset.features is not None else dataset._resolve_features().features
 
 
 def _find_image_column(features: Features, wanted: str | None) -> str:
@@ -291,16 +342,22 @@ def _find_image_column(features: Features, wanted: str | None) -> str:
     raise ValueError(f"cannot guess which column has the images: set image_column_name to one of {list(features)}")
 
 
-def _find_label_column(features: Features, wanted: str | None) -> str | None:
+def _find_label_column(features: Features, wanted: str | None, notes: list[str]) -> str | None:
     _check_exists(features, "label_column_name", wanted)
     if wanted is not None:
-        if not _is_class(features[wanted]):
-            raise ValueError(f"label_column_name {wanted!r} holds {features[wanted]}, not the numbers of classes")
+        problem = label_problem(features[wanted])
+        if problem is not None:
+            raise ValueError(f"label_column_name {wanted!r} cannot be the labels: {problem}")
         return wanted
     for name in LABEL_COLUMNS:
-        if name in features and _is_class(features[name]):
-            return name
+        if name in features:
+            problem = label_problem(features[name])
+            if problem is None:
+                return name
+            notes.append(f"column {name!r} is not taken for labels: {problem}")
     classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    if len(classes) > 1:
+        notes.append(f"no labels: {', '.join(classes)} might be them; label_column_name chooses one")
     return classes[0] if len(classes) == 1 else None
 
 
@@ -316,23 +373,5 @@ def _can_hold_images(feature: Any) -> bool:
     return isinstance(feature, Image) or (isinstance(feature, dict) and {"bytes", "path"} == set(feature))
 
 
-def _is_class(feature: Any) -> bool:
-    return isinstance(feature, ClassLabel) or (
-        isinstance(feature, Value) and feature.dtype.startswith(("int", "uint"))
-    )
-
-
-# --------------------------------------------------------------------------- streams
-
-
 def _stream(dataset: Dataset) -> IterableDataset:
     return dataset.to_iterable_dataset(num_shards=min(len(dataset), STREAM_SHARDS))
-
-
-def _fetch(example: dict[str, Any], token: str | None) -> dict[str, Any]:
-    image = example["image"]
-    if image is None or image["bytes"] is not None or "://" not in (image["path"] or ""):
-        return example
-    options = {"hf": {"token": token}} if token else {}
-    with fsspec.open(image["path"], "rb", **options) as file:
-        return {**example, "image": {"bytes": file.read(), "path": image["path"]}}

@@ -1,6 +1,7 @@
 """`hf-mim evaluate knn MODEL DATASET`: measure the frozen features of an encoder with a k-NN classifier."""
 
 import json
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -9,13 +10,18 @@ import datasets
 import torch
 from transformers import BaseImageProcessor, PreTrainedModel
 
+from ..data.images import keep_value_range, value_range_of
+from ..data.labels import labeled_rows, same_classes
+from ..data.source_report import look_at
 from ..data.sources import load_image_dataset, random_subset
-from ..utils.command_line import CommandParser, positive_count, positive_number, worker_count
+from ..utils.command_line import CommandParser, finite_number, positive_count, positive_number, worker_count
 from ..utils.files import replaced_file
 from ..utils.loading import UNUSED_WEIGHTS, find_source, load_model, load_model_and_processor
 from .features import POOLINGS, extract_features
 from .knn import check_votes, knn_accuracy
 
+
+logger = logging.getLogger(__name__)
 
 KS = (10, 20, 100, 200)
 
@@ -38,6 +44,8 @@ def evaluate_knn(
     max_train_samples: int | None = None,
     max_test_samples: int | None = None,
     device: str | torch.device | None = None,
+    value_range: Sequence[float] | None = None,
+    outside_paths: bool = False,
     output_file: str | Path | None = None,
     progress: bool = True,
 ) -> dict:
@@ -65,6 +73,9 @@ def evaluate_knn(
         max_train_samples, max_test_samples (`int`, *optional*): Use a random subset of this size, always the same one.
         device (`str` or `torch.device`, *optional*): For a model that is loaded here, defaults to the GPU if there is
             one; otherwise to where the model is.
+        value_range (`Sequence[float]`, *optional*): Values of grayscale images with more than 8 bits that become black
+            and white. Defaults to that of the image processor.
+        outside_paths (`bool`, defaults to `False`): Allow tables to name files outside of their dataset's folder.
         output_file (`str` or `Path`, *optional*): JSON file for the returned dictionary, written atomically.
         progress (`bool`, defaults to `True`): Show progress bars.
 
@@ -85,17 +96,29 @@ def evaluate_knn(
         if image_processor is None:
             raise ValueError(f"{name} is given as a loaded model: give its image_processor too")
 
+    for count in (max_train_samples, max_test_samples):
+        if count is not None and count < 1:
+            raise ValueError(f"the number of samples must be at least 1, not {count}")
+    notes: list[str] = []
     load_split = partial(
         _load_split,
         dataset,
         dataset_config_name=dataset_config_name,
         image_column_name=image_column_name,
         label_column_name=label_column_name,
+        outside_paths=outside_paths,
+        notes=notes,
     )
     check_votes(ks, temperature)
-    train, test = load_split(train_split, max_train_samples), load_split(test_split, max_test_samples)
-    if _class_names(train) != _class_names(test):
-        raise ValueError(f"{dataset}: the classes of the splits {train_split} and {test_split} differ")
+    train, test = load_split(train_split), load_split(test_split)
+    train, test, line = same_classes(train, test, (f"the images of {train_split}", f"images of {test_split}"))
+    if line is not None:
+        notes.append(line)
+    keep_value_range(image_processor, value_range)
+    notes += look_at(train, value_range_of(image_processor))
+    for note in dict.fromkeys(notes):
+        logger.info(note)
+    train, test = random_subset(train, max_train_samples), random_subset(test, max_test_samples)
 
     extract = partial(
         extract_features,
@@ -140,6 +163,9 @@ def evaluate_knn(
 def main(argv: Sequence[str] | None = None) -> None:
     """Run [`evaluate_knn`] with command-line arguments and print a table."""
     arguments = vars(_parser().parse_args(argv))
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in ("httpx", "httpx2", "fsspec", "datasets"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     ks = arguments.pop("k")
     result = evaluate_knn(arguments.pop("model"), arguments.pop("dataset"), ks=ks, **arguments)
     settings = result["settings"]
@@ -191,6 +217,16 @@ def _parser() -> CommandParser:
     parser.add_argument("--max_train_samples", type=positive_count, help="use a random subset of the voting images")
     parser.add_argument("--max_test_samples", type=positive_count, help="use a random subset of the test images")
     parser.add_argument("--device", help="cpu, cuda, mps, ... (default: cuda if there is one)")
+    parser.add_argument(
+        "--value_range",
+        type=finite_number,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="values of grayscale images with more than 8 bits that become black and white (default: the model's)",
+    )
+    parser.add_argument(
+        "--outside_paths", action="store_true", help="allow tables to name files outside of their dataset's folder"
+    )
     parser.add_argument("--output_file", help="write the accuracies and settings to this JSON file")
     return parser
 
@@ -207,13 +243,12 @@ def _load(
 def _load_split(
     dataset: str | Path,
     split: str,
-    max_samples: int | None,
     dataset_config_name: str | None,
     image_column_name: str | None,
     label_column_name: str | None,
+    outside_paths: bool,
+    notes: list[str],
 ) -> datasets.Dataset:
-    if max_samples is not None and max_samples < 1:
-        raise ValueError(f"the number of samples must be at least 1, not {max_samples}")
     # A folder with a configuration name is a dataset repository, described by its README.
     is_images = dataset_config_name is None and Path(dataset).expanduser().exists()
     loaded = load_image_dataset(
@@ -223,15 +258,18 @@ def _load_split(
         split=split,
         image_column_name=image_column_name,
         label_column_name=label_column_name,
+        outside_paths=outside_paths,
+        notes=notes,
     )
     if "label" not in loaded.features:
+        reasons = [note for note in notes if "label" in note]
         raise ValueError(
-            f"{dataset}: the split {split} has no labels, which k-NN needs; sort the images into one folder per class "
-            "or set label_column_name"
+            f"{dataset}: the split {split} has no labels, which k-NN needs{f' ({reasons[0]})' if reasons else ''}; "
+            "sort the images into one folder per class or name the column with --label_column_name"
         )
-    return random_subset(loaded, max_samples)
-
-
-def _class_names(dataset: datasets.Dataset) -> list[str] | None:
-    label = dataset.features["label"]
-    return label.names if isinstance(label, datasets.ClassLabel) else None
+    labeled, missing = labeled_rows(loaded)
+    if missing:
+        notes.append(f"{missing} images of {split} have no label and are left out")
+    if not len(labeled):
+        raise ValueError(f"{dataset}: no image of the split {split} has a label, which k-NN needs")
+    return labeled

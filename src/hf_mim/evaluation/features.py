@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
-from ..data.images import UnreadableImageError, decode_image
+from ..data.images import UnreadableImageError, decode_image, value_range_of
 from ..data.workers import ignore_stop_signals
 from ..utils.vision import patch_grid
 
@@ -151,10 +151,10 @@ def image_batches(
 def _process(
     rows: list[dict], image_processor: BaseImageProcessor, num_channels: int, skip_unreadable: bool
 ) -> dict | None:
-    images, readable = [], []
+    images, readable, value_range = [], [], value_range_of(image_processor)
     for row in rows:
         try:
-            images.append(decode_image(row["image"], num_channels))
+            images.append(decode_image(row["image"], num_channels, value_range))
             readable.append(row)
         except (UnreadableImageError, OSError) as error:
             if not skip_unreadable:

@@ -45,7 +45,7 @@ def knn_classify(
         temperature (`float`, defaults to 0.07): Above 0.
         num_classes (`int`, *optional*): C; defaults to the highest training label plus 1.
         query_chunk_size, bank_chunk_size (`int`): Rows compared at a time. Memory is bounded by their product (about
-            24 bytes per pair) and by `query_chunk_size * C`.
+            24 bytes per pair) and by `query_chunk_size` times the number of classes that occur.
 
     Returns:
         `dict[int, torch.Tensor]`: For each k, int64 `[m, min(5, C)]`: the best classes, best first. A class without a
@@ -65,17 +65,19 @@ def knn_classify(
             "both must come from the same model"
         )
     _check_labels("train_labels", train_labels, len(train_features))
-    highest = int(train_labels.max())
+    # Only the classes that occur take memory, whatever their numbers are.
+    classes, train_labels = train_labels.to(train_features.device).unique(return_inverse=True)
+    highest = int(classes[-1])
     num_classes = highest + 1 if num_classes is None else num_classes
     if highest >= num_classes:
         raise ValueError(f"train_labels hold class {highest}, but num_classes is {num_classes}")
-
-    train_labels = train_labels.to(train_features.device)
+    width = min(5, num_classes)
     rankings: dict[int, list[torch.Tensor]] = {k: [] for k in ks}
     for queries in test_features.split(query_chunk_size):
         similarities, indices = _nearest(train_features, queries, min(ks[-1], len(train_features)), bank_chunk_size)
-        for k, ranking in _vote(similarities, train_labels[indices], ks, temperature, num_classes).items():
-            rankings[k].append(ranking)
+        for k, ranking in _vote(similarities, train_labels[indices], ks, temperature, len(classes)).items():
+            ranking = classes[ranking].where(ranking >= 0, -1)
+            rankings[k].append(F.pad(ranking, (0, width - ranking.shape[1]), value=-1))
     return {k: torch.cat(chunks) for k, chunks in rankings.items()}
 
 

@@ -178,7 +178,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     metrics = result.metrics | metrics | raw_pixel_metrics(run, trainer, data)
     shown = data.train if data.queries is None else data.queries
-    save_run(run, trainer, metrics, example_images(shown, run.config.num_channels, run.num_example_images))
+    value_range = run.data_args.value_range
+    images = example_images(shown, run.config.num_channels, run.num_example_images, value_range)
+    save_run(run, trainer, metrics, images)
     if trainer.is_world_process_zero():
         print(summary(run, str(args.output_dir)))
         if args.push_to_hub:
@@ -297,12 +299,12 @@ def build_train_dataset(
     args, channels = run.args, run.config.num_channels
     if isinstance(train, IterableDataset):
         order = {name: getattr(run.data_args, name) for name in ("shuffle_buffer_size", "max_train_samples")}
-        stream = StreamedViewsDataset(train, views, channels, args.seed, order)
+        stream = StreamedViewsDataset(train, views, channels, args.seed, order, run.data_args.value_range)
         return stream, stream.samples
     total_batch = args.train_batch_size * args.world_size
     if len(train) < total_batch:
         raise ValueError(f"{len(train)} training images do not fill one batch of {total_batch}")
-    return ViewsDataset(train, views, channels, args.seed), None
+    return ViewsDataset(train, views, channels, args.seed, run.data_args.value_range), None
 
 
 def raw_pixel_metrics(run: PretrainRun, trainer: MIMTrainer, data: PretrainData) -> dict[str, float]:

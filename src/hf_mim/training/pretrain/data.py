@@ -12,6 +12,8 @@ from PIL import Image
 from ...data.clean_list import keep_listed
 from ...data.datasets import MAX_ATTEMPTS
 from ...data.images import UnreadableImageError, decode_image
+from ...data.labels import labeled_rows, same_classes
+from ...data.source_report import look_at
 from ...data.sources import load_image_dataset, random_subset
 from .options import DataArguments, ModelArguments
 
@@ -35,11 +37,13 @@ class PretrainData(NamedTuple):
     queries: Dataset | None = None
 
 
-class _Columns(TypedDict):
+class _Options(TypedDict):
     image_column_name: str | None
     label_column_name: str | None
     cache_dir: str | None
     token: str | None
+    outside_paths: bool
+    notes: list[str]
 
 
 class _Source(TypedDict):
@@ -61,11 +65,14 @@ def load_data(args: DataArguments, model_args: ModelArguments, seed: int, labels
     Raises:
         ValueError, FileNotFoundError: If a folder, split or column is missing.
     """
-    columns: _Columns = {
+    notes: list[str] = []
+    options: _Options = {
         "image_column_name": args.image_column_name,
         "label_column_name": args.label_column_name,
         "cache_dir": model_args.cache_dir,
         "token": model_args.token,
+        "outside_paths": args.outside_paths,
+        "notes": notes,
     }
     for name, folder in (("train_dir", args.train_dir), ("validation_dir", args.validation_dir)):
         if folder is None or "://" in folder or glob.has_magic(folder):
@@ -77,48 +84,110 @@ def load_data(args: DataArguments, model_args: ModelArguments, seed: int, labels
         "dataset_config_name": args.dataset_config_name,
         "data_dir": args.train_dir,
     }
-    train = load_image_dataset(**source, split=args.train_split, streaming=args.streaming, **columns)
+    train = load_image_dataset(**source, split=args.train_split, streaming=args.streaming, **options)
     if isinstance(train, IterableDataset):
         if args.eval_split or args.validation_dir or args.train_val_split:
-            logger.warning("no images of a stream are held out: there is no evaluation")
+            notes.append("no images of a stream are held out: there is no evaluation")
+        _log(notes)
         if args.max_train_samples is not None:
             train = train.take(args.max_train_samples)
         return PretrainData(train.shuffle(seed=seed, buffer_size=args.shuffle_buffer_size))
     if args.clean_list is not None:
         train = keep_listed(train, args.clean_list, args.train_dir)
+    notes += look_at(train, args.value_range)
 
     queries = None
     if args.validation_dir is not None:
-        queries = load_image_dataset(data_dir=args.validation_dir, split=args.eval_split or "train", **columns)
+        queries = load_image_dataset(data_dir=args.validation_dir, split=args.eval_split or "train", **options)
     elif args.eval_split is not None:
-        queries = load_image_dataset(**source, split=args.eval_split, **columns)
+        queries = load_image_dataset(**source, split=args.eval_split, **options)
     elif args.train_val_split is not None:
         parts = train.train_test_split(args.train_val_split, seed=seed)
         train, queries = parts["train"], parts["test"]
-    train = random_subset(train, args.max_train_samples, seed)
-    if queries is None:
-        return PretrainData(train)
-    assert isinstance(queries, Dataset)
-    if not labels:
-        return PretrainData(train, queries=random_subset(queries, args.max_eval_samples, seed))
-    for name, dataset in (("training", train), ("evaluation", queries)):
-        if "label" not in dataset.column_names:
-            raise ValueError(f"the {name} images have no labels, which the k-NN evaluation needs; leave out the split")
-    classes, other = (getattr(dataset.features["label"], "names", None) for dataset in (train, queries))
-    if classes != other:
-        raise ValueError(f"the evaluation images have other classes than the training images: {other} and {classes}")
-    bank = random_subset(train, args.max_bank_samples, seed)
-    return PretrainData(train, bank, random_subset(queries, args.max_eval_samples, seed))
+    assert queries is None or isinstance(queries, Dataset)
+    bank = None
+    if queries is not None and labels:
+        bank, queries = _labeled(train, queries, seed, notes)
+    _log(notes)
+    if queries is not None:
+        queries = random_subset(queries, args.max_eval_samples, seed)
+    if bank is not None:
+        bank = random_subset(bank, args.max_bank_samples, seed)
+    return PretrainData(random_subset(train, args.max_train_samples, seed), bank, queries)
 
 
-def example_images(dataset: Dataset | IterableDataset, num_channels: int, count: int) -> list[Image.Image]:
+def _labeled(train: Dataset, queries: Dataset, seed: int, notes: list[str]) -> tuple[Dataset, Dataset]:
+    """
+    Return the images that vote in the k-NN evaluation, and those to classify. All of them have labels.
+
+    Without labels of the training images, a random half of the evaluation images vote, half of each class.
+
+    Raises:
+        ValueError: If there are no labels, or the labels of both do not go together.
+    """
+    if "label" not in queries.column_names:
+        raise ValueError(
+            f"the evaluation images have no labels, which the k-NN evaluation needs{_reasons(notes)}: sort them into "
+            "one folder per class, name the column with --label_column_name, or leave out the split"
+        )
+    queries, missing = labeled_rows(queries)
+    if missing:
+        notes.append(f"{missing} evaluation images have no label and are left out of the evaluation")
+    if not len(queries):
+        raise ValueError("no evaluation image has a label, which the k-NN evaluation needs; leave out the split")
+    if "label" not in train.column_names:
+        voting, asked = _halves(queries, seed)
+        notes.append(
+            f"the training images have no labels: {len(voting)} of the {len(queries)} labeled evaluation images vote "
+            f"in the k-NN evaluation, for the other {len(asked)}"
+        )
+        return voting, asked
+    bank, missing = labeled_rows(train)
+    if missing:
+        notes.append(
+            f"{missing} training images have no label: they are trained on, and do not vote in the evaluation"
+        )
+    if not len(bank):
+        raise ValueError("no training image has a label, which the k-NN evaluation needs; leave out the split")
+    bank, queries, line = same_classes(bank, queries, ("the training images", "evaluation images"))
+    if line is not None:
+        notes.append(line)
+    return bank, queries
+
+
+def _halves(dataset: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+    """Split labeled images into two halves with the same classes; of a class with one image, the first half has it."""
+    labels = np.asarray(dataset["label"])
+    order = np.random.default_rng(seed).permutation(len(labels))
+    # Every second image of each class, in random order.
+    order = order[np.argsort(labels[order], kind="stable")]
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(labels[order])) + 1])
+    place = np.arange(len(order)) - np.repeat(starts, np.diff([*starts, len(order)]))
+    if not (place % 2).any():
+        raise ValueError("each class has only one labeled image: the k-NN evaluation needs two or more of a class")
+    return dataset.select(np.sort(order[place % 2 == 0])), dataset.select(np.sort(order[place % 2 == 1]))
+
+
+def _log(notes: list[str]) -> None:
+    for note in dict.fromkeys(notes):
+        logger.info(note)
+
+
+def _reasons(notes: list[str]) -> str:
+    reasons = [note for note in notes if "label" in note]
+    return f" ({'; '.join(dict.fromkeys(reasons))})" if reasons else ""
+
+
+def example_images(
+    dataset: Dataset | IterableDataset, num_channels: int, count: int, value_range: list[float] | None = None
+) -> list[Image.Image]:
     """Return `count` images spread over a dataset, for the pictures. An unreadable image is replaced by the next."""
     rows = list(dataset.take(2 * count)) if isinstance(dataset, IterableDataset) else dataset
     images = []
     for start in np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int):
         for offset in range(min(len(rows), MAX_ATTEMPTS)):
             try:
-                images.append(decode_image(rows[int(start + offset) % len(rows)]["image"], num_channels))
+                images.append(decode_image(rows[int(start + offset) % len(rows)]["image"], num_channels, value_range))
                 break
             except (UnreadableImageError, OSError):
                 continue

@@ -9,6 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from ...data.images import keep_value_range
 from ...utils.config_overrides import check_overrides, parse_overrides
 from ...utils.console import first_line
 from ...utils.loading import check_complete
@@ -204,10 +205,12 @@ def build_image_processor(
     for name, values in (("image_mean", image_mean), ("image_std", image_std)):
         if len(values) != channels:
             raise ValueError(f"{name} must have one number for each of the {channels} channels, got {len(values)}")
-    return processor_class(
+    processor = processor_class(
         size={"shortest_edge": data_args.resize_size or round(min(height, width) * 256 / 224)},
         crop_size={"height": height, "width": width},
         image_mean=image_mean,
         image_std=image_std,
         do_convert_rgb=channels == 3,
     )
+    keep_value_range(processor, data_args.value_range)
+    return processor

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...data.images import check_value_range
 from ...data.sources import FOLDER_BUILDERS
 from ...methods import METHOD_NAMES, METHODS
 
@@ -105,6 +106,16 @@ class DataArguments:
     label_column_name: str | None = field(
         default=None, metadata={"help": "Column of the labels. Found automatically by default."}
     )
+    outside_paths: bool = field(
+        default=False, metadata={"help": "Allow tables to name files outside of the folder of their dataset."}
+    )
+    value_range: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Values of grayscale images with more than 8 bits that become black and white, such as 0 4095 for "
+            "12 bits. By default 0 65535."
+        },
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "Maximum number of images to train on."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Maximum number of images to evaluate on."})
     max_bank_samples: int = field(
@@ -148,6 +159,8 @@ class DataArguments:
             )
         if self.clean_list is not None and not Path(self.clean_list).is_file():
             raise FileNotFoundError(f"clean_list {self.clean_list} does not exist")
+        if self.value_range is not None:
+            check_value_range(self.value_range)
         if self.train_val_split is not None and not 0 < self.train_val_split < 1:
             raise ValueError(f"train_val_split must lie between 0 and 1, got {self.train_val_split}")
         if self.train_val_split is not None and (self.eval_split or self.validation_dir):
