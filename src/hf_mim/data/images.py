@@ -179,7 +179,8 @@ def _orientation(image: Image.Image) -> Any:
 def _to_8_bits(image: Image.Image, value_range: Sequence[float] | None) -> Image.Image:
     if value_range is not None:
         low, high = value_range
-        scaled = (np.nan_to_num(np.asarray(image).astype(np.float64), nan=low) - low) * 255 / (high - low)
+        values = np.nan_to_num(np.asarray(image).astype(np.float64), nan=low, posinf=high, neginf=low)
+        scaled = (values - low) * 255 / (high - low)
         return Image.fromarray((scaled.clip(0, 255) + 0.5).astype(np.uint8))
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 65535:
