@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining
 
-from hf_mim.training.checkpoints import MANIFEST_FILE
+from hf_mim.training.manifest import MANIFEST_FILE, write_manifest
 
 
 EVERY_STEP = ("--save_strategy", "steps", "--save_steps", "1")
@@ -33,5 +33,5 @@ def copy_checkpoint(source, output, name="checkpoint-4"):
 def rewrite_manifest(checkpoint):
     """As if the checkpoint had been saved with the files that it has now."""
     manifest = json.loads((checkpoint / MANIFEST_FILE).read_text())
-    manifest["files"] = {name: (checkpoint / name).stat().st_size for name in manifest["files"]}
-    (checkpoint / MANIFEST_FILE).write_text(json.dumps(manifest))
+    (checkpoint / MANIFEST_FILE).unlink()
+    write_manifest(checkpoint, manifest["run"])

@@ -21,6 +21,7 @@ from hf_mim.training import run_pretrain
 from hf_mim.training.pretrain import ibot as ibot_method
 from hf_mim.training.pretrain.data import example_images
 from hf_mim.training.pretrain.recipe_files import list_recipes
+from tests.testing.resuming import assert_equal_weights
 from tests.testing.tiny_training import SHORT, SIZES, logged_losses, pretrain
 
 
@@ -83,6 +84,30 @@ def test_a_finished_run_is_left_alone(finished, pictures, capsys):
     assert pretrain("--train_dir", pictures, output=output) == {}
     assert "This run is finished" in capsys.readouterr().out
     assert (output / "metrics.json").read_bytes() == before
+
+
+def test_a_finished_run_goes_on_with_more_steps(finished, pictures, tmp_path):
+    """Where nothing depends on the length of the run, it equals one that was as long from the start."""
+    constant = ("--train_dir", pictures, "--lr_scheduler_type", "constant", "--momentum_teacher", "1")
+    constant += ("--weight_decay_end", "0.04", "--save_strategy", "epoch", "--warmup_teacher_temp_epochs", "0")
+    long, short = tmp_path / "long", tmp_path / "short"
+    pretrain(*constant, "--max_steps", 6, output=long)
+    pretrain(*constant, "--max_steps", 4, output=short)
+    pretrain(*constant, "--max_steps", 6, output=short)
+    assert json.loads((short / "metrics.json").read_text())["steps"] == 6
+    assert_equal_weights(long, short)
+    pretrain(*constant, "--max_steps", -1, "--num_train_epochs", 2, output=short)
+    assert json.loads((short / "metrics.json").read_text())["steps"] == 8
+    assert pretrain(*constant, "--max_steps", -1, "--num_train_epochs", 2, output=short) == {}
+
+
+def test_a_finished_run_without_a_checkpoint(pictures, tmp_path):
+    pretrain("--train_dir", pictures, "--max_steps", 2, *SHORT, output=tmp_path)
+    with pytest.raises(ValueError, match="is finished after 2 steps, and it has no checkpoint to continue from: pass"):
+        pretrain("--train_dir", pictures, "--max_steps", 3, *SHORT, output=tmp_path)
+    (tmp_path / "metrics.json").write_text("{")
+    with pytest.raises(ValueError, match=r"metrics.json is damaged: restore it, or remove it to train on"):
+        pretrain("--train_dir", pictures, "--max_steps", 3, *SHORT, output=tmp_path)
 
 
 @pytest.mark.parametrize("source", ["pretraining", "checkpoint-8", ".", "pretraining/teacher"])

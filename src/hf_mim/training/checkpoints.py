@@ -1,6 +1,5 @@
 """Checkpoints that are whole or not there: what belongs to one, how it is written, which one to resume from."""
 
-import json
 import logging
 import os
 import re
@@ -24,12 +23,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..data.datasets import StreamedViewsDataset
 from ..utils.files import sync, sync_folder
+from .checkpoint_files import check_states, load_plain
+from .manifest import LATEST, MANIFEST_FILE, check_manifest, write_manifest
 
 
 logger = logging.getLogger(__name__)
 
-MANIFEST_FILE = "manifest.json"
-LATEST = " --resume_from_checkpoint latest takes the newest whole one"
 STAGING_FOLDER = ".saving"
 TRASH_FOLDER = ".removing"
 WEIGHTS, FSDP_WEIGHTS, OPTIMIZER, FSDP_OPTIMIZER = (
@@ -127,16 +126,6 @@ def staged_checkpoint(trainer: Trainer, limit: int | None) -> Iterator[Path]:
             shutil.rmtree(staging, ignore_errors=True)
 
 
-def write_manifest(folder: Path, run: dict[str, Any]):
-    """Write a list of the files in `folder` with their sizes in bytes, and the facts of the run that wrote them."""
-    files = {
-        file.relative_to(folder).as_posix(): file.stat().st_size
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-    }
-    (folder / MANIFEST_FILE).write_text(json.dumps({"run": run, "files": files}, indent=2) + "\n", encoding="utf-8")
-
-
 def put_in_place(staging: Path, folder: Path):
     """Move a finished checkpoint to its place, and wait until it is on the disk."""
     sync_folder(staging)
@@ -180,13 +169,14 @@ def remove_old_checkpoints(output_dir: str | Path, limit: int | None, best_step:
             remove_checkpoint(path)
 
 
-def check_whole(folder: str | Path, required: tuple[str, ...]) -> dict[str, Any]:
+def check_whole(folder: str | Path, required: tuple[str, ...], contents: bool = True) -> dict[str, Any]:
     """
-    Check that no part of a checkpoint is missing or truncated.
+    Check that no part of a checkpoint is missing, cut off or altered.
 
     Args:
         folder (`str` or `Path`): The checkpoint.
         required (`tuple[str, ...]`): Files and folders that it must have.
+        contents (`bool`, defaults to `True`): Whether to compare the contents of the files, too.
 
     Returns:
         `dict`: Facts of the run that wrote it, see [`run_facts`].
@@ -197,26 +187,13 @@ def check_whole(folder: str | Path, required: tuple[str, ...]) -> dict[str, Any]
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no checkpoint {folder}")
-    try:
-        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-        run, files = manifest["run"], manifest["files"]
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{folder} has no {MANIFEST_FILE}, so it cannot be checked.{LATEST}") from None
-    except (ValueError, KeyError) as error:
-        raise OSError(f"{folder / MANIFEST_FILE} is damaged.{LATEST}") from error
-    for name in required:
+    for name in (MANIFEST_FILE, *required):
         if not (folder / name).exists():
             raise FileNotFoundError(
                 f"{folder} has no {name}, so it cannot be resumed from (was it saved by another number of "
                 f"processes?).{LATEST}"
             )
-    for name, size in files.items():
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} has lost {name}.{LATEST}")
-        found = (folder / name).stat().st_size
-        if found != size:
-            raise OSError(f"{folder / name} has {found} bytes instead of {size}.{LATEST}")
-    return run
+    return check_manifest(folder, contents)
 
 
 def check_same_run(folder: str | Path, before: dict[str, Any], now: dict[str, Any]):
@@ -249,7 +226,7 @@ def checkpoint_to_resume(trainer: Trainer, choice: str | bool | None, parts: tup
         # Over a shared file system, another process may not see yet what the first one sees.
         checkpoint = broadcast_object_list([checkpoint])[0]
         if checkpoint is not None:
-            check_whole(checkpoint, required)
+            check_whole(checkpoint, required, contents=False)
     if checkpoint is not None:
         assert trainer.model is not None
         check_fits(checkpoint, trainer.model, None if trainer.is_fsdp_enabled else trainer.create_optimizer())
@@ -293,11 +270,15 @@ def check_fits(checkpoint: str, model: nn.Module, optimizer: torch.optim.Optimiz
                 f"{checkpoint} is of another model: {name} has the shape {list(found[name])} there, {list(shape)} here"
             )
     if optimizer is not None:
-        _check_optimizer_fits(f"{checkpoint}/{OPTIMIZER}", optimizer)
+        try:
+            _check_optimizer_fits(f"{checkpoint}/{OPTIMIZER}", optimizer)
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise OSError(f"{checkpoint}/{OPTIMIZER} is not the state of an optimizer.{LATEST}") from error
+    check_states(checkpoint)
 
 
 def _check_optimizer_fits(file: str, optimizer: torch.optim.Optimizer):
-    saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    saved = load_plain(file)
     groups = [[len(group["params"]) for group in state["param_groups"]] for state in (saved, optimizer.state_dict())]
     if groups[0] != groups[1]:
         raise ValueError(f"{file} is of another model: it has groups of {groups[0]} parameters, this one {groups[1]}")

@@ -162,7 +162,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     set_verbosity(args.should_log)
     for note in run.notes:
         logger.info(note)
-    if args.do_train and is_finished(str(args.output_dir)):
+    if args.do_train and is_finished(args):
         report_finished(run)
         return {}
 
@@ -206,8 +206,9 @@ def report_finished(run: PretrainRun) -> None:
     print(summary(run, output_dir))
     full_model = os.path.join(output_dir, "pretraining") if run.keeps_full_model else output_dir
     print(
-        f"This run is finished. To start another one, choose another --output_dir or remove {output_dir}. To continue "
-        f"from its weights, pass --model_name_or_path {full_model}."
+        f"This run is finished. More --max_steps or --num_train_epochs continue it. To start another one, choose "
+        f"another --output_dir or remove {output_dir}. To start from its weights, pass --model_name_or_path "
+        f"{full_model}."
     )
     if args.push_to_hub and args.process_index == 0:
         upload_result(args, run.keeps_full_model)

@@ -1,6 +1,7 @@
 """Write the results of a run: encoder, pre-training model, metrics, pictures and card."""
 
 import json
+import logging
 import os
 from collections.abc import Sized
 from datetime import UTC, datetime
@@ -15,17 +16,49 @@ from transformers import BaseImageProcessor
 from ...hub.run_card import build_card, build_eval_results
 from ...utils.files import replaced_file, replaced_folder
 from ...utils.layout import METRICS_FILE, TEACHER_FOLDER
+from ..arguments import MIMTrainingArguments
+from ..checkpoints import list_checkpoints
 from ..trainer import MIMTrainer
 from .provenance import describe_data, describe_hardware, describe_start, describe_time, versions
 from .run import PretrainRun
 
 
+logger = logging.getLogger(__name__)
+
 EVAL_RESULTS_FILE = ".eval_results/knn.yaml"
 
 
-def is_finished(output_dir: str) -> bool:
-    """Return whether the run in `output_dir` is finished. Its metrics are written last."""
-    return (Path(output_dir) / METRICS_FILE).is_file()
+def is_finished(args: MIMTrainingArguments) -> bool:
+    """
+    Return whether the run in `output_dir` is finished: its metrics, which are written last, are those of as many steps
+    or epochs as are wanted. More of them continue the run.
+
+    Raises:
+        ValueError: If the metrics cannot be read, or the run is to be continued and has no checkpoint.
+    """
+    file = Path(str(args.output_dir)) / METRICS_FILE
+    if not file.is_file():
+        return False
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        steps, epochs = facts["steps"], facts.get("num_train_epochs", args.num_train_epochs)
+        if args.max_steps > 0:
+            finished = steps >= args.max_steps
+        else:
+            finished = epochs is not None and epochs >= args.num_train_epochs
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file} is damaged: restore it, or remove it to train on from the last checkpoint"
+        ) from error
+    if finished:
+        return True
+    if not list_checkpoints(file.parent):
+        raise ValueError(
+            f"the run in {file.parent} is finished after {steps} steps, and it has no checkpoint to continue from: "
+            "pass its model as --model_name_or_path to a new --output_dir"
+        )
+    logger.info(f"the run in {file.parent} was finished after {steps} steps and is continued")
+    return False
 
 
 def collect_metrics(run: PretrainRun, trainer: MIMTrainer, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -56,6 +89,7 @@ def collect_metrics(run: PretrainRun, trainer: MIMTrainer, metrics: dict[str, An
         "recipe": run.recipe,
         "command": run.command,
         "steps": state.global_step,
+        "num_train_epochs": None if args.max_steps > 0 else args.num_train_epochs,
         **describe_hardware(args),
         **describe_time(state.log_history, state.global_step, total_batch),
         "versions": versions(),
