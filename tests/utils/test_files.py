@@ -1,9 +1,16 @@
 """What is written appears whole under its name, or the old stays."""
 
 import os
+import resource
 from pathlib import Path
 
+import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
 
 from hf_mim.utils import files
 from hf_mim.utils.files import replaced_file, replaced_folder
@@ -97,3 +104,31 @@ def test_what_an_earlier_process_left_is_not_mixed_in(tmp_path):
     with replaced_folder(path) as temporary:
         (temporary / "weights").write_text("second")
     assert os.listdir(path) == ["weights"] and os.listdir(tmp_path) == ["checkpoint"]
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+WRITERS = {
+    "model.safetensors": lambda path: save_file({"noise": torch.from_numpy(NOISE)}, path),
+    "optimizer.pt": lambda path: torch.save(torch.from_numpy(NOISE), path),
+    "features.parquet": lambda path: pyarrow.parquet.write_table(pyarrow.table({"noise": NOISE.ravel()}), path),
+    "picture.png": lambda path: Image.fromarray(NOISE).save(path),
+    "notes.json": lambda path: path.write_bytes(NOISE.tobytes()),
+}
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond 50 kB, which to a writer is like a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_write_that_fails_names_the_file_and_leaves_nothing(tmp_path, small_files, name):
+    with pytest.raises(OSError, match=f"^cannot write .*{name}: "), replaced_file(tmp_path / name) as temporary:
+        WRITERS[name](temporary)
+    with pytest.raises(OSError, match="^cannot write .*result: "), replaced_folder(tmp_path / "result") as temporary:
+        WRITERS[name](temporary / name)
+    assert not list(tmp_path.iterdir())

@@ -1,14 +1,19 @@
 """Data-loading processes: they ignore stop signals and never outlive the main process."""
 
 import atexit
-import multiprocessing
 import signal
 from collections.abc import Callable
+
+from ..utils.processes import kill_workers
+
+
+# Windows has no SIGHUP.
+STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
 
 
 def ignore_stop_signals(worker_id: int, before: Callable[[int], None] | None = None) -> None:
     """
-    Ignore SIGTERM and SIGINT in a worker; the main process stops its workers itself. Use as `worker_init_fn`.
+    Ignore SIGTERM, SIGINT and SIGHUP in a worker; the main process stops its workers itself. Use as `worker_init_fn`.
 
     A signal often goes to the whole process group. A worker that dies of it would make the current step fail.
 
@@ -18,15 +23,10 @@ def ignore_stop_signals(worker_id: int, before: Callable[[int], None] | None = N
     """
     if before is not None:
         before(worker_id)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in STOP_SIGNALS:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-@atexit.register
-def _end_workers() -> None:
-    # After an exception, workers may still be running. Python ends them with SIGTERM, which they ignore, and would
-    # wait forever.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
+# After an exception, workers may still be running. Python would end them with SIGTERM and wait forever.
+atexit.register(kill_workers)
