@@ -131,14 +131,20 @@ SWIN = ("--model_type", "ibot_swin", "--config_overrides", "")
         (("--clean_list", "nowhere.txt"), "clean_list nowhere.txt does not exist"),
         (("--clean_list", __file__, "--streaming", "--max_steps", "4"), "leave out --streaming"),
         (("--remove_unused_columns", "true"), "remove_unused_columns must stay False"),
-        (("--load_best_model_at_end", "--metric_for_best_model", "knn_3_top1"), "load_best_model_at_end would"),
+        (
+            ("--load_best_model_at_end", "--metric_for_best_model", "knn_3_top1"),
+            "load_best_model_at_end must stay False: it would",
+        ),
         (("--push_to_hub",), "push_to_hub needs the repository: --hub_model_id ORGANIZATION/NAME"),
         (("--push_to_hub", "--hub_model_id", "name"), "must be ORGANIZATION/NAME or USER/NAME, got 'name'"),
         (
             ("--push_to_hub", "--hub_model_id", "org/name", "--hub_strategy", "every_save"),
             "hub_strategy must be 'end' or 'checkpoint', got 'every_save'",
         ),
-        (("--push_to_hub", "--hub_model_id", "org/name", "--hub_revision", "v1"), "hub_revision must stay empty"),
+        (
+            ("--push_to_hub", "--hub_model_id", "org/name", "--hub_revision", "v1"),
+            "hub_revision must stay unset: a result is uploaded to the main branch",
+        ),
         (("--resume_from_checkpoint", "nowhere"), "resume_from_checkpoint must be 'latest' or a checkpoint"),
         (("--save_only_model",), "save_only_model must stay False"),
         (("--dataloader_persistent_workers", "--dataloader_num_workers", "1"), "dataloader_persistent_workers must"),

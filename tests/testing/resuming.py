@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForPreTraining
 
-from hf_mim.training.manifest import MANIFEST_FILE, write_manifest
+from hf_mim.utils.manifest import MANIFEST_FILE, write_manifest
 
 
 EVERY_STEP = ("--save_strategy", "steps", "--save_steps", "1")

@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 
-from hf_mim.training.manifest import check_manifest, write_manifest
+from hf_mim.utils.manifest import check_manifest, write_manifest
 from tests.testing.mistakes import refusal
 from tests.testing.resuming import copy_checkpoint, rewrite_manifest
 from tests.testing.tiny_training import TINY

@@ -8,7 +8,7 @@ from hf_mim.training.dbot_arguments import DBotTrainingArguments
 from hf_mim.training.dbot_trainer import DBotTrainer, fitting_stages
 from hf_mim.training.ibot_arguments import IBotTrainingArguments
 from hf_mim.training.ibot_trainer import IBotTrainer
-from hf_mim.training.schedule_checks import fit_or_refuse
+from hf_mim.training.schedules import fit_or_refuse
 
 
 def arguments(cls, tmp_path, **options):

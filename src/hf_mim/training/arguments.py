@@ -8,6 +8,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import HubStrategy
 
 from ..hub.publish_checks import check_repo_id
+from .kept_arguments import check_kept
 
 
 @dataclass
@@ -153,6 +154,7 @@ class MIMTrainingArguments(TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "Number of steps between logs."})
 
     def __post_init__(self):
+        check_kept(vars(self))
         if self.learning_rate is None:
             # The parent class requires a number. It also determines the devices, and thereby the total batch.
             self.learning_rate = 0.0
@@ -163,11 +165,16 @@ class MIMTrainingArguments(TrainingArguments):
             # By default, the first process would make the views of a stream for all processes.
             self.accelerator_config = {"dispatch_batches": False}
         super().__post_init__()
+        assert isinstance(self.accelerator_config, AcceleratorConfig)
+        if self.accelerator_config.split_batches:
+            raise ValueError(
+                "accelerator_config: split_batches must stay false: learning rate, warm-up and card follow from "
+                "per_device_train_batch_size, which would become the batch of all processes"
+            )
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False
         elif self.dataloader_pin_memory:
             # By default, the host would wait for the device at every batch.
-            assert isinstance(self.accelerator_config, AcceleratorConfig)
             self.accelerator_config.non_blocking = True
         if by_rule:
             total_batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
@@ -185,24 +192,10 @@ class MIMTrainingArguments(TrainingArguments):
             raise ValueError(f"knn_pooling must be 'cls' or 'mean', got {self.knn_pooling!r}")
         if not 0 <= self.max_unreadable_fraction <= 1:
             raise ValueError(f"max_unreadable_fraction must lie in [0, 1], got {self.max_unreadable_fraction}")
-        if self.dataloader_persistent_workers:
-            raise ValueError(
-                "dataloader_persistent_workers must stay False: it changes the random numbers of a resumed run"
-            )
-        if self.save_only_model or self.ignore_data_skip:
-            name = "save_only_model" if self.save_only_model else "ignore_data_skip"
-            raise ValueError(f"{name} must stay False: resuming must continue the run exactly")
         names = self.evaluation_metrics
         if self.metric_for_best_model is not None and self.metric_for_best_model.removeprefix("eval_") not in names:
             raise ValueError(
                 f"metric_for_best_model must be one of {', '.join(names)}, got {self.metric_for_best_model!r}"
-            )
-        if self.remove_unused_columns:
-            raise ValueError("remove_unused_columns must stay False: the collator needs all columns")
-        if self.load_best_model_at_end:
-            raise ValueError(
-                "load_best_model_at_end would combine the best student with the last teacher: use --save_strategy "
-                f"best --metric_for_best_model {names[-1]}, and pass that checkpoint to --model_name_or_path"
             )
         if self.push_to_hub:
             self._check_hub_options()
@@ -222,8 +215,6 @@ class MIMTrainingArguments(TrainingArguments):
                 f"hub_strategy must be 'end' or 'checkpoint', got {HubStrategy(self.hub_strategy).value!r}: the "
                 "encoder is published when the run is finished, and only the newest checkpoint is kept"
             )
-        if self.hub_revision is not None:
-            raise ValueError("hub_revision must stay empty: a result is uploaded to the main branch")
 
     @property
     def evaluation_metrics(self) -> list[str]:

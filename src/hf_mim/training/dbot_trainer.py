@@ -26,8 +26,7 @@ from ..utils.layout import METRICS_FILE, STAGE_FILE, TEACHER_FOLDER
 from .dbot_arguments import DBotTrainingArguments
 from .frozen_target import check_reference, find_reference, fingerprint, save_reference
 from .fsdp import load_whole_state_dict, whole_state_dict
-from .schedule_checks import TooLong, warmup_too_long
-from .schedules import staged_cosine_schedule
+from .schedules import TooLong, staged_cosine_schedule, warmup_too_long
 from .target import has_target
 from .teachers import FeatureTeacher, plain_images
 from .trainer import MIMTrainer

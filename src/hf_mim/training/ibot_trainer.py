@@ -17,8 +17,7 @@ from ..utils.layout import CENTERS_FILE, TEACHER_FOLDER
 from .fsdp import reshard
 from .ibot_arguments import IBotTrainingArguments
 from .ibot_targets import CenteredTargets, sinkhorn_knopp
-from .schedule_checks import TooLong, temperatures_too_long
-from .schedules import cosine_schedule, teacher_temperature
+from .schedules import TooLong, cosine_schedule, teacher_temperature, temperatures_too_long
 from .trainer import MIMTrainer
 
 

@@ -9,6 +9,7 @@ import math
 import os
 import pkgutil
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from .arguments import MIMTrainingArguments
 from .callbacks.checkpoint_uploads import check_access, upload_result
 from .checkpoints import list_checkpoints
 from .pretrain.data import PretrainData, example_images, load_data
+from .pretrain.help import help_text
 from .pretrain.options import DataArguments, ModelArguments
 from .pretrain.outputs import is_finished, save_run, summary
 from .pretrain.provenance import shown_command, shown_recipe, without_tokens
@@ -74,20 +76,26 @@ def parse_arguments(argv: list[str]) -> PretrainRun:
 
     Raises:
         ValueError, OSError: If options are unknown or contradict each other.
+        SystemExit: After `--help` was printed, with code 0.
     """
     recipe = load_recipe(argv[0]) if argv and not argv[0].startswith("-") else {}
     # The method determines which options there are.
     chosen = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ("model_type", "base_learning_rate", "output_dir", "dataset_name", "train_dir"):
+    names = ("model_type", "base_learning_rate", "output_dir", "dataset_name", "train_dir", "dataloader_num_workers")
+    for name in names:
         chosen.add_argument(f"--{name}", f"--{name.replace('_', '-')}")
     given = chosen.parse_known_args(argv)[0]
     method_run = run_class(given.model_type or recipe.get("model_type", ModelArguments.model_type))
+    types = (ModelArguments, DataArguments, method_run.arguments_class)
+    if {"-h", "--help"} & set(argv):
+        name = given.model_type or recipe.get("model_type", ModelArguments.model_type)
+        print(help_text(name, types, recipe, everything="all" in argv), end="")
+        raise SystemExit(0)
     without = {"learning_rate"} if given.base_learning_rate is not None else set()
     replaced = replaced_source(recipe, given.dataset_name, given.train_dir)
     output = []
     if given.output_dir is None and recipe and recipe.get("output_dir") is None:
         output = ["--output_dir", os.path.join("runs", Path(argv[0]).stem)]
-    types = (ModelArguments, DataArguments, method_run.arguments_class)
     model_args, data_args, args = parse_recipe_args(types, [*argv, *output], without | replaced.keys())
     if args.do_train and not (output or given.output_dir or recipe.get("output_dir")):
         raise ValueError("give the folder for the results: --output_dir FOLDER")
@@ -110,6 +118,12 @@ def parse_arguments(argv: list[str]) -> PretrainRun:
         run.notes.append(f"the command line gives the images, so these options of the recipe are left out: {left_out}")
     if output:
         run.notes.append(f"results go to {output[1]}; --output_dir chooses another folder")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if given.dataloader_num_workers is None:
+        # A recipe knows the machine of its authors. The number changes no result.
+        args.dataloader_num_workers = min(args.dataloader_num_workers, cores)
+    elif args.dataloader_num_workers > cores:
+        run.notes.append(f"{args.dataloader_num_workers} data-loading processes share {cores} cores")
     if args.do_train:
         _check_length(run)
     return run
@@ -190,6 +204,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 def set_verbosity(should_log: bool) -> None:
     """Log what a user of the command needs, and silence the rest."""
+    # Said in one line already, where the user has chosen their number.
+    warnings.filterwarnings("ignore", message="This DataLoader will create")
     logging.basicConfig(level=logging.INFO if should_log else logging.WARNING, format="%(message)s")
     # They log a line per HTTP request or cache lookup.
     for name in ("httpx", "httpx2", "fsspec", "matplotlib", "datasets"):

@@ -41,8 +41,7 @@ from .callbacks.unreadable_images import UnreadableImages
 from .checkpoints import checkpoint_to_resume, describe_last, saved_step, staged_checkpoint
 from .fsdp import WholeCopies, as_whole, complete_optimizer_state, local_part, prepare_fsdp
 from .optimization import clip_gradients_per_tensor, decayed_parameter_names
-from .schedule_checks import TooLong, fit_or_refuse, warmup_too_long
-from .schedules import cosine_schedule
+from .schedules import TooLong, cosine_schedule, fit_or_refuse, warmup_too_long
 from .target import TargetCallback, has_target, load_target_weights
 
 

@@ -168,18 +168,6 @@ def test_a_required_option_may_come_from_the_recipe_only(recipe):
     assert parse_recipe_args((DataArguments,), [recipe("train_dir: x")]) == (DataArguments(train_dir="x"),)
 
 
-def test_help_lists_every_option_by_dataclass(capsys, recipe):
-    with pytest.raises(SystemExit) as stop:
-        parse_recipe_args((ModelArguments, DataArguments, PretrainArguments), [recipe("depth: 7"), "--help"])
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    sections = [text.index(f"\n{name}:\n") for name in ("ModelArguments", "DataArguments", "PretrainArguments")]
-    assert sections == sorted(sections)
-    assert sections[0] < text.index("100 % of them") < sections[1] < text.index("--crop_scale") < sections[2]
-    assert "(default: 7)" in text[sections[0] : sections[1]]
-    assert "--base_learning_rate" in text[sections[2] :]
-
-
 @given(depth=st.integers(-(2**31), 2**31), scale=st.lists(st.floats(0, 1), min_size=1), flip=st.booleans())
 def test_recipe_and_command_line_agree(depth, scale, flip, tmp_path_factory):
     path = tmp_path_factory.mktemp("recipe") / "some.yaml"

@@ -15,8 +15,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 
 from ...hub.publish import CHECKPOINT_FOLDER, STALE_CHECKPOINT, open_repositories, publish, send
 from ...hub.publish_checks import check_text
+from ...utils.manifest import MANIFEST_FILE, write_manifest
 from ..arguments import MIMTrainingArguments
-from ..manifest import MANIFEST_FILE, write_manifest
 
 
 logger = logging.getLogger(__name__)

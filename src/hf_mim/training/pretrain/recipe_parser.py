@@ -15,7 +15,7 @@ from transformers.hf_argparser import string_to_bool
 
 from ...utils.command_line import finite_number, unknown_argument
 from ...utils.console import did_you_mean
-from .recipe_files import list_recipes, load_recipe
+from .recipe_files import load_recipe
 
 
 def parse_recipe_args(
@@ -40,7 +40,6 @@ def parse_recipe_args(
         FileNotFoundError: As for [`load_recipe`].
         ValueError: As for [`load_recipe`]; if no dataclass has an option (the message names the most similar one); if
             a value has the wrong type; or if an argument belongs to no option.
-        SystemExit: After `--help` was printed.
     """
     arguments = list(argv)
     parser = _RecipeParser(dataclass_types)
@@ -55,15 +54,14 @@ def parse_recipe_args(
 
 
 class _RecipeParser(HfArgumentParser):
-    """`HfArgumentParser` with one help section per dataclass, exact option names, and exceptions in place of exits."""
+    """`HfArgumentParser` with exact option names, and exceptions in place of exits."""
 
     def __init__(self, dataclass_types: Iterable[type]):
         # Declared type of every option. HfArgumentParser itself narrows unions to one type.
         self.options: dict[str, Any] = {}
         super().__init__(
             list[Any](dataclass_types),
-            usage="hf-mim pretrain [RECIPE] [--option value ...]",
-            epilog=f"RECIPE: {', '.join(list_recipes())}, or a path to a YAML file",
+            add_help=False,
             allow_abbrev=False,
         )
         for action in self._actions:

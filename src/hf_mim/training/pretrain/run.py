@@ -12,7 +12,7 @@ from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from ...hub.export import export_native, native_image_processor
 from ..arguments import MIMTrainingArguments
-from ..schedule_checks import fit_or_refuse
+from ..schedules import fit_or_refuse
 from ..trainer import MIMTrainer
 from .options import DataArguments, ModelArguments
 
