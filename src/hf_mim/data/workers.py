@@ -7,6 +7,8 @@ from collections.abc import Callable
 from ..utils.processes import kill_workers
 
 
+# Seconds without a batch from the data-loading processes that end an evaluation.
+LOADER_TIMEOUT = 900
 # Windows has no SIGHUP.
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
 

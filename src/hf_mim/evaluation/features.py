@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..data.images import UnreadableImageError, decode_image, value_range_of
-from ..data.workers import ignore_stop_signals
+from ..data.workers import LOADER_TIMEOUT, ignore_stop_signals
 from ..utils.vision import patch_grid
 
 
@@ -140,6 +140,7 @@ def image_batches(
         # The loader draws a seed for its workers; without its own generator, it would draw from the global one.
         generator=torch.Generator(),
         worker_init_fn=ignore_stop_signals,
+        timeout=LOADER_TIMEOUT if num_workers else 0,
     )
     streamed = isinstance(dataset, datasets.IterableDataset)
     total = None if streamed else math.ceil(len(dataset) / batch_size)

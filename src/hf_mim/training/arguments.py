@@ -70,8 +70,10 @@ class MIMTrainingArguments(TrainingArguments):
         hub_token (`str`, *optional*): Access token for the Hub. By default, the token of `hf auth login` or
             `HF_TOKEN`.
 
-    > Parameters that control the handling of unreadable images
+    > Parameters that control the reading of images
 
+        dataloader_timeout (`float`, defaults to 900): Number of seconds without a batch from the data-loading
+            processes after which the run ends. 0 for no limit.
         max_unreadable_fraction (`float`, defaults to 0.01): Maximum fraction of unreadable images, which are replaced
             by others. The run stops if there are more. For a stream, the fraction of the images read so far, or of
             1,000 if fewer were read.
@@ -117,6 +119,10 @@ class MIMTrainingArguments(TrainingArguments):
         default=False, metadata={"help": "Write a trace of a few steps and their slowest operators into profile/."}
     )
 
+    dataloader_timeout: float = field(
+        default=900.0,
+        metadata={"help": "Seconds without a batch from the data-loading processes that end the run. 0: no limit."},
+    )
     max_unreadable_fraction: float = field(
         default=0.01,
         metadata={"help": "Maximum fraction of unreadable images, which are replaced by others."},
@@ -179,7 +185,7 @@ class MIMTrainingArguments(TrainingArguments):
         if by_rule:
             total_batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
             self.learning_rate = self.base_learning_rate * total_batch / 256
-        for name in ("warmup_epochs", "min_learning_rate", "weight_decay", "max_grad_norm"):
+        for name in ("warmup_epochs", "min_learning_rate", "weight_decay", "max_grad_norm", "dataloader_timeout"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.grad_clip not in ("per_tensor", "global"):

@@ -10,7 +10,6 @@ import math
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Sized
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from ..utils.layout import TEACHER_FOLDER
 from .arguments import MIMTrainingArguments
 from .callbacks.checkpoint_uploads import CheckpointUploads, uploads_checkpoints
 from .callbacks.collapse import CollapseCallback
+from .callbacks.early_ends import early_ends
 from .callbacks.nan_check import FiniteCheck
 from .callbacks.online_knn import knn_of_processes
 from .callbacks.profiling import ProfileCallback
@@ -104,7 +104,7 @@ class MIMTrainer(Trainer, ABC):
         self.steps_per_epoch, self.num_steps = 0, 0
         self.step_logs = StepLogs(self.accelerator)
         self.throughput = Throughput()
-        self.stop_signals = StopSignals(timedelta(seconds=args.ddp_timeout))
+        self.stop_signals = StopSignals(args.ddp_timeout_delta, args.dataloader_timeout, args.local_process_index == 0)
         self._finite = FiniteCheck(self._advice)
         self._unreadable = UnreadableImages(self._num_images(), args.max_unreadable_fraction, args.world_size)
         self._student_copies = WholeCopies(model) if self.is_fsdp_enabled else None
@@ -275,10 +275,11 @@ class MIMTrainer(Trainer, ABC):
         # accelerate's loader passes everything but iteration itself to the loader that it wraps.
         loader = getattr(dataloader, "base_dataloader", dataloader)
         loader.worker_init_fn = partial(ignore_stop_signals, before=loader.worker_init_fn)
+        loader.timeout = self.args.dataloader_timeout if loader.num_workers else 0
         return dataloader
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
-        with self.throughput.waiting(), record_function("wait for data"):
+        with self.throughput.waiting(), self.stop_signals.may_end(limited=True), record_function("wait for data"):
             batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self.throughput.count(sum(len(batch["pixel_values"]) for batch in batches))
         return batches, num_items
@@ -356,7 +357,8 @@ class MIMTrainer(Trainer, ABC):
         if eval_dataset is None:
             raise ValueError("an evaluation needs eval_dataset")
         with self.throughput.paused():
-            measured = self.measure(eval_dataset)
+            with self.stop_signals.may_end():
+                measured = self.measure(eval_dataset)
             metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
             self.log(metrics)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -394,8 +396,8 @@ class MIMTrainer(Trainer, ABC):
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         """
-        Train, from the beginning or from a checkpoint. SIGTERM and SIGINT (Ctrl-C) end the run after the current
-        step: it is saved, and the process exits with code 75.
+        Train, from the beginning or from a checkpoint. SIGTERM, SIGINT (Ctrl-C) and SIGHUP end the run after the
+        current step: it is saved, and the process exits with code 75.
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*): A checkpoint; True for the newest one in
@@ -409,10 +411,11 @@ class MIMTrainer(Trainer, ABC):
         """
         args, parts = self.args, () if self.teacher is None else (TEACHER_FOLDER,)
         self.resumed_from = checkpoint_to_resume(self, resume_from_checkpoint, parts)
+        result: Any = None
         # With a limit of one, Trainer would leave only the best checkpoint, not the one to continue from.
         self._save_total_limit, args.save_total_limit = args.save_total_limit, None
         try:
-            with self.stop_signals:
+            with self.stop_signals, early_ends(self):
                 result = super().train(self.resumed_from, trial, ignore_keys_for_eval)
         finally:
             args.save_total_limit = self._save_total_limit

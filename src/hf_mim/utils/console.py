@@ -88,7 +88,7 @@ def mistake(error: BaseException) -> str | None:
             "(--per_device_train_batch_size, --gradient_accumulation_steps; --batch_size), smaller images or model, "
             "and fewer data-loading processes"
         )
-    if "DataLoader worker (pid" in text:
+    if "DataLoader worker (pid" in text or "DataLoader timed out" in text:
         return f"{dead_worker(text)}. {WORKER_ADVICE}"
     if _is_of_worker(text) and not isinstance(error, MISTAKES):
         return f"a data-loading process failed: {text.splitlines()[-1]} (HF_MIM_DEBUG=1 shows where)"

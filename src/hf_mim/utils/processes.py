@@ -1,6 +1,7 @@
 """Data-loading processes: end them in whatever state they are, and say why one has died."""
 
 import multiprocessing
+import re
 import signal
 import threading
 
@@ -34,6 +35,9 @@ def kill_workers() -> None:
 
 def dead_worker(text: str) -> str:
     """Return what happened to a data-loading process from PyTorch's message about it."""
+    waited = re.search(r"timed out after ([\d.]+) seconds", text)
+    if waited:
+        return f"no images came from the data-loading processes for {float(waited[1]):g} seconds"
     for sign, meaning in (
         ("Killed", "was killed (SIGKILL), as the system does when memory runs out"),
         ("Segmentation fault", "crashed (segmentation fault), which a damaged image can cause"),
