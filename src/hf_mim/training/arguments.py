@@ -3,12 +3,20 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from transformers import TrainingArguments
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import HubStrategy
+from transformers.utils import is_torch_bf16_gpu_available
 
 from ..hub.publish_checks import check_repo_id
 from .kept_arguments import check_kept
+
+
+def cpu_has_bfloat16() -> bool:
+    """Return whether the processor has instructions for bfloat16, or AVX-512, which emulates them well."""
+    supported: bool = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return supported
 
 
 @dataclass
@@ -170,6 +178,7 @@ class MIMTrainingArguments(TrainingArguments):
         if self.accelerator_config is None:
             # By default, the first process would make the views of a stream for all processes.
             self.accelerator_config = {"dispatch_batches": False}
+        self._check_precision()
         super().__post_init__()
         assert isinstance(self.accelerator_config, AcceleratorConfig)
         if self.accelerator_config.split_batches:
@@ -210,6 +219,21 @@ class MIMTrainingArguments(TrainingArguments):
                 f"one process sees {self.n_gpu} GPUs: start one process per GPU with `accelerate launch` or torchrun, "
                 "or hide the others with CUDA_VISIBLE_DEVICES=0"
             )
+
+    def _check_precision(self) -> None:
+        if torch.accelerator.is_available() and not self.use_cpu:
+            if self.bf16 and not is_torch_bf16_gpu_available():
+                raise ValueError("this accelerator has no bfloat16: leave out --bf16, or use --fp16")
+            return
+        if self.fp16:
+            raise ValueError("fp16 needs a GPU: on a CPU, use --bf16, or leave both out")
+        if self.tf32:
+            raise ValueError("tf32 is a format of NVIDIA GPUs: leave out --tf32 on a CPU")
+        if self.bf16:
+            if not cpu_has_bfloat16():
+                raise ValueError("this processor has no bfloat16, which would make training slower: leave out --bf16")
+            # Otherwise transformers asks for this option.
+            self.use_cpu = True
 
     def _check_hub_options(self) -> None:
         if self.hub_model_id is None:

@@ -11,6 +11,7 @@ import pkgutil
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,13 @@ from ..evaluation.features import raw_pixel_features
 from ..evaluation.knn import knn_accuracy, used_neighbors
 from ..methods import find_method
 from ..utils.console import run as run_command
+from ..utils.run_lock import run_lock
 from .arguments import MIMTrainingArguments
 from .callbacks.checkpoint_uploads import check_access, upload_result
 from .checkpoints import list_checkpoints
 from .pretrain.data import PretrainData, example_images, load_data
 from .pretrain.help import help_text
+from .pretrain.machine import batch_bytes, check_reporters, check_shared_memory, evaluation_bytes
 from .pretrain.options import DataArguments, ModelArguments
 from .pretrain.outputs import is_finished, save_run, summary
 from .pretrain.provenance import shown_command, shown_recipe, without_tokens
@@ -179,7 +182,15 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if args.do_train and is_finished(args):
         report_finished(run)
         return {}
+    check_reporters(args.report_to)
+    # Processes of one run share the folder.
+    with run_lock(str(args.output_dir)) if args.do_train and args.process_index == 0 else nullcontext():
+        return train_and_save(run)
 
+
+def train_and_save(run: PretrainRun) -> dict[str, float]:
+    """Train, evaluate and save a run, or with `--do_train false` only evaluate; returns the metrics."""
+    args = run.args
     trainer, data = build(run)
     if args.do_train:
         checkpoint = args.resume_from_checkpoint or bool(list_checkpoints(str(args.output_dir)))
@@ -239,6 +250,12 @@ def build(run: PretrainRun) -> tuple[MIMTrainer, PretrainData]:
     args, data_args, source = run.args, run.data_args, run.model_args.model_name_or_path
     views, processor = run.build_views(), run.build_processor()
     collator = run.build_collator(None)
+    if args.do_train:
+        channels = run.config.num_channels
+        train_bytes = batch_bytes(views, channels, args.train_batch_size)
+        evaluates = args.eval_strategy != "no"
+        eval_bytes = evaluation_bytes(processor, channels, args.per_device_eval_batch_size) if evaluates else 0
+        check_shared_memory(args, train_bytes, eval_bytes)
     data = load_data(data_args, run.model_args, args.seed, run.trainer_class.needs_bank)
     if data.queries is None and not args.do_train:
         raise ValueError("an evaluation needs held-out images: --eval_split, --validation_dir or --train_val_split")
