@@ -51,8 +51,9 @@ OPTIONS: dict[str, tuple[str, ...]] = {
         *("activation_checkpointing", "activation_checkpointing_kwargs", "gradient_checkpointing"),
         *("gradient_checkpointing_kwargs", "torch_empty_cache_steps", "dataloader_num_workers"),
         *("dataloader_pin_memory", "dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
-        *("dataloader_drop_last", "accelerator_config", "fsdp", "fsdp_config", "ddp_backend", "ddp_timeout"),
-        *("ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "local_rank"),
+        *("dataloader_drop_last", "dataloader_timeout", "accelerator_config", "fsdp", "fsdp_config"),
+        *("ddp_backend", "ddp_timeout", "ddp_bucket_cap_mb", "ddp_broadcast_buffers"),
+        *("ddp_static_graph", "local_rank"),
     ),
     HUB: (*("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_token", "hub_always_push"),),
 }
