@@ -394,6 +394,7 @@ def test_hub_options_reach_the_loader(monkeypatch):
         return rows
 
     monkeypatch.setattr("hf_mim.data.sources.load_dataset", fake_load_dataset)
+    monkeypatch.setattr("hf_mim.data.sources.check_on_hub", lambda *arguments: calls.append(arguments))
     dataset = load_image_dataset(
         "someone/pictures",
         "small",
@@ -404,7 +405,8 @@ def test_hub_options_reach_the_loader(monkeypatch):
         revision="v2",
     )
     options = {"split": "train[:10%]", "streaming": False, "cache_dir": "cache", "token": "secret", "revision": "v2"}
-    assert calls == [(("someone/pictures", "small"), {"data_dir": "part", **options})]
+    asked = ("someone/pictures", "dataset", "secret")
+    assert calls == [asked, (("someone/pictures", "small"), {"data_dir": "part", **options})]
     assert values(dataset) == [10] and labels(dataset) == [3]
 
 

@@ -39,10 +39,12 @@ def save_without(model, folder: Path, *names: str) -> None:
 
 
 def test_a_path_must_be_a_folder(tmp_path: Path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("hf_mim.utils.loading.check_on_hub", lambda *arguments: asked.append(arguments))
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "model").mkdir()
     assert find_source(tmp_path / "model") == find_source("~/model") == str(tmp_path / "model")
-    assert find_source("org/name") == "org/name"
+    assert find_source("org/name") == "org/name" and asked == [("org/name", "model", None)]
     with pytest.raises(ValueError, match="~/other: there is no such folder; MODEL is a folder or a model id of the"):
         find_source("~/other")
     with pytest.raises(ValueError, match=r"^\./model: there is no such folder; TOKENIZER is a folder"):

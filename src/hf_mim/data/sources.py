@@ -5,7 +5,6 @@ import glob
 import os
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +12,7 @@ from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Valu
 from datasets.exceptions import DatasetGenerationError
 
 from ..utils.console import first_line
+from ..utils.loading import check_on_hub, looks_like_path
 from .folders import (
     SPLIT_WORDS,
     Files,
@@ -104,9 +104,11 @@ def load_image_dataset(
     elif dataset_name is not None:
         if dataset_name in FOLDER_BUILDERS and data_dir is None:
             raise ValueError(f"dataset_name={dataset_name!r} reads a folder: give data_dir as well")
-        if dataset_name.startswith(("/", ".", "~")) and not Path(dataset_name).expanduser().exists():
-            raise FileNotFoundError(f"dataset_name {dataset_name} does not exist")
         name = os.path.expanduser(dataset_name)
+        if not os.path.exists(name) and dataset_name not in FOLDER_BUILDERS:
+            if looks_like_path(name):
+                raise FileNotFoundError(f"dataset_name {dataset_name} does not exist")
+            check_on_hub(name, "dataset", token)
         local = name if os.path.exists(name) else data_dir if dataset_name in FOLDER_BUILDERS else None
         paths = AllowedPaths.of(local, dataset_name, cache_dir, outside_paths)
         dataset = _prepare(

@@ -1,10 +1,16 @@
 """Checks shared by all configurations, and the translation of transformers' configurations to ours."""
 
+import math
+
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.utils import logging
 
 
 logger = logging.get_logger(__name__)
+
+# Beyond any model: larger values are mistakes, and would fill the memory or take forever.
+LARGEST_DEPTH, LARGEST_SIZE = 10_000, 10_000_000
 
 COMMON_FIELDS = (
     "hidden_act",
@@ -55,7 +61,20 @@ def grid_of(config: PreTrainedConfig) -> tuple[int, int]:
 
 
 def check_counts(config: PreTrainedConfig, *names: str):
-    """Raise `ValueError` for the first of the named fields that is below 1."""
+    """
+    Raise `ValueError` for the first of the named fields that is below 1, and for values that no model has: a number
+    that is not finite, an unknown activation, or a size that would fill any memory.
+    """
+    for name in config.__dataclass_fields__:
+        value = getattr(config, name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value}")
+        largest = LARGEST_DEPTH if "layers" in name or name == "depths" else LARGEST_SIZE
+        for size in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(size, int) and size > largest:
+                raise ValueError(f"{name} must be at most {largest}, got {size}")
+    if getattr(config, "hidden_act", None) not in ACT2FN and hasattr(config, "hidden_act"):
+        raise ValueError(f"hidden_act must be one of {', '.join(ACT2FN)}, got {config.hidden_act!r}")
     for name in names:
         if getattr(config, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")

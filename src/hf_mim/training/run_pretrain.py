@@ -27,6 +27,7 @@ from ..evaluation.features import raw_pixel_features
 from ..evaluation.knn import knn_accuracy, used_neighbors
 from ..methods import find_method
 from ..utils.console import run as run_command
+from ..utils.loading import find_source
 from ..utils.run_lock import run_lock
 from .arguments import MIMTrainingArguments
 from .callbacks.checkpoint_uploads import check_access, upload_result
@@ -105,6 +106,10 @@ def parse_arguments(argv: list[str]) -> PretrainRun:
     overrides = recipe.get("config_overrides")
     if overrides and model_args.config_overrides != overrides:
         model_args.config_overrides = ",".join(filter(None, (overrides, model_args.config_overrides)))
+    names = vars(args) | {"model_name_or_path": model_args.model_name_or_path}
+    for name in ("model_name_or_path", "teacher_model_name_or_path", "tokenizer_name_or_path"):
+        if names.get(name) is not None:
+            find_source(names[name], f"--{name}", model_args.token)
     checkpoint = args.resume_from_checkpoint
     if checkpoint not in (None, "latest") and not os.path.isdir(checkpoint):
         raise ValueError(f"resume_from_checkpoint must be 'latest' or a checkpoint, there is no folder {checkpoint}")

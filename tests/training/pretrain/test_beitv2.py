@@ -332,7 +332,7 @@ def test_half_precision_and_checkpointed_activations(method, pictures, tmp_path)
         (
             "vqkd",
             ("--teacher_model_name_or_path", "runs/old/nowhere"),
-            "teacher_model_name_or_path runs/old/nowhere: no such",
+            "nowhere: there is no such folder; --teacher_model_name",
         ),
         ("vqkd", ("--teacher_feature", "projected"), "has no projection"),
         ("vqkd", ("--eval_on_start", "true"), "a new tokenizer has no codebook before its first step"),
@@ -343,7 +343,7 @@ def test_half_precision_and_checkpointed_activations(method, pictures, tmp_path)
         (
             "beitv2",
             ("--tokenizer_name_or_path", "runs/old/nowhere"),
-            "tokenizer_name_or_path runs/old/nowhere: no such folder",
+            "nowhere: there is no such folder; --tokenizer_name_or",
         ),
         (
             "beitv2",

@@ -219,8 +219,6 @@ def dbot_sizes(weights: Mapping[str, Tensor], name: str, num_attention_heads: in
     }
     if blocks:
         sizes["intermediate_size"] = needed(weights, "blocks.0.mlp.fc1.weight", 2, name).shape[0]
-    grid = checked_config(DBotConfig, sizes, overrides).grid_size
-    sizes["trainable_position_embeddings"] = "head.weight" in weights or not is_sincos(table, grid)
     if "head.weight" in weights:
         sizes["num_labels"] = needed(weights, "head.weight", 2, name).shape[0]
     if "decoder_embed.weight" in weights:
@@ -236,4 +234,7 @@ def dbot_sizes(weights: Mapping[str, Tensor], name: str, num_attention_heads: in
                 f"{name}: its decoder is {decoder_width} wide, and the published ones 512: give "
                 "decoder_num_attention_heads, which the weights do not tell"
             )
+    # With all sizes of the file: a default may contradict an override.
+    grid = checked_config(DBotConfig, sizes, overrides).grid_size
+    sizes["trainable_position_embeddings"] = "head.weight" in weights or not is_sincos(table, grid)
     return sizes

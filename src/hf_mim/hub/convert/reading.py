@@ -1,10 +1,12 @@
 """Read checkpoint files of the original implementations without running code from pickles."""
 
 import argparse
+import io
 import pickle
 import re
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +61,15 @@ class _Unneeded:
         pass
 
 
+# Bytes per element of the storages of torch.
+STORAGE_BYTES = {
+    **dict.fromkeys(("DoubleStorage", "LongStorage", "ComplexFloatStorage"), 8),
+    **dict.fromkeys(("FloatStorage", "IntStorage"), 4),
+    **dict.fromkeys(("HalfStorage", "BFloat16Storage", "ShortStorage"), 2),
+    **dict.fromkeys(("ByteStorage", "CharStorage", "BoolStorage"), 1),
+    "ComplexDoubleStorage": 16,
+}
+
 # Everything that a pickle may reference besides tensors and containers. Learning rates are NumPy scalars because the
 # original schedules are NumPy arrays (`main_ibot.py`); NumPy 1 and 2 name the scalar constructor differently.
 ALLOWED: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
@@ -92,12 +103,19 @@ def read_official(source: str | Path | Mapping) -> OfficialCheckpoint:
     path = Path(source).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"{source}: no such file")
+    if not path.is_dir() and not path.is_file():
+        raise ValueError(f"{source} is a pipe or a device, which may never end: pass a regular file")
     if path.is_dir():
         raise ValueError(f"{source} is a folder: pass the checkpoint file (a folder of hf_mim needs no conversion)")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path.name} holds a {type(content).__name__}, not a checkpoint, which is a dict of tensors")
-    return _unpacked(content, path.name)
+    checkpoint = _unpacked(content, path.name)
+    for network in checkpoint.networks.values():
+        for key, tensor in network.items():
+            if tensor.is_meta:
+                raise ValueError(f"{path.name}: {key} is without values (meta), plain tensors are wanted")
+    return checkpoint
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -131,7 +149,12 @@ def _read_pickle(path: Path) -> Any:
         with torch.serialization.safe_globals(ALLOWED), warnings.catch_warnings():
             # Warnings about the pickle protocol and about TypedStorage are of no use here.
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        if is_zip:
+            _check_storages(path)
+        return content
+    except CutStorageError as error:
+        raise ValueError(f"{path.name} is damaged: {error}: {_again(path)}") from error
     except pickle.UnpicklingError as error:
         if named := re.search(r"GLOBAL (\S+)", str(error)):
             raise ValueError(
@@ -146,6 +169,49 @@ def _read_pickle(path: Path) -> Any:
         raise ValueError(f"{path.name} is not a checkpoint, or is damaged: torch.load cannot read it") from error
     except Exception as error:  # a damaged file can make the unpickler raise anything
         raise ValueError(f"{path.name} is not a checkpoint, or is damaged: torch.load cannot read it") from error
+
+
+class CutStorageError(ValueError):
+    """A tensor needs more bytes than its record in the file has."""
+
+
+class _Storages(pickle.Unpickler):
+    """Collects the storages that the pickle of a checkpoint refers to. Of its objects, nothing is built or run."""
+
+    def __init__(self, file: Any):
+        super().__init__(file)
+        self.bytes: dict[str, int] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name in ("OrderedDict", "dict") and module in ("collections", "builtins", "__builtin__"):
+            return OrderedDict
+        return type(name, (_Unneeded,), {})
+
+    def persistent_load(self, reference: Any) -> Any:
+        _, kind, key, _, count = reference
+        size = 1 if kind.__name__ == "UntypedStorage" else STORAGE_BYTES.get(kind.__name__, 1)
+        self.bytes[str(key)] = max(self.bytes.get(str(key), 0), int(count) * size)
+        return _Unneeded()
+
+
+def _check_storages(path: Path) -> None:
+    """
+    Compare the storages that a file of `torch.save` refers to with its records, which `torch.load` does not do: it
+    would read the bytes of the next record.
+
+    Raises:
+        CutStorageError: If a record is too short.
+    """
+    with zipfile.ZipFile(path) as archive:
+        sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+        pickled = next(name for name in sizes if name.endswith("/data.pkl") or name == "data.pkl")
+        reader = _Storages(io.BytesIO(archive.read(pickled)))
+        reader.load()
+    folder = pickled.removesuffix("data.pkl")
+    for key, wanted in reader.bytes.items():
+        found = sizes.get(f"{folder}data/{key}", 0)
+        if found < wanted:
+            raise CutStorageError(f"the record data/{key} has {found} bytes, and its tensors need {wanted}")
 
 
 def _unpacked(content: Mapping, name: str) -> OfficialCheckpoint:
@@ -168,7 +234,11 @@ def _unpacked(content: Mapping, name: str) -> OfficialCheckpoint:
             return OfficialCheckpoint(name, {"model": _state_dict(content, name)})
         taken.add(entry)
         inner = content[entry]
+        seen = {id(content)}
         while len(inner) == 1 and isinstance(next(iter(inner.values())), Mapping):
+            if id(inner) in seen:
+                raise ValueError(f"{name} holds a dict that contains itself, and no state dict")
+            seen.add(id(inner))
             inner = next(iter(inner.values()))
         networks = {"model": inner}
     for key, value in content.items():
@@ -196,11 +266,16 @@ def _centers(content: Any, name: str) -> dict[str, Tensor]:
 
 
 def _holds_tensors(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(map(_holds_tensors, value.values()))
-    if isinstance(value, (list, tuple)):
-        return any(map(_holds_tensors, value))
-    return isinstance(value, Tensor)
+    # Without recursion: the containers of a file may be nested deeply, and contain themselves.
+    stack, seen = [value], set()
+    while stack:
+        value = stack.pop()
+        if isinstance(value, Tensor):
+            return True
+        if isinstance(value, (Mapping, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            stack += value.values() if isinstance(value, Mapping) else value
+    return False
 
 
 def _state_dict(weights: Mapping, name: str) -> dict[str, Tensor]:
@@ -210,6 +285,9 @@ def _state_dict(weights: Mapping, name: str) -> dict[str, Tensor]:
     for key, value in weights.items():
         if not (isinstance(key, str) and isinstance(value, Tensor)):
             raise ValueError(f"{name} is not a checkpoint of tensors: {key!r} is a {type(value).__name__}")
+        if value.layout != torch.strided or value.is_quantized:
+            kind = "quantized" if value.is_quantized else "sparse"
+            raise ValueError(f"{name}: {key} is {kind}, plain tensors are wanted")
     bare = {key: _unwrapped(key, WRAPPERS) for key in weights}
     # A tokenizer has other parts besides its encoder, so the prefix is needed there.
     if not any(inner.startswith(("decoder.", "quantize.")) for inner in bare.values()):

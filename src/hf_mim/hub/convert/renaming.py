@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...utils.config_overrides import check_overrides
+from ...utils.loading import check_depth, describe_not_finite
 
 
 Config = TypeVar("Config", bound=PreTrainedConfig)
@@ -161,6 +162,7 @@ def checked_config(config_class: type[Config], fields: Mapping[str, Any], overri
         ValueError: As [`check_overrides`], or if sizes do not fit together.
     """
     overrides = check_overrides(overrides, config_class)
+    check_depth(overrides)
     try:
         config = config_class(**{**fields, **overrides})
     except StrictDataclassError as error:
@@ -195,8 +197,8 @@ def load_strictly(
         **options: Further arguments of the class.
 
     Raises:
-        ValueError: If a tensor is missing, left over, has the wrong shape or is not of a floating-point type; the
-            message names it.
+        ValueError: If a tensor is missing, left over, has the wrong shape, is not of a floating-point type or not
+            finite in float32; the message names it.
     """
     with torch.device("meta"):
         model = model_class(config, **options)
@@ -221,6 +223,13 @@ def load_strictly(
         name: tensor.detach().to(expected[name].dtype, copy=True, memory_format=torch.contiguous_format)
         for name, tensor in weights.items()
     }
+    for name, tensor in owned.items():
+        # Without values, only names and shapes are converted.
+        if tensor.is_floating_point() and not tensor.is_meta and not tensor.isfinite().all():
+            found = describe_not_finite(tensor)
+            if weights[name].isfinite().all():
+                found = "values beyond the range of float32"
+            raise ValueError(f"{source_name}: {official_name(name)} holds {found}: the run that wrote it had diverged")
     model.load_state_dict(owned, strict=True, assign=True)
     return model.eval()
 

@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, PreTrainedModel
+from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ...data.images import keep_value_range
 from ...utils.config_overrides import check_overrides, parse_overrides
 from ...utils.console import first_line
-from ...utils.loading import check_complete
+from ...utils.loading import check_complete, check_depth, check_finite, load_config
 from ..teachers import FeatureTeacher, load_teacher
 from .options import DataArguments, ModelArguments
 
@@ -103,7 +103,7 @@ def pretraining_config(
     if args.model_name_or_path is None:
         return _checked(config_class, fixed | overrides)
 
-    config = AutoConfig.from_pretrained(args.model_name_or_path, **args.hub_options)
+    config: Any = load_config(args.model_name_or_path, **args.hub_options)
     classes = (config_class,) if native_class is None else (config_class, native_class)
     if not isinstance(config, classes):
         raise ValueError(
@@ -128,6 +128,7 @@ def pretraining_config(
 
 
 def _checked(config_class: type[ConfigT], fields: dict[str, Any]) -> ConfigT:
+    check_depth(fields)
     try:
         return config_class(**fields)
     except StrictDataclassError as error:
@@ -165,6 +166,7 @@ def load_for_pretraining(args: ModelArguments, config: PreTrainedConfig, model_c
     model, info = loaded
     needed = [name for name in model.state_dict() if name.startswith(prefix)] or list(model.state_dict())
     check_complete(source, set(info["missing_keys"]) & set(needed), unused=("mask_token",))
+    check_finite(source, model)
     return model.float()
 
 
