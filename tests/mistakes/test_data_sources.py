@@ -1,5 +1,6 @@
 """Sources of images that cannot be used, or only in part, through the real command line."""
 
+import datetime
 import io
 import json
 import os
@@ -7,6 +8,8 @@ import tarfile
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -32,6 +35,24 @@ def flat(root):
     (root / "a.png").write_bytes(png())
 
 
+def no_rows(root):
+    pq.write_table(pa.table({"image": pa.array([], pa.struct({"bytes": pa.binary()}))}), root / "train.parquet")
+
+
+def tar_with_lists(root):
+    write_tar(root / "a.tar", {"0.png": png(), "0.json": b'{"kind": [1, 2]}'})
+
+
+def row_with_null_byte(root):
+    pq.write_table(pa.table({"image": [{"bytes": None, "path": "a\0.png"}]}), root / "train.parquet")
+
+
+def class_folders(root):
+    for name in ("ants", "bees"):
+        (root / name).mkdir()
+        (root / name / "a.png").write_bytes(png())
+
+
 def empty_tar(root):
     (root / "a.tar").write_bytes(b"")
 
@@ -47,6 +68,10 @@ def cut_tar(root):
 
 def tar_without_pictures(root):
     write_tar(root / "a.tar", {"0.txt": b"cat", "0.json": b"{}"})
+
+
+def tar_without_samples(root):
+    write_tar(root / "a.tar", {"README": b"no extension"})
 
 
 def tar_with_a_name_twice(root):
@@ -129,6 +154,21 @@ SOURCES = [
     (cut_tar, (), "a.tar: not a readable tar (unexpected end of data)"),
     (tar_without_pictures, (), "a.tar: no picture in the tar, only json, txt"),
     (tar_with_a_name_twice, (), "a.tar: 0.png is in the tar twice"),
+    (tar_without_samples, (), "a.tar: no picture in the tar, which has no files of samples"),
+    (
+        tar_with_lists,
+        ("--label_column_name", "kind"),
+        "'kind' cannot be the labels: it holds several values per image",
+    ),
+    (tar_with_lists, ("--label_column_name", "x"), "the columns and the keys of .json are ['image', 'kind']"),
+    (
+        tar_with_lists,
+        ("--image_column_name", "jpg"),
+        "image_column_name 'jpg' does not exist; the pictures are ['png']",
+    ),
+    (no_rows, (), " is empty: its parquet files have no rows"),
+    (row_with_null_byte, (), "names the file 'a\\x00.png', which is not in "),
+    (class_folders, ("--label_column_name", "kind"), "'kind' does not exist; the columns are ['image', 'label']"),
     (broken_json, (), "the .json of a sample cannot be read: "),
     (no_parquet, (), "cannot be read: "),
     (private_row, (), "names the file /etc/hostname, which is not in "),
@@ -222,6 +262,9 @@ def test_labels_of_tables(tmp_path, values, column):
         ([2.0, 5.0, None, 2.0], [2, 5, None, 2]),
         ([2**63 - 1, 5, 5, 5], [2**63 - 1, 5, 5, 5]),
         (["a", "", None, "b "], ["a", None, None, "b"]),
+        (["-1", "0", "1", "0"], [-1, 0, 1, 0]),
+        (["1.0", "2.0", "1.0", "2.0"], [1, 2, 1, 2]),
+        ([f"class {number % 8}" for number in range(12)], [f"class {number % 8}" for number in range(12)]),
     ],
 )
 def test_kinds_of_labels(tmp_path, values, labels):
@@ -234,6 +277,12 @@ def test_kinds_of_labels(tmp_path, values, labels):
     ("values", "reason"),
     [
         ([0.5, 1.0, 2.0], "it holds numbers that are not whole, such as 0.5"),
+        ([1.0, float("inf"), 2.0], "it holds numbers that are not whole, such as inf"),
+        ([1.0, 1e30, 2.0], "it holds numbers that are not whole, such as 1e+30"),
+        (["0.5", "1.5", "0.5"], "it holds numbers that are not whole, such as 0.5"),
+        ([None, None, None], "it is empty"),
+        ([b"a", b"b", b"a"], "it holds binary, and labels are whole numbers or words"),
+        ([datetime.date(2026, 1, 1)] * 3, "it holds date32, and labels are whole numbers or words"),
         ([[1], [2], [1, 2]], "it holds several values per image; k-NN needs one whole number or word"),
         ([{"a": 1}, {"a": 2}, {"a": 3}], "it holds records; k-NN needs one whole number or word per image"),
         ([f"a photo of {n} cats" for n in range(9)], "it holds 9 different texts for 9 images"),
@@ -257,6 +306,10 @@ def test_what_is_not_taken_for_labels(tmp_path, capsys, values, reason):
         ({"json": ['{"label": 4}', '{"label": 5}', "{}", '{"label": 4}']}, {}, [4, 5, None, 4]),
         ({"json": ['{"kind": "x"}'] * 4}, {}, []),
         ({"json": ['{"kind": "x"}'] * 4}, {"label_column_name": "kind"}, ["x"] * 4),
+        ({"json": ["4", "5", "5", "4"]}, {}, [4, 5, 5, 4]),
+        ({"json": ['"x"', '"y"', '"x"', "null"]}, {}, ["x", "y", "x", None]),
+        ({"json": ['{"label": 2.0}'] * 4}, {}, [2] * 4),
+        ({"json": ['{"label": true}'] * 4}, {}, ["true"] * 4),
         ({"cls": ["1"] * 4, "txt": ["one"] * 4}, {}, [1] * 4),
         ({"cls": ["1"] * 4, "txt": ["one"] * 4}, {"label_column_name": "txt"}, ["one"] * 4),
     ],
@@ -269,6 +322,107 @@ def test_labels_of_tars(tmp_path, fields, options, labels):
     write_tar(tmp_path / "train.tar", members)
     found, _ = labels_of(tmp_path, **options)
     assert found == labels
+
+
+def test_pictures_of_tars(tmp_path):
+    """Of several pictures of a sample, that without a second extension is read, or the one that is named."""
+    from hf_mim import load_image_dataset
+
+    path = tmp_path / "a.tar"
+    write_tar(path, {"0.mask.png": png(1), "0.png": png(2)})
+    notes: list[str] = []
+    dataset = load_image_dataset(data_dir=str(path), notes=notes)
+    assert dataset[0]["image"]["bytes"] == png(2)
+    assert notes == [
+        f"samples of {path} have several pictures (mask.png, png), of which png is read; image_column_name chooses one"
+    ]
+    notes.clear()
+    for name, value in (("mask.png", 1), ("png", 2)):
+        dataset = load_image_dataset(data_dir=str(path), image_column_name=name, notes=notes)
+        assert dataset.column_names == ["image"] and dataset[0]["image"]["bytes"] == png(value)
+    assert notes == []
+
+
+def test_labels_that_only_a_later_shard_has(tmp_path):
+    write_tar(tmp_path / "a.tar", {"0.png": png()})
+    write_tar(tmp_path / "b.tar", {"1.png": png(), "1.cls": b"cat"})
+    assert labels_of(tmp_path) == ([None, "cat"], [])
+
+
+def test_folders_in_a_tar_are_said_to_be_no_classes(tmp_path):
+    write_tar(tmp_path / "a.tar", {"ants/0.png": png(), "bees/1.png": png()})
+    labels, [line] = labels_of(tmp_path)
+    assert labels == [] and line.startswith(f"no labels: the folders in {tmp_path}/a.tar are not taken for classes; ")
+
+
+@pytest.mark.parametrize("kind", ["dictionary", "large_string", "string_view", "float16"])
+def test_types_of_columns_that_other_programs_write(tmp_path, kind):
+    words = pa.array(["b", "a", "b"])
+    values = {
+        "dictionary": words.dictionary_encode(),
+        "large_string": words.cast(pa.large_string()),
+        "string_view": words.cast(pa.string_view()),
+        "float16": pa.array(np.array([2, 1, 2], np.float16)),
+    }[kind]
+    images = pa.array([{"bytes": png(), "path": None}] * 3)
+    pq.write_table(pa.table({"image": images, "Label": values}), tmp_path / "train.parquet")
+    assert labels_of(tmp_path)[0] == ([2, 1, 2] if kind == "float16" else ["b", "a", "b"])
+
+
+def test_a_class_number_without_a_name(tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    rows = {"image": [{"bytes": png(), "path": None}] * 3, "label": [0, 1, 0]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    table = pq.read_table(tmp_path / "train.parquet")
+    wrong = table.set_column(1, "label", pa.array([0, 1, 7])).replace_schema_metadata(table.schema.metadata)
+    pq.write_table(wrong, tmp_path / "train.parquet")
+    reason = "it holds the class number 7, but has the names of 2 classes"
+    assert labels_of(tmp_path) == ([], [f"column 'label' is not taken for labels: {reason}"])
+
+
+def test_columns_that_might_be_labels_are_named(tmp_path):
+    rows = [{"image": {"bytes": png(), "path": None}, "species": "a", "size": 3, "box": [1, 2]}] * 3
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
+    assert labels_of(tmp_path) == ([], ["no labels: species, size might be them; label_column_name chooses one"])
+
+
+def test_a_table_without_rows_beside_others(tmp_path):
+    rows = datasets.Dataset.from_list([{"image": {"bytes": png(), "path": None}, "label": 3}] * 2)
+    rows.to_parquet(tmp_path / "a.parquet")
+    rows.select([]).to_parquet(tmp_path / "b.parquet")
+    assert labels_of(tmp_path) == ([3, 3], [f"left out: 1 parquet files without rows, such as {tmp_path}/b.parquet"])
+
+
+def test_metadata_beside_the_folders_of_splits(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "a.png").write_bytes(png())
+    (tmp_path / "metadata.jsonl").write_text(
+        '\ufeff{"file_name": "train/a.png", "label": "x"}\n{"file_name": "test/a.png", "label": "y"}\n'
+    )
+    assert labels_of(tmp_path) == (["x"], []) and labels_of(tmp_path, split="test") == (["y"], [])
+
+
+def test_metadata_goes_before_class_folders(tmp_path):
+    class_folders(tmp_path)
+    (tmp_path / "metadata.csv").write_text("file_name,label\nants/a.png,x\nbees/a.png,y\n")
+    line = "the labels come from metadata.csv, not from the names of the folders"
+    assert labels_of(tmp_path) == (["x", "y"], [line])
+    (tmp_path / "metadata.csv").write_text("file_name,text\nants/a.png,x\nbees/a.png,y\n")
+    assert labels_of(tmp_path) == (["ants", "bees"], [])
+
+
+def test_folders_that_are_no_classes_hidden_or_empty_are_said(tmp_path):
+    for name in ("a.png", "b.png", ".c.png", "._a.png", ".DS_Store"):
+        (tmp_path / name).write_bytes(png())
+    for name in ("thumbs", ".old", "later"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "thumbs" / "a.png").write_bytes(png())
+    labels, notes = labels_of(tmp_path)
+    assert labels == [] and len(notes) == 3
+    assert notes[0] == f"left out: 1 empty folders, such as {tmp_path}/later"
+    assert notes[1].startswith("left out: 2 files or folders with hidden names, such as ")
+    assert notes[2].startswith("no labels: the sub-folders thumbs are not taken for classes, because more images lie ")
 
 
 def test_labels_of_metadata(tmp_path):

@@ -31,7 +31,8 @@ class Files:
         others (`Counter`): Number of files with an extension that is not read, by extension.
         special (`list[str]`): Pipes, sockets and devices, which are not opened.
         repeated (`list[str]`): Links to folders that were read already.
-        hidden (`int`): Number of files and folders whose names start with a dot.
+        hidden (`list[str]`): Folders, images and shards whose names start with a dot.
+        empty (`list[str]`): Folders without anything in them.
     """
 
     root: str
@@ -40,7 +41,8 @@ class Files:
     others: Counter[str] = field(default_factory=Counter)
     special: list[str] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)
-    hidden: int = 0
+    hidden: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
 
     def add(self, path: str) -> None:
         """Add a regular file."""
@@ -85,6 +87,9 @@ class Files:
             lines.append(f"left out: {sum(others.values())} files that are no images ({counts})")
         if self.special:
             lines.append(f"left out: {len(self.special)} pipes or devices, such as {ascii_path(self.special[0])}")
+        for what, paths in (("empty folders", self.empty), ("files or folders with hidden names", self.hidden)):
+            if paths:
+                lines.append(f"left out: {len(paths)} {what}, such as {ascii_path(paths[0])}")
         if self.repeated:
             lines.append(
                 f"left out: {len(self.repeated)} links to folders that are read anyway, such as "
@@ -114,9 +119,14 @@ def find_files(root: str) -> Files:
         read.add((status.st_dev, status.st_ino))
         with os.scandir(path) as entries:
             # In reverse, so that the first one is on top of the stack.
-            for entry in sorted(entries, key=lambda entry: entry.name, reverse=True):
+            in_order = sorted(entries, key=lambda entry: entry.name, reverse=True)
+            if not in_order and path != root:
+                found.empty.append(path)
+            for entry in in_order:
                 if entry.name.startswith("."):
-                    found.hidden += 1
+                    # macOS writes ._NAME beside every file of some disks.
+                    if not entry.name.startswith("._") and (kind_of(entry.name) or entry.is_dir()):
+                        found.hidden.append(entry.path)
                 elif entry.is_dir():
                     stack.append((entry.path, True))
                 elif entry.is_file() or not os.path.exists(entry.path):
@@ -167,7 +177,7 @@ def split_folders(files: Files, split: str) -> tuple[dict[str, str], list[str]]:
             raise ValueError(
                 f"{files.root}: the sub-folders {', '.join(words)} name splits, but {_some(others)} beside them "
                 f"{'does' if len(others) == 1 else 'do'} not: give the folder of one split, such as "
-                f"{os.path.join(files.root, words[0])}, or rename the others"
+                f"{os.path.join(files.root, words[0])}, or, if all of them are classes, rename {', '.join(words)}"
             )
         return {}, [f"the sub-folder {words[0]} is no split, because {_some(others)} beside it names none"]
     found: dict[str, str] = {}

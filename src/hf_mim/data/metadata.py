@@ -3,7 +3,7 @@
 import csv
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import pyarrow as pa
@@ -14,20 +14,22 @@ from .folders import ascii_path
 FILE_COLUMN = "file_name"
 
 
-def read_metadata(paths: Sequence[str], members: Sequence[str], notes: list[str]) -> dict[str, pa.Array]:
+def read_metadata(
+    paths: Sequence[str], members: Sequence[str], known: Set[str], notes: list[str]
+) -> dict[str, pa.Array]:
     """
     Return the columns of metadata files, one value for each image.
 
     Args:
         paths (`Sequence[str]`): The metadata files. Their column `file_name` counts from their own folder.
         members (`Sequence[str]`): Absolute paths of the images.
+        known (`Set[str]`): Those of all splits, which a file may describe as well.
         notes (`list[str]`): A line about images that no file describes is appended.
 
     Raises:
         ValueError: If a file is not CSV or JSON lines, has no column `file_name`, or names a file that is not among
             the images, or one of them twice.
     """
-    known = set(members)
     rows: dict[str, dict[str, Any]] = {}
     columns: dict[str, None] = {}
     for path in paths:
@@ -56,8 +58,8 @@ def read_metadata(paths: Sequence[str], members: Sequence[str], notes: list[str]
         values = [rows.get(file, {}).get(column) for file in members]
         try:
             found[column] = pa.array(values)
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
-            # Words and numbers in one column.
+        except (pa.ArrowException, OverflowError):
+            # Words and numbers in one column, or numbers beyond 64 bits.
             found[column] = pa.array([None if value is None else str(value) for value in values])
     return found
 
@@ -71,7 +73,7 @@ def _records(path: str) -> list[dict[str, Any]]:
                     {name: value or None for name, value in record.items() if name} for record in csv.DictReader(file)
                 ]
         else:
-            with open(path, encoding="utf-8") as file:
+            with open(path, encoding="utf-8-sig") as file:
                 records = [json.loads(line) for line in file if line.strip()]
     except (ValueError, csv.Error, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}") from error

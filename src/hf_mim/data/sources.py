@@ -2,17 +2,20 @@
 
 import dataclasses
 import glob
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
-from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Value, load_dataset
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from ..utils.console import first_line
 from ..utils.loading import check_on_hub, looks_like_path
+from .columns import features_of, find_image_column, find_label_column, keep_image_and_label
 from .folders import (
     SPLIT_WORDS,
     Files,
@@ -23,18 +26,19 @@ from .folders import (
     group_by_split,
     split_folders,
 )
-from .labels import LABEL_COLUMNS, json_labels, label_problem, text_labels, to_classes
+from .labels import LABEL_COLUMNS, some
 from .metadata import read_metadata
 from .photo_tiles import load_photo_tiles
 from .table_paths import AllowedPaths, fetch, resolve_paths
 from .tars import load_tars
 
 
-IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "images", "picture", "photo")
 FOLDER_BUILDERS = ("imagefolder", "parquet", "webdataset")
 
 # Number of shards of a folder that is read as a stream; each data-loading process takes its share of them.
 STREAM_SHARDS = 64
+# Parquet files of fewer bytes may have no rows.
+MAX_HEADER = 2**17
 
 
 def load_image_dataset(
@@ -49,6 +53,7 @@ def load_image_dataset(
     token: str | None = None,
     revision: str | None = None,
     outside_paths: bool = False,
+    known_classes: Set[str] = frozenset(),
     notes: list[str] | None = None,
 ) -> Dataset | IterableDataset:
     """
@@ -84,6 +89,8 @@ def load_image_dataset(
             Words are no labels of a stream, because nobody knows all of them.
         cache_dir, token, revision (`str`, *optional*): As for `datasets.load_dataset`.
         outside_paths (`bool`, defaults to `False`): Allow tables to name files outside of their dataset's folder.
+        known_classes (`Set[str]`): Words that are classes of another split. A column of texts that are all different
+            is taken for labels if it holds one of them.
         notes (`list[str]`, *optional*): Lines about what is left out are appended, and where the labels come from.
 
     Returns:
@@ -132,7 +139,7 @@ def load_image_dataset(
         # The paths come from a listing of the files, not from a table.
         paths = paths and dataclasses.replace(paths, everything=True)
     source = data_dir or dataset_name or ""
-    dataset = _keep_image_and_label(dataset, image_column_name, label_column_name, source, notes)
+    dataset = keep_image_and_label(dataset, image_column_name, label_column_name, known_classes, source, notes)
     if isinstance(dataset, Dataset):
         return dataset if paths is None else resolve_paths(dataset, paths, source)
     # Streamed folders and archives of the Hub yield URLs instead of bytes.
@@ -166,6 +173,8 @@ def _load_files(
         splits, lines = split_folders(found, split)
         notes += lines
         files = found.inside(_pick(splits, split, data_dir)) if splits else found
+        # A metadata file beside the folders of splits describes all of them.
+        files.metadata = [file for file in found.metadata if os.path.dirname(file) == path or file in files.metadata]
     else:
         names = [path] if os.path.exists(path) else sorted(glob.glob(path, recursive=True))
         if not names:
@@ -188,19 +197,32 @@ def _load_files(
         members = _pick({"train": members} if kind == "image" else group_by_split(members, split), split, data_dir)
     if kind == "image":
         parts = [found.inside(folder) for folder in splits.values()] or [found]
-        dataset = _image_files(members, files, parts, label_column, notes)
+        known = set(found.data["image"])
+        dataset = _image_files(members, files, parts, known, label_column, notes)
         return _stream(dataset) if streaming else dataset
     if kind == "tar":
-        return _load_tars(members, streaming, cache_dir)
+        return _load_tars(members, image_column, streaming, cache_dir, notes)
+    empty = [file for file in members if _has_no_rows(file)]
+    if len(empty) == len(members):
+        raise ValueError(f"split {split!r} of {data_dir} is empty: its parquet files have no rows")
+    if empty:
+        notes.append(f"left out: {len(empty)} parquet files without rows, such as {ascii_path(empty[0])}")
     # These are names, not patterns, even if they contain brackets.
-    members = [glob.escape(file) for file in members]
+    members = [glob.escape(file) for file in members if file not in empty]
     prepare = partial(_prepare, data_dir, "parquet", data_files=members, split="train", cache_dir=cache_dir)
     if not streaming:
         # Preparing large shards takes long; a stream reports wrong columns at once.
-        features = _features(prepare(streaming=True))
-        _find_image_column(features, image_column)
-        _find_label_column(features, label_column, [])
+        features = features_of(prepare(streaming=True))
+        find_label_column(features, label_column, find_image_column(features, image_column), [])
     return prepare(streaming=streaming)
+
+
+def _has_no_rows(file: str) -> bool:
+    """Return whether a parquet file is only a header, with which the loader of `datasets` fails."""
+    try:
+        return os.path.getsize(file) < MAX_HEADER and pq.read_metadata(file).num_rows == 0
+    except (OSError, pa.ArrowException):
+        return False  # the loader says what is wrong with it
 
 
 def _no_images(files: Files, found: Files, data_dir: str) -> str:
@@ -209,15 +231,21 @@ def _no_images(files: Files, found: Files, data_dir: str) -> str:
     return message + (f" ({'; '.join(reasons)})" if reasons else "")
 
 
-def _load_tars(members: list[str], streaming: bool, cache_dir: str | None) -> Dataset | IterableDataset:
+def _load_tars(
+    members: list[str], image_field: str | None, streaming: bool, cache_dir: str | None, notes: list[str]
+) -> Dataset | IterableDataset:
     try:
-        return load_tars(members, streaming, cache_dir)
+        return load_tars(members, image_field, streaming, cache_dir, notes)
     except DatasetGenerationError as error:
         raise ValueError(first_line(error.__cause__ or error)) from error
 
 
 def _prepare(source: str, name: str, config: str | None = None, **options: Any) -> Dataset | IterableDataset:
+    # It logs damaged files, for which an error follows.
+    log = logging.getLogger("datasets")
+    level = log.level
     try:
+        log.setLevel(logging.CRITICAL)
         return load_dataset(name, config, **options)
     except DatasetGenerationError as error:
         raise ValueError(f"{source} cannot be read: {first_line(error.__cause__ or error)}") from error
@@ -227,10 +255,17 @@ def _prepare(source: str, name: str, config: str | None = None, **options: Any) 
         if "corresponds to no data" not in str(error):
             raise
         raise ValueError(f"split {options['split']!r} of {source} is empty") from error
+    finally:
+        log.setLevel(level)
 
 
 def _image_files(
-    members: list[str], files: Files, parts: Sequence[Files], label_column: str | None, notes: list[str]
+    members: list[str],
+    files: Files,
+    parts: Sequence[Files],
+    known: set[str],
+    label_column: str | None,
+    notes: list[str],
 ) -> Dataset:
     """Return a dataset of image files with the columns of their metadata, or with the classes of their folders."""
     try:
@@ -241,17 +276,27 @@ def _image_files(
     features: dict[str, Any] = {"image": Image(decode=False)}
     dataset = Dataset.from_dict(columns, features=Features(features))
     if files.metadata:
-        for name, values in read_metadata(files.metadata, members, notes).items():
+        for name, values in read_metadata(files.metadata, members, known, notes).items():
             if name != "image":
                 dataset = dataset.add_column(name, values)
-        if label_column is not None or any(name in dataset.column_names for name in LABEL_COLUMNS):
+        usual = any(name.lower() in LABEL_COLUMNS for name in dataset.column_names)
+        if usual or label_column in dataset.column_names:
+            if class_folders(files):
+                notes.append(
+                    f"the labels come from {os.path.basename(files.metadata[0])}, not from the names of the folders"
+                )
             return dataset
-    if label_column not in (None, "label") or not class_folders(files):
+    folders, beside = files.top(["image"])
+    if not class_folders(files):
+        if folders:
+            notes.append(
+                f"no labels: the sub-folders {some(folders)} are not taken for classes, because more images lie "
+                "beside them than in them"
+            )
         return dataset
     names = sorted({name for part in parts for name in class_folders(part)})
     number = {name: index for index, name in enumerate(names)}
     classes = [class_of(file, files.root) for file in members]
-    beside = [file for file, name in zip(members, classes, strict=True) if name is None]
     if beside:
         notes.append(
             f"{len(beside)} images beside the folders of classes have no class, such as {ascii_path(beside[0])}"
@@ -267,112 +312,6 @@ def _pick(splits: dict[str, Any], split: str, source: str) -> Any:
         if name in splits:
             return splits[name]
     raise ValueError(f"{source} has no split {split!r}, only {', '.join(sorted(splits))}")
-
-
-# --------------------------------------------------------------------------- columns
-
-
-def _keep_image_and_label(
-    dataset: Dataset | IterableDataset,
-    image_column: str | None,
-    label_column: str | None,
-    source: str,
-    notes: list[str],
-) -> Dataset | IterableDataset:
-    features = _features(dataset)
-    wanted = label_column
-    image_column = _find_image_column(features, image_column)
-    if isinstance(dataset, Dataset) and "json" in features and (wanted is None or wanted not in features):
-        labels = json_labels(dataset, "json", wanted, source)
-        if labels is not None and (wanted is not None or not any(name in features for name in LABEL_COLUMNS)):
-            dataset, wanted = dataset.remove_columns("json"), "json"
-            dataset = dataset.add_column("json", text_labels(labels))
-            features = dataset.features
-    label_column = _find_label_column(features, wanted, notes)
-    if label_column is not None and isinstance(dataset, Dataset):
-        dataset, problem = to_classes(dataset, label_column, wanted is not None)
-        if problem is not None:
-            if wanted is not None:
-                raise ValueError(f"{source}: label_column_name {label_column!r} cannot be the labels: {problem}")
-            notes.append(f"column {label_column!r} is not taken for labels: {problem}")
-            label_column = None
-    elif label_column is not None:
-        dataset, label_column = _stream_labels(dataset, label_column, notes)
-    dataset = dataset.select_columns([column for column in (image_column, label_column) if column is not None])
-    names = {image_column: "image", label_column: "label"}
-    renamed = {old: new for old, new in names.items() if old is not None and old != new}
-    if renamed:
-        dataset = dataset.rename_columns(renamed)
-    return dataset.cast_column("image", Image(decode=False))
-
-
-def _stream_labels(dataset: IterableDataset, column: str, notes: list[str]) -> tuple[IterableDataset, str | None]:
-    """Return a stream with a column of whole numbers or a `ClassLabel`; without the column if it has neither."""
-    feature = dataset.features[column]
-    if isinstance(feature, ClassLabel) or feature.dtype.startswith(("int", "uint")):
-        return dataset, column
-    first = next(iter(dataset.select_columns([column])), {column: None})[column]
-    if not (isinstance(first, str) and first.strip().isdecimal()):
-        notes.append(f"column {column!r} has words, of which a stream makes no labels")
-        return dataset, None
-    features = Features({**dataset.features, column: Value("int64")})
-    return dataset.map(partial(_to_number, column=column), features=features), column
-
-
-def _to_number(example: dict[str, Any], column: str) -> dict[str, Any]:
-    text = example[column]
-    return {**example, column: None if text is None else int(text)}
-
-
-def _features(dataset: Dataset | IterableDataset) -> Features:
-    return dataset.features if dataset.features is not None else dataset._resolve_features().features
-
-
-def _find_image_column(features: Features, wanted: str | None) -> str:
-    _check_exists(features, "image_column_name", wanted)
-    if wanted is not None:
-        if not _can_hold_images(features[wanted]):
-            raise ValueError(f"image_column_name {wanted!r} holds {features[wanted]}, not images")
-        return wanted
-    candidates = [name for name, feature in features.items() if isinstance(feature, Image)]
-    if len(candidates) == 1:
-        return candidates[0]
-    candidates = candidates or [name for name, feature in features.items() if _can_hold_images(feature)]
-    for name in IMAGE_COLUMNS:
-        if name in candidates:
-            return name
-    raise ValueError(f"cannot guess which column has the images: set image_column_name to one of {list(features)}")
-
-
-def _find_label_column(features: Features, wanted: str | None, notes: list[str]) -> str | None:
-    _check_exists(features, "label_column_name", wanted)
-    if wanted is not None:
-        problem = label_problem(features[wanted])
-        if problem is not None:
-            raise ValueError(f"label_column_name {wanted!r} cannot be the labels: {problem}")
-        return wanted
-    for name in LABEL_COLUMNS:
-        if name in features:
-            problem = label_problem(features[name])
-            if problem is None:
-                return name
-            notes.append(f"column {name!r} is not taken for labels: {problem}")
-    classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    if len(classes) > 1:
-        notes.append(f"no labels: {', '.join(classes)} might be them; label_column_name chooses one")
-    return classes[0] if len(classes) == 1 else None
-
-
-def _check_exists(features: Features, option: str, column: str | None) -> None:
-    if column is not None and column not in features:
-        raise ValueError(f"{option} {column!r} does not exist; the columns are {list(features)}")
-
-
-def _can_hold_images(feature: Any) -> bool:
-    """Return True for encoded bytes, paths of files, or {"bytes", "path"}."""
-    if isinstance(feature, Value):
-        return feature.dtype in ("binary", "large_binary", "string", "large_string")
-    return isinstance(feature, Image) or (isinstance(feature, dict) and {"bytes", "path"} == set(feature))
 
 
 def _stream(dataset: Dataset) -> IterableDataset:

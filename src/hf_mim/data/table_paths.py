@@ -54,6 +54,8 @@ class AllowedPaths:
 
     def resolve(self, path: str) -> str | None:
         """Return the absolute path or address of a file, or None if it is not allowed."""
+        if "\0" in path:
+            return None
         # The last part of a chain such as zip://a.png::images.zip is what is opened first.
         inner, separator, outer = path.rpartition("::")
         if outer.startswith("file://"):

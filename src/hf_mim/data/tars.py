@@ -21,26 +21,54 @@ from .labels import LABEL_COLUMNS
 TEXT_FIELDS = (*LABEL_COLUMNS, "text", "json")
 
 
-def load_tars(paths: Sequence[str], streaming: bool, cache_dir: str | None) -> Dataset | IterableDataset:
+def load_tars(
+    paths: Sequence[str], image_field: str | None, streaming: bool, cache_dir: str | None, notes: list[str]
+) -> Dataset | IterableDataset:
     """
-    Return the samples of shards, with the columns `image` and those of `TEXT_FIELDS` that the first shard has.
+    Return the samples of shards, with the columns `image` (or `image_field`) and those of `TEXT_FIELDS` in them.
 
     Args:
         paths (`Sequence[str]`): Paths of the shards.
-        streaming (`bool`): Read while iterating; the shards are shared among data-loading processes.
+        image_field (`str`, *optional*): Extension of the pictures; None or "image" is any.
+        streaming (`bool`): Read while iterating; the shards are shared among data-loading processes. The fields are
+            those of the first shard.
         cache_dir (`str`, *optional*): Folder for the prepared dataset.
+        notes (`list[str]`): A line about pictures that are left out is appended.
 
     Raises:
         ValueError: If a shard is no tar, is damaged, or has no picture.
     """
-    fields = _fields(paths[0])
-    features = Features({"image": Image(decode=False), **{name: Value("string") for name in fields}})
+    if image_field == "image":
+        image_field = None
+    found, pictures, folders = _fields(paths[0])
+    if not found and len(folders) > 1:
+        notes.append(
+            f"no labels: the folders in {paths[0]} are not taken for classes; unpack it, or give each image NAME.jpg "
+            "a NAME.cls with its class"
+        )
+    if image_field is not None and image_field not in pictures:
+        raise ValueError(f"image_column_name {image_field!r} does not exist; the pictures are {sorted(pictures)}")
+    if image_field is None:
+        several = next((fields for fields in pictures.values() if len(fields) > 1), None)
+        if several is not None:
+            notes.append(
+                f"samples of {paths[0]} have several pictures ({', '.join(several)}), of which {_choose(several)} is "
+                "read; image_column_name chooses one"
+            )
+    fields = found if streaming else TEXT_FIELDS
+    features = Features({image_field or "image": Image(decode=False), **{name: Value("string") for name in fields}})
     # Size and time belong to the identity of the prepared dataset.
     shards = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]
-    options: dict[str, Any] = {"features": features, "gen_kwargs": {"shards": shards, "fields": tuple(fields)}}
+    options: dict[str, Any] = {
+        "features": features,
+        "gen_kwargs": {"shards": shards, "fields": tuple(fields), "image_field": image_field},
+    }
     if streaming:
         return IterableDataset.from_generator(_rows, **options)
-    return Dataset.from_generator(_rows, cache_dir=cache_dir, **options)
+    dataset = Dataset.from_generator(_rows, cache_dir=cache_dir, **options)
+    # A later shard may have what the first one lacks.
+    empty = [name for name in fields if dataset.data.column(name).null_count == len(dataset)]
+    return dataset.remove_columns(empty)
 
 
 def samples(path: str) -> Iterator[dict[str, tuple[str, bytes]]]:
@@ -79,23 +107,42 @@ def samples(path: str) -> Iterator[dict[str, tuple[str, bytes]]]:
         yield sample
 
 
-def _fields(path: str) -> list[str]:
-    """Return the text fields of a shard, in the order of `TEXT_FIELDS`."""
+def _fields(path: str) -> tuple[list[str], dict[str, list[str]], set[str]]:
+    """
+    Look through the names in a shard.
+
+    Returns:
+        The text fields, in the order of `TEXT_FIELDS`; for each kind of pictures, the kinds that a sample with it has;
+        and the folders.
+    """
+    folders: set[str] = set()
     names: set[str] = set()
-    pictures = 0
+    pictures: dict[str, list[str]] = {}
+    sample: list[str] = []
+    current = None
     try:
         with tarfile.open(path, "r:*") as archive:
             for member in archive:
-                field = os.path.basename(member.name).partition(".")[2].lower()
-                pictures += _is_picture(field)
+                folder, name = os.path.split(member.name)
+                stem, dot, field = name.partition(".")
+                field = field.lower()
+                if not member.isfile() or not (stem and dot):
+                    continue
                 names.add(field)
+                folders.add(folder)
+                if (folder, stem) != current:
+                    sample, current = [], (folder, stem)
+                if _is_picture(field):
+                    sample.append(field)
+                    if len(sample) > len(pictures.get(field, ())):
+                        pictures[field] = sample
             _check_end(path, archive)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise ValueError(_unreadable(path, error)) from error
     if not pictures:
-        found = ", ".join(sorted(filter(None, names))) or "no files"
-        raise ValueError(f"{path}: no picture in the tar, only {found}; the extension of a file name is its kind")
-    return [field for field in TEXT_FIELDS if field in names]
+        found = f"only {', '.join(sorted(names))}" if names else "which has no files of samples"
+        raise ValueError(f"{path}: no picture in the tar, {found}; the extension of a file name is its kind")
+    return [field for field in TEXT_FIELDS if field in names], pictures, folders
 
 
 def _check_end(path: str, archive: tarfile.TarFile) -> None:
@@ -114,17 +161,24 @@ def _unreadable(path: str, error: Exception) -> str:
     return f"{path}: not a readable tar ({str(error) or type(error).__name__})"
 
 
-def _rows(shards: Sequence[tuple[str, int, int]], fields: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+def _rows(
+    shards: Sequence[tuple[str, int, int]], fields: tuple[str, ...], image_field: str | None
+) -> Iterator[dict[str, Any]]:
     for path, _, _ in shards:
         for sample in samples(path):
             texts = {name: sample[name][1].decode("utf-8", "replace") if name in sample else None for name in fields}
-            picture = next((field for field in sample if _is_picture(field)), None)
+            pictures = [field for field in sample if _is_picture(field) and image_field in (None, field)]
             # A sample without a picture is a missing image, which is counted and reported as unreadable.
             image = None
-            if picture is not None:
-                name, data = sample[picture]
+            if pictures:
+                name, data = sample[_choose(pictures)]
                 image = {"bytes": data, "path": name}
-            yield {"image": image, **texts}
+            yield {image_field or "image": image, **texts}
+
+
+def _choose(fields: Sequence[str]) -> str:
+    """Return the picture of a sample: `jpg` rather than `mask.png`."""
+    return min(fields, key=lambda field: "." in field)
 
 
 def _is_picture(field: str) -> bool:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from ..data.images import keep_value_range, value_range_of
-from ..data.labels import labeled_rows, same_classes
+from ..data.labels import class_names, labeled_rows, same_classes
 from ..data.source_report import look_at
 from ..data.sources import load_image_dataset, random_subset
 from ..utils.command_line import CommandParser, finite_number, positive_count, positive_number, worker_count
@@ -110,7 +110,8 @@ def evaluate_knn(
         notes=notes,
     )
     check_votes(ks, temperature)
-    train, test = load_split(train_split), load_split(test_split)
+    train = load_split(train_split)
+    test = load_split(test_split, known_classes=class_names(train))
     train, test, line = same_classes(train, test, (f"the images of {train_split}", f"images of {test_split}"))
     if line is not None:
         notes.append(line)
@@ -248,6 +249,7 @@ def _load_split(
     label_column_name: str | None,
     outside_paths: bool,
     notes: list[str],
+    known_classes: Set[str] = frozenset(),
 ) -> datasets.Dataset:
     # A folder with a configuration name is a dataset repository, described by its README.
     is_images = dataset_config_name is None and Path(dataset).expanduser().exists()
@@ -259,12 +261,13 @@ def _load_split(
         image_column_name=image_column_name,
         label_column_name=label_column_name,
         outside_paths=outside_paths,
+        known_classes=known_classes,
         notes=notes,
     )
     if "label" not in loaded.features:
         reasons = [note for note in notes if "label" in note]
         raise ValueError(
-            f"{dataset}: the split {split} has no labels, which k-NN needs{f' ({reasons[0]})' if reasons else ''}; "
+            f"{dataset}: the split {split} has no labels, which k-NN needs{f' ({reasons[-1]})' if reasons else ''}; "
             "sort the images into one folder per class or name the column with --label_column_name"
         )
     labeled, missing = labeled_rows(loaded)

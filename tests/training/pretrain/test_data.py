@@ -98,20 +98,59 @@ def test_classes_in_different_folders_are_matched_by_name(insects, tmp_path, cap
     assert lines == ["no image of the training images is of class flies: evaluation images of these count as wrong"]
 
 
+def test_plain_folders_of_training_images_are_no_classes(insects, tmp_path, caplog):
+    """Scraped images in folders by month look like classes, which the evaluation images do not have."""
+    for number, month in enumerate(("2026-01", "2026-02")):
+        write(tmp_path / month, 3, 10 * number)
+    data, lines = load(caplog, train_dir=tmp_path, validation_dir=insects / "sorted" / "test")
+    assert (len(data.train), len(data.bank), len(data.queries)) == (6, 6, 6)
+    assert lines == [
+        "evaluation images have other classes than the training images: ants, bees, wasps, which none of the training "
+        "images belongs to: 6 of the 12 labeled evaluation images vote in the k-NN evaluation, for the other 6"
+    ]
+
+
+def test_the_label_column_may_be_that_of_the_evaluation_images_alone(insects, tmp_path, caplog):
+    write(tmp_path / "test", 4)
+    rows = "".join(f"{number}.png,{'xy'[number % 2]}\n" for number in range(4))
+    (tmp_path / "test" / "metadata.csv").write_text(f"file_name,kind\n{rows}")
+    options = {"train_dir": insects / "flat", "label_column_name": "kind"}
+    data, lines = load(caplog, **options, validation_dir=tmp_path / "test")
+    assert data.queries.features["label"].names == ["x", "y"] and len(data.bank) == len(data.queries) == 2
+    assert lines[0] == "the training images: label_column_name 'kind' does not exist; the columns are ['image']"
+    with pytest.raises(ValueError, match="label_column_name 'kind' does not exist"):
+        load(caplog, **options)
+
+
+def test_a_test_split_with_one_image_of_each_word(tmp_path, caplog):
+    """Five texts that are all different are words, because the training images have them, too."""
+    words = ["ant", "bee", "fly", "moth", "wasp"]
+    for split, count in (("train", 3), ("test", 1)):
+        write(tmp_path / split, 5 * count)
+        rows = "".join(f"{number}.png,{words[number % 5]}\n" for number in range(5 * count))
+        (tmp_path / split / "metadata.csv").write_text(f"file_name,label\n{rows}")
+    data, lines = load(caplog, train_dir=tmp_path, eval_split="test")
+    assert data.queries.features["label"].names == words and sorted(data.queries["label"]) == [0, 1, 2, 3, 4]
+    assert len(data.bank) == 15 and lines == []
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"validation_dir": "flat"}, "the evaluation images have no labels, which the k-NN evaluation needs"),
         (
-            {"validation_dir": "other"},
-            "evaluation images have other classes than the training images: mites, which none",
+            {"validation_dir": "single"},
+            "evaluation images have other classes than the training images: mites, which none of the training images "
+            "belongs to, and each class has only one labeled evaluation image",
         ),
-        ({"train_dir": "flat", "validation_dir": "single"}, "each class has only one labeled image"),
+        (
+            {"train_dir": "flat", "validation_dir": "single"},
+            "the training images have no labels, and each class has only one",
+        ),
     ],
 )
 def test_what_cannot_be_evaluated(insects, tmp_path, change, message):
-    write(tmp_path / "other" / "mites", 2)
-    write(tmp_path / "single" / "ants", 1)
+    write(tmp_path / "single" / "mites", 1)
     (tmp_path / "flat").symlink_to(insects / "flat")
     options = {"train_dir": str(insects / "sorted" / "train")} | {
         name: str(tmp_path / f) for name, f in change.items()

@@ -12,7 +12,7 @@ from PIL import Image
 from ...data.clean_list import keep_listed
 from ...data.datasets import MAX_ATTEMPTS
 from ...data.images import UnreadableImageError, decode_image
-from ...data.labels import labeled_rows, same_classes
+from ...data.labels import LabelError, OtherClassesError, class_names, labeled_rows, same_classes
 from ...data.source_report import look_at
 from ...data.sources import load_image_dataset, random_subset
 from .options import DataArguments, ModelArguments
@@ -84,7 +84,15 @@ def load_data(args: DataArguments, model_args: ModelArguments, seed: int, labels
         "dataset_config_name": args.dataset_config_name,
         "data_dir": args.train_dir,
     }
-    train = load_image_dataset(**source, split=args.train_split, streaming=args.streaming, **options)
+    try:
+        train = load_image_dataset(**source, split=args.train_split, streaming=args.streaming, **options)
+    except LabelError as error:
+        # The column is that of the evaluation images, if there are others; it must exist there.
+        if args.validation_dir is None:
+            raise
+        notes.append(f"the training images: {error}")
+        without: _Options = {**options, "label_column_name": None}
+        train = load_image_dataset(**source, split=args.train_split, streaming=args.streaming, **without)
     if isinstance(train, IterableDataset):
         if args.eval_split or args.validation_dir or args.train_val_split:
             notes.append("no images of a stream are held out: there is no evaluation")
@@ -97,10 +105,12 @@ def load_data(args: DataArguments, model_args: ModelArguments, seed: int, labels
     notes += look_at(train, args.value_range)
 
     queries = None
+    known = class_names(train)
     if args.validation_dir is not None:
-        queries = load_image_dataset(data_dir=args.validation_dir, split=args.eval_split or "train", **options)
+        split = args.eval_split or "train"
+        queries = load_image_dataset(data_dir=args.validation_dir, split=split, known_classes=known, **options)
     elif args.eval_split is not None:
-        queries = load_image_dataset(**source, split=args.eval_split, **options)
+        queries = load_image_dataset(**source, split=args.eval_split, known_classes=known, **options)
     elif args.train_val_split is not None:
         parts = train.train_test_split(args.train_val_split, seed=seed)
         train, queries = parts["train"], parts["test"]
@@ -136,12 +146,7 @@ def _labeled(train: Dataset, queries: Dataset, seed: int, notes: list[str]) -> t
     if not len(queries):
         raise ValueError("no evaluation image has a label, which the k-NN evaluation needs; leave out the split")
     if "label" not in train.column_names:
-        voting, asked = _halves(queries, seed)
-        notes.append(
-            f"the training images have no labels: {len(voting)} of the {len(queries)} labeled evaluation images vote "
-            f"in the k-NN evaluation, for the other {len(asked)}"
-        )
-        return voting, asked
+        return _halves(queries, seed, "the training images have no labels", notes)
     bank, missing = labeled_rows(train)
     if missing:
         notes.append(
@@ -149,14 +154,22 @@ def _labeled(train: Dataset, queries: Dataset, seed: int, notes: list[str]) -> t
         )
     if not len(bank):
         raise ValueError("no training image has a label, which the k-NN evaluation needs; leave out the split")
-    bank, queries, line = same_classes(bank, queries, ("the training images", "evaluation images"))
+    try:
+        bank, queries, line = same_classes(bank, queries, ("the training images", "evaluation images"))
+    except OtherClassesError as error:
+        # Plain folders of unlabeled images look like classes.
+        return _halves(queries, seed, str(error), notes)
     if line is not None:
         notes.append(line)
     return bank, queries
 
 
-def _halves(dataset: Dataset, seed: int) -> tuple[Dataset, Dataset]:
-    """Split labeled images into two halves with the same classes; of a class with one image, the first half has it."""
+def _halves(dataset: Dataset, seed: int, reason: str, notes: list[str]) -> tuple[Dataset, Dataset]:
+    """
+    Split the evaluation images into those that vote and those to classify, each half of every class.
+
+    Of a class with one image, this image votes.
+    """
     labels = np.asarray(dataset["label"])
     order = np.random.default_rng(seed).permutation(len(labels))
     # Every second image of each class, in random order.
@@ -164,8 +177,15 @@ def _halves(dataset: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     starts = np.concatenate([[0], np.flatnonzero(np.diff(labels[order])) + 1])
     place = np.arange(len(order)) - np.repeat(starts, np.diff([*starts, len(order)]))
     if not (place % 2).any():
-        raise ValueError("each class has only one labeled image: the k-NN evaluation needs two or more of a class")
-    return dataset.select(np.sort(order[place % 2 == 0])), dataset.select(np.sort(order[place % 2 == 1]))
+        raise ValueError(
+            f"{reason}, and each class has only one labeled evaluation image: the k-NN evaluation needs two or more"
+        )
+    voting, asked = np.sort(order[place % 2 == 0]), np.sort(order[place % 2 == 1])
+    notes.append(
+        f"{reason}: {len(voting)} of the {len(dataset)} labeled evaluation images vote in the k-NN evaluation, for "
+        f"the other {len(asked)}"
+    )
+    return dataset.select(voting), dataset.select(asked)
 
 
 def _log(notes: list[str]) -> None:
