@@ -3,14 +3,18 @@
 import importlib.util
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import hf_mim_cli
 from hf_mim.training import arguments, run_pretrain
 from hf_mim.training.pretrain import machine
 from hf_mim.utils import run_lock as locks
@@ -24,6 +28,16 @@ OPTIONS = tuple(option for option in TINY if option != "--use_cpu")
 def too_late(*args, **kwargs):
     """No mistake of the user, so that the command line does not catch it."""
     raise AssertionError("too late")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Sixteen noisy pictures."""
+    root = tmp_path_factory.mktemp("pictures")
+    for index in range(16):
+        pixels = np.random.default_rng(index).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / f"{index}.png")
+    return root
 
 
 @pytest.fixture
@@ -175,3 +189,25 @@ def test_bfloat16_without_an_accelerator(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     args = arguments.MIMTrainingArguments(output_dir=str(tmp_path), bf16=True)
     assert args.use_cpu and args.device.type == "cpu" and args.mixed_precision == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "error: cannot write {}/pretraining: File too large"),
+        (("--save_strategy", "epoch"), "error: cannot save {}/checkpoint-4: "),
+    ],
+)
+def test_a_full_disk(capfd, pictures, tmp_path, options, message):
+    """No file may grow beyond 20 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    options = (*TINY, "--train_dir", pictures, "--output_dir", tmp_path / "run", *options)
+    try:
+        assert hf_mim_cli.main(["pretrain", *map(str, options)]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    errors = capfd.readouterr().err
+    assert message.format(tmp_path / "run") in errors.splitlines()[-1] and "Traceback" not in errors
+    # No part of a result or checkpoint.
+    assert {path.name for path in tmp_path.rglob("*")} <= {"run", "trainer_state.json"}

@@ -56,6 +56,11 @@ def of_worker(text: str) -> str:
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Segmentation fault. "), "crashed"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is"), "ran out of shared memory"),
         (RuntimeError("DataLoader worker (pid(s) 7, 8) exited unexpectedly"), "a data-loading process ended"),
+        (
+            RuntimeError("DataLoader timed out after 900 seconds"),
+            "no images came from the data-loading processes for 900",
+        ),
+        (RuntimeError("unable to write to file </torch_7_8>: No space left"), "there is no shared memory left"),
         (TypeError(of_worker("TypeError: no number")), "a data-loading process failed: TypeError: no number"),
         (ValueError(of_worker("ValueError: a.png is odd")), "a.png is odd"),
         (Image.DecompressionBombError("image of 10 Gpixels"), "image of 10 Gpixels"),

@@ -26,7 +26,7 @@ from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..data.datasets import StreamedViewsDataset
-from ..utils.files import sync, sync_folder
+from ..utils.files import failed_write, sync, sync_folder
 from ..utils.manifest import LATEST, MANIFEST_FILE, check_manifest, write_manifest
 
 
@@ -40,8 +40,6 @@ WEIGHTS, FSDP_WEIGHTS, OPTIMIZER, FSDP_OPTIMIZER = (
     "optimizer.pt",
     "optimizer_0",
 )
-# How torch.save reports a full disk.
-FAILED_WRITES = ("PytorchStreamWriter", "inline_container", "iostream error")
 
 
 def required_parts(trainer: Trainer, *others: str) -> tuple[str, ...]:
@@ -120,9 +118,10 @@ def staged_checkpoint(trainer: Trainer, limit: int | None) -> Iterator[Path]:
             put_in_place(staging / name, output_dir / name)
             remove_old_checkpoints(output_dir, limit, state.best_global_step)
     except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in FAILED_WRITES):
+        reason = failed_write(error)
+        if isinstance(error, RuntimeError) and reason is None:
             raise
-        raise OSError(f"cannot save {output_dir / name}: {error}. {describe_last(output_dir)}") from error
+        raise OSError(f"cannot save {output_dir / name}: {reason or error}. {describe_last(output_dir)}") from error
     finally:
         args.output_dir, args.push_to_hub = str(output_dir), pushes
         if args.should_save:

@@ -88,8 +88,11 @@ def mistake(error: BaseException) -> str | None:
             "(--per_device_train_batch_size, --gradient_accumulation_steps; --batch_size), smaller images or model, "
             "and fewer data-loading processes"
         )
+    if isinstance(error, RuntimeError) and "</torch_" in text:
+        return f"there is no shared memory left (/dev/shm): {first_line(error)}. {WORKER_ADVICE}"
     if "DataLoader worker (pid" in text or "DataLoader timed out" in text:
-        return f"{dead_worker(text)}. {WORKER_ADVICE}"
+        # The signal may stand in the exception that PyTorch was handling.
+        return f"{dead_worker(f'{text} {error.__cause__}')}. {WORKER_ADVICE}"
     if _is_of_worker(text) and not isinstance(error, MISTAKES):
         return f"a data-loading process failed: {text.splitlines()[-1]} (HF_MIM_DEBUG=1 shows where)"
     if isinstance(error, MISTAKES):

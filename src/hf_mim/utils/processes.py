@@ -45,4 +45,4 @@ def dead_worker(text: str) -> str:
     ):
         if sign in text:
             return f"a data-loading process {meaning}"
-    return f"a data-loading process ended unexpectedly ({text.splitlines()[0]})"
+    return "a data-loading process ended unexpectedly"

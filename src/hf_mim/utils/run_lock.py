@@ -9,7 +9,6 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 
 try:
@@ -56,32 +55,39 @@ def run_lock(folder: str | Path) -> Iterator[None]:
         yield
     finally:
         (folder / LOCK_FILE).unlink(missing_ok=True)
-        file.close()
+        os.close(file)
         _remove_empty(created)
 
 
-def _locked(path: Path) -> IO[str]:
-    """Return the open lock file, locked, with the facts of this process in it."""
+def _locked(path: Path) -> int:
+    """Return the descriptor of the lock file, locked, with the facts of this process in it."""
     while True:
-        file = open(path, "a+", encoding="utf-8")
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             if fcntl is not None:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            facts = os.read(file, 4096).decode(errors="replace")
+            if error.errno not in NO_LOCKS:
+                os.close(file)
             if error.errno in IN_USE:
-                file.seek(0)
-                raise ValueError(_in_use(path.parent, file.read())) from None
+                raise ValueError(_in_use(path.parent, facts)) from None
             if error.errno not in NO_LOCKS:
                 raise
             logger.warning(f"{path.parent} is on a file system without locks: start no second run there")
         # Another run may have removed the file between the two calls.
-        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
             break
-        file.close()
+        os.close(file)
     now = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-    file.truncate(0)
-    file.write(json.dumps({"process": os.getpid(), "host": socket.gethostname(), "started": now}) + "\n")
-    file.flush()
+    facts = json.dumps({"process": os.getpid(), "host": socket.gethostname(), "started": now}) + "\n"
+    try:
+        os.truncate(file, 0)
+        os.write(file, facts.encode())
+    except OSError:
+        path.unlink()
+        os.close(file)
+        raise
     return file
 
 
