@@ -8,6 +8,7 @@ import huggingface_hub.hf_api
 import pytest
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load, load_file, save_file
 
 from hf_mim.hub import publish_command
@@ -275,6 +276,71 @@ def pickled(run: Path):
     (run / "model.safetensors").rename(run / "pytorch_model.bin")
 
 
+def onnx_model(**metadata: str) -> bytes:
+    """The smallest model, which returns its input."""
+    onnx = pytest.importorskip("onnx")
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    node = helper.make_node("Identity", ["x"], ["y"])
+    ends = [[helper.make_tensor_value_info(name, kind, [1])] for name in "xy"]
+    model = helper.make_model(helper.make_graph([node], "identity", *ends))
+    helper.set_model_props(model, metadata)
+    return model.SerializeToString()
+
+
+def picture(name: str, **texts: str):
+    """A picture in the card, with texts beside its pixels."""
+
+    def draw(run: Path):
+        info = PngInfo()
+        for key, value in texts.items():
+            info.add_text(key, value)
+        Image.new("RGB", (8, 8)).save(run / name, "PNG", pnginfo=info)
+        show(run, name)
+
+    return draw
+
+
+def show(run: Path, name: str):
+    card = run / "README.md"
+    card.write_text(card.read_text() + f"\n![picture]({name})\n")
+
+
+def link(name: str, target: str):
+    """A link out of the folder in place of a file."""
+
+    def replace(run: Path):
+        secret = run.parent / "secret"
+        shutil.copyfile(run / name, secret) if (run / name).exists() else secret.write_bytes(onnx_model())
+        (run / name).unlink(missing_ok=True)
+        (run / name).symlink_to(secret if target == "outside" else target)
+        if name.endswith(".png"):
+            show(run, name)
+
+    return replace
+
+
+def with_metadata(**metadata: str):
+    def rewrite(run: Path):
+        tensors = load_file(run / "model.safetensors")
+        save_file(tensors, run / "model.safetensors", metadata={"format": "pt"} | metadata)
+
+    return rewrite
+
+
+def other_format(run: Path):
+    Image.new("RGB", (8, 8)).save(run / "curves.png", "GIF")
+    show(run, "curves.png")
+
+
+def text_as(name: str):
+    def write(run: Path):
+        (run / name).write_text("no picture and no model")
+        if name.endswith(".png"):
+            show(run, name)
+
+    return write
+
+
 def truncated(run: Path):
     content = (run / "model.safetensors").read_bytes()
     (run / "model.safetensors").write_bytes(content[: len(content) // 2])
@@ -329,7 +395,7 @@ NORM = "vit.layernorm.weight"
         # the weights
         (pickled, "no weights in .*safetensors, only the pickle pytorch_model.bin"),
         (remove("model.safetensors"), "no weights in .*safetensors: save the model"),
-        (truncated, "tiny-run does not load"),
+        (truncated, "model.safetensors is not what its name says"),
         (
             weights("model.safetensors", lambda tensors: tensors.pop("layernorm.weight")),
             "1 missing .*layernorm.weight",
@@ -357,13 +423,48 @@ NORM = "vit.layernorm.weight"
         ),
         (
             edit("README.md", "nothing", f"--token hf_{30 * 'a'}"),
-            r"README.md, line 35, contains a Hub access token .*hf_aaa\.\.\.",
+            r"README.md, line 35, contains an access token or password \(Hugging Face\)",
         ),
         (
             edit("README.md", "nothing", "http://me:secret@host/data"),
-            r"README.md, line 35, contains a URL with a password: (?!.*secret)",
+            r"README.md, line 35, contains an access token or password \(Basic Auth Credentials\): (?!.*secret)",
         ),
         (edit("pretraining/config.json", '"gelu"', '"gelu", "x": "file:///x"'), "config.json, line .*: file:///x is"),
+        # links and files that are not what they are called
+        (
+            link("model.safetensors", "outside"),
+            "model.safetensors is a link out of .*tiny-run, to .*secret:",
+        ),
+        (link("model.onnx", "outside"), "model.onnx is a link out of .*tiny-run, to .*secret: put a copy"),
+        (link("README.md", "outside"), "README.md is a link out of .*tiny-run, to .*secret: put a copy"),
+        (link("config.json", "outside"), "config.json is a link out of .*tiny-run, to .*secret: put a copy"),
+        (link("shown.png", "/etc/hostname"), "shown.png is a link out of .*tiny-run, to /etc/hostname: put a copy"),
+        (link("model.onnx", "/dev/zero"), "model.onnx is a link out of .*tiny-run, to /dev/zero"),
+        (text_as("shown.png"), "shown.png is not what its name says: cannot identify image file"),
+        (text_as("model.onnx"), "model.onnx is not what its name says"),
+        (other_format, "curves.png is not what its name says: it is a GIF picture"),
+        (edit("metrics.json", "{", "{{"), "metrics.json is not what its name says"),
+        # secrets in metadata, and tokens of other services
+        (picture("shown.png", comment="ghp_" + 36 * "a"), r"shown.png \(comment\), line 1, contains an access token"),
+        (picture("shown.png", where="/home/me/x.png"), r"shown.png \(where\), line 1: /home/me/x.png is a local path"),
+        (
+            with_metadata(key="AKIAIOSFODNN7EXAMPLE"),
+            r"safetensors \(key\), line 1, contains an .*\(AWS Access Key",
+        ),
+        (
+            with_metadata(source="/data/private/model.pth"),
+            r"safetensors \(source\), line 1: /data/private/model",
+        ),
+        (
+            lambda run: (run / "model.onnx").write_bytes(onnx_model(who="hf_" + 30 * "a")),
+            r"model.onnx \(who\), line 1, con",
+        ),
+        (
+            edit("README.md", "nothing", "-----BEGIN RSA PRIVATE KEY-----"),
+            r"access token .*\(Private Key\)",
+        ),
+        (edit("README.md", "nothing", "WANDB_API_KEY=" + 40 * "a1"[:40]), "contains an access token"),
+        (edit("README.md", "nothing", "sk-proj-" + 48 * "a"), r"contains an access token or password \(OpenAI"),
     ],
 )
 def test_what_is_not_published(run, change, message):
@@ -435,11 +536,12 @@ def test_weights_arrive_as_they_are(loopback_hub, api, finished_run):
 
 
 def test_an_onnx_file_goes_with_its_model(loopback_hub, api, run):
-    (run / "model.onnx").write_bytes(b"nodes")
+    nodes = onnx_model()
+    (run / "model.onnx").write_bytes(nodes)
     (run / "model.onnx.data").write_bytes(b"weights")
     publish(run, "org/tiny", api=api, report=lambda line: None)
     files = loopback_hub.files("org/tiny")
-    assert (files["model.onnx"], files["model.onnx.data"]) == (b"nodes", b"weights")
+    assert (files["model.onnx"], files["model.onnx.data"]) == (nodes, b"weights")
     (run / "model.onnx").unlink()
     (run / "model.onnx.data").unlink()
     lines = []

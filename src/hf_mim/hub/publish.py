@@ -16,6 +16,7 @@ from ..utils.layout import TEACHER_FOLDER
 from .publish_checks import (
     ModelFacts,
     check_card,
+    check_regular,
     check_repo_id,
     check_safetensors,
     check_upload,
@@ -180,11 +181,15 @@ def prepare(folder: Path, repo_id: str, full: bool, with_code: bool, temporary: 
             + (" (with --full, the model in pretraining/ gets it)" if (folder / "pretraining").is_dir() else "")
         )
 
+    check_regular(folder / "config.json", folder)
+    if (folder / "README.md").exists():
+        check_regular(folder / "README.md", folder)
     root = temporary / "root"
     card = rename_card(check_card(folder, str(folder)).content, repo_id, is_ours and with_code)
     patterns = (*MODEL_FILES, *TEACHER_FILES) if is_ours else MODEL_FILES
     _stage(folder, root, (*patterns, *CARD_FILES), card)
     for picture in shown_pictures(card):
+        check_regular(folder / picture, folder)
         (root / picture).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / picture, root / picture)
     uploads = [Upload(repo_id, root, check_upload(root, str(folder)))]
@@ -207,6 +212,7 @@ def _stage(source: Path, target: Path, patterns: tuple[str, ...], card: str):
     check_safetensors(source)
     for pattern in patterns:
         for file in source.glob(pattern):
+            check_regular(file, source)
             staged = target / file.relative_to(source)
             staged.parent.mkdir(parents=True, exist_ok=True)
             if file.name in ("config.json", "preprocessor_config.json"):

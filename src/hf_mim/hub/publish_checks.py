@@ -1,14 +1,17 @@
 """Check a folder before it is uploaded to the Hub, without contacting the Hub."""
 
+import importlib.util
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from safetensors import SafetensorError
+from PIL import Image
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -25,19 +28,11 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME
 from ..methods import has_online_teacher
 from ..utils.console import first_line
 from ..utils.layout import CENTERS_FILE, TEACHER_FOLDER
+from ..utils.loading import check_finite
+from .secrets import find_local_path, find_secret
 
 
 TEXT_FILES = (".json", ".md", ".yaml")
-# An absolute path of at least two parts, a path below a home folder, a Windows path or a file:// URL. A slash after a
-# letter does not start a path, as in "and/or" and https://host/page.
-MACHINE_PATH = re.compile(
-    r"(?:(?<=[\s\"'`=:,;(\[{<>|])|^)(?:/[\w.@+-]+/[\w.@+-]|~[\w.-]*/[\w.]|[A-Za-z]:\\+\w|file://)[^\s\"'`)\]<>}|]*",
-    re.MULTILINE,
-)
-# The format of the Hub's tokens.
-ACCESS_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
-PASSWORD = re.compile(r"://[^\s/@\"'`]+:[^\s/@\"'`]+@")
-# None of these formats contains text that would have to be checked.
 PICTURE_FILES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
 PICTURE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)[^)]*\)|<img[^>]*\ssrc=[\"']([^\"']+)[\"']")
 
@@ -66,7 +61,8 @@ def check_upload(folder: Path, shown_as: str) -> ModelFacts:
     Check that a folder can be published as it is.
 
     Model, image processor and teacher must load without missing or unexpected tensors. The card must have valid
-    metadata, and its pictures must exist. No file may contain a local path or an access token.
+    metadata, and its pictures must exist. Each file must be what its name says. No file may contain a local path, an
+    access token or a password, not even among the metadata of weights and pictures.
 
     Args:
         folder (`Path`): The exact content of the repository.
@@ -79,9 +75,11 @@ def check_upload(folder: Path, shown_as: str) -> ModelFacts:
         ValueError, OSError: If a check fails. The message has the file and how to fix it.
     """
     card = check_card(folder, shown_as)
-    for file in sorted(path for path in folder.rglob("*") if path.suffix in TEXT_FILES):
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = f"{shown_as}/{file.relative_to(folder)}"
-        check_text(_read(file, name), name)
+        if file.suffix in TEXT_FILES:
+            check_text(_read(file, name), name)
+        check_contents(file, name)
     model = check_model(folder, shown_as)
     if not (folder / IMAGE_PROCESSOR_NAME).is_file():
         raise ValueError(f"{shown_as} has no {IMAGE_PROCESSOR_NAME}: save the image processor of the model there")
@@ -116,6 +114,24 @@ def read_config(folder: Path, shown_as: str) -> PreTrainedConfig:
     return AutoConfig.from_pretrained(folder)
 
 
+def check_regular(file: Path, folder: Path) -> None:
+    """
+    Check that a file may be published from a folder.
+
+    Args:
+        file (`Path`): A file in the folder, as its name is given.
+        folder (`Path`): The folder.
+
+    Raises:
+        ValueError: If it is no regular file, or a link out of the folder.
+    """
+    real = file.resolve()
+    if not real.is_relative_to(folder.resolve()):
+        raise ValueError(f"{file} is a link out of {folder}, to {real}: put a copy in its place, or remove it")
+    if not real.is_file():
+        raise ValueError(f"{file} is not a regular file: remove it")
+
+
 def check_safetensors(folder: Path):
     """Raise a `ValueError` if a folder has no weights, or only pickled ones."""
     if not list(folder.glob("*.safetensors")):
@@ -145,6 +161,7 @@ def check_model(folder: Path, shown_as: str) -> PreTrainedModel:
                 f"{shown_as} does not load as {type(model).__name__}: {len(report[kind])} "
                 f"{kind.split('_')[0]} tensors, such as {example}"
             )
+    check_finite(shown_as, model)
     return model
 
 
@@ -186,24 +203,83 @@ def shown_pictures(card: str) -> list[str]:
 
 def check_text(text: str, name: str):
     """Raise a `ValueError` if `text` (of the file `name`) contains a local path, an access token or a password."""
-    if secret := ACCESS_TOKEN.search(text):
+    if secret := find_secret(text):
         raise ValueError(
-            f"{name}, line {_line(secret)}, contains a Hub access token ({secret[0][:6]}...): remove it, and "
-            "revoke the token if others could have seen it"
+            f"{name}, line {secret[1]}, contains an access token or password ({secret[0]}): remove it, and revoke it "
+            "if others could have seen it"
         )
-    if password := PASSWORD.search(text):
+    if path := find_local_path(text):
         raise ValueError(
-            f"{name}, line {_line(password)}, contains a URL with a password: remove it, and change the password"
-        )
-    if found := MACHINE_PATH.search(text):
-        raise ValueError(
-            f"{name}, line {_line(found)}: {found[0]} is a local path, which does not exist elsewhere: replace it "
-            "with a name"
+            f"{name}, line {path[1]}: {path[0]} is a local path, which does not exist elsewhere: replace it with a "
+            "name"
         )
 
 
-def _line(found: re.Match) -> int:
-    return found.string.count("\n", 0, found.start()) + 1
+def check_contents(file: Path, name: str) -> None:
+    """
+    Check that a file is what its name says, and that its metadata contain no secret and no local path.
+
+    Args:
+        file (`Path`): A picture, or a file of weights, of an ONNX model, of JSON or of YAML. Others are not checked.
+        name (`str`): Name of the file in messages.
+
+    Raises:
+        ValueError: If it is something else, or contains what must not be published.
+    """
+    suffix = file.suffix.lower()
+    texts: dict[str, str] = {}
+    try:
+        if suffix in PICTURE_FILES:
+            texts = _picture_texts(file)
+        elif suffix == ".safetensors":
+            with safe_open(file, "pt") as opened:
+                texts = dict(opened.metadata() or {}) | {"names of tensors": "\n".join(opened.keys())}
+        elif suffix == ".onnx":
+            texts = _onnx_texts(file)
+        elif suffix == ".json":
+            json.loads(file.read_text(encoding="utf-8"))
+        elif suffix in (".yaml", ".yml"):
+            yaml.safe_load(file.read_text(encoding="utf-8"))
+    # Each reader raises exceptions of its own.
+    except Exception as error:
+        raise ValueError(f"{name} is not what its name says: {first_line(error)}") from error
+    for key, text in texts.items():
+        check_text(text, f"{name} ({key})")
+
+
+def _picture_texts(file: Path) -> dict[str, str]:
+    """Return the texts in a picture. Raise what Pillow raises, or `ValueError` for a picture of another format."""
+    formats = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".gif": "GIF", ".webp": "WEBP"}
+    wanted = formats[file.suffix.lower()]
+    with Image.open(file) as picture:
+        found = "JPEG" if picture.format == "MPO" else picture.format
+        if found != wanted:
+            raise ValueError(f"it is a {found} picture")
+        picture.load()
+        texts = {str(key): _as_text(value) for key, value in picture.info.items() if isinstance(value, str | bytes)}
+        exif = {str(key): _as_text(value) for key, value in picture.getexif().items()}
+    return texts | exif
+
+
+def _onnx_texts(file: Path) -> dict[str, str]:
+    """Return the texts in an ONNX model. Raise `ValueError` if it is none."""
+    if importlib.util.find_spec("onnx") is None:
+        # Field 1 of the protocol buffer, the version of the format, comes first.
+        with open(file, "rb") as opened:
+            if opened.read(1) != b"\x08":
+                raise ValueError("it is no ONNX model")
+        return {}
+    import onnx
+
+    model = onnx.load(file, load_external_data=False)
+    if not model.graph.node:
+        raise ValueError("it is an ONNX model without operations")
+    texts = {entry.key: entry.value for entry in model.metadata_props}
+    return texts | {"description": model.doc_string, "graph": model.graph.doc_string, "name": model.graph.name}
+
+
+def _as_text(value: object) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def _read(file: Path, name: str) -> str:
