@@ -34,7 +34,7 @@ from .callbacks.checkpoint_uploads import check_access, upload_result
 from .checkpoints import list_checkpoints
 from .pretrain.data import PretrainData, example_images, load_data
 from .pretrain.help import help_text
-from .pretrain.machine import batch_bytes, check_reporters, check_shared_memory, evaluation_bytes
+from .pretrain.machine import batch_bytes, check_packages, check_shared_memory, evaluation_bytes
 from .pretrain.options import DataArguments, ModelArguments
 from .pretrain.outputs import is_finished, save_run, summary
 from .pretrain.provenance import shown_command, shown_recipe, without_tokens
@@ -187,7 +187,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if args.do_train and is_finished(args):
         report_finished(run)
         return {}
-    check_reporters(args.report_to)
+    check_packages(args)
     # Processes of one run share the folder.
     with run_lock(str(args.output_dir)) if args.do_train and args.process_index == 0 else nullcontext():
         return train_and_save(run)

@@ -35,7 +35,8 @@ def early_ends(trainer: MIMTrainer) -> Iterator[None]:
             raise ChildProcessError(no_data(trainer.args.dataloader_timeout) + _outlook(trainer)) from None
         trainer.stop_signals.stopping = True
     except Exception as error:
-        message = None if isinstance(error, MISTAKES) else mistake(error)
+        # An optimizer or attention whose package is missing shows before the first step.
+        message = None if isinstance(error, (*MISTAKES, ImportError)) else mistake(error)
         if message is None:
             raise
         kill_workers()
