@@ -330,6 +330,17 @@ def test_a_table_of_paths(tmp_path):
         next(iter(load_image_dataset(**arguments, streaming=True)))
 
 
+def test_a_csv_table_of_paths(tmp_path):
+    write(tmp_path / "pictures" / "10.png", 10)
+    (tmp_path / "train.csv").write_text("image,label\npictures/10.png,3\n")
+    dataset = load_both(dataset_name=str(tmp_path))
+    assert values(dataset) == [10] and labels(dataset) == [3]
+    (tmp_path / "train.csv").write_text("image,label\n/etc/hostname,3\n")
+    for streaming in (False, True):
+        with pytest.raises(ValueError, match="names the file /etc/hostname, which is not in"):
+            list(load_image_dataset(dataset_name=str(tmp_path), streaming=streaming))
+
+
 def test_paths_of_a_table_count_from_its_folder(tmp_path):
     for value in (10, 20):
         write(tmp_path / "pictures" / f"{value}.png", value)

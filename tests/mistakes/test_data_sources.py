@@ -110,6 +110,16 @@ def metadata_without_names(root):
     (root / "metadata.csv").write_text("name,label\na.png,3\n")
 
 
+def metadata_with_semicolons(root):
+    flat(root)
+    (root / "metadata.csv").write_text("file_name;label\na.png;3\n")
+
+
+def metadata_without_unicode(root):
+    flat(root)
+    (root / "metadata.jsonl").write_text('{"file_name": "a.png", "label": "\\ud800"}\n')
+
+
 def metadata_twice(root):
     flat(root)
     (root / "metadata.csv").write_text("file_name,label\na.png,3\na.png,4\n")
@@ -175,6 +185,8 @@ SOURCES = [
     (metadata_outside, (), "metadata.csv describes ../secret.png, but it lies outside of the folder"),
     (metadata_of_missing, (), "metadata.jsonl describes b.png, but there is no such image"),
     (metadata_without_names, (), "metadata.csv needs the column file_name, with the name of an image in every row"),
+    (metadata_with_semicolons, (), "with the name of an image in every row; its columns are file_name;label"),
+    (metadata_without_unicode, (), "its column 'label' has text that is no Unicode"),
     (metadata_twice, (), "metadata.csv describes a.png twice"),
     (metadata_no_json, (), "metadata.jsonl cannot be read: "),
     (mixed_splits, (), "the sub-folders test, train name splits, but extra beside them does not: give the folder of"),
@@ -195,6 +207,16 @@ def test_refused_sources(tmp_path, capsys, make, options, message):
     root.mkdir()
     make(root)
     assert message in refusal(capsys, "check-data", root, "--num_workers", "1", *options)
+
+
+@pytest.mark.parametrize(("make", "message"), [(metadata_outside, "../secret.png"), (metadata_of_missing, "b.png")])
+def test_imagefolder_by_name(tmp_path, make, message):
+    """The loader of datasets leaves out the image that nothing describes, and names one that is not there."""
+    from hf_mim import load_image_dataset
+
+    make(tmp_path)
+    with pytest.raises(ValueError, match=f"describes {message}, but"):
+        load_image_dataset("imagefolder", data_dir=str(tmp_path))
 
 
 @pytest.mark.parametrize("source", ["/dev/zero", "pipe"])
@@ -232,6 +254,13 @@ def labels_of(root, **options) -> tuple[list, list[str]]:
         return [], notes
     names = getattr(dataset.features["label"], "names", None)
     return [value if names is None or value is None else names[value] for value in dataset["label"]], notes
+
+
+def test_a_second_folder_of_a_split_is_named(tmp_path):
+    for name in ("train", "Training", "test"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(png())
+    assert labels_of(tmp_path) == ([], ["left out: the sub-folder Training, because train is the split train"])
 
 
 def test_an_ordinary_word_is_no_split(tmp_path):
@@ -428,7 +457,7 @@ def test_folders_that_are_no_classes_hidden_or_empty_are_said(tmp_path):
 def test_labels_of_metadata(tmp_path):
     for name in ("a", "b", "c"):
         (tmp_path / f"{name}.png").write_bytes(png())
-    (tmp_path / "metadata.csv").write_text("file_name,kind,label\na.png,01,x\nb.png,1,y\n")
+    (tmp_path / "metadata.csv").write_text("file_name, kind, label\na.png,01,x\nb.png, 1, y\n")
     assert labels_of(tmp_path) == (
         ["x", "y", None],
         [f"1 of 3 images are not in metadata.csv, such as {tmp_path}/c.png"],

@@ -34,7 +34,9 @@ def keep_image_and_label(
         LabelError: If the column of the labels does not exist or cannot be used.
         ValueError: If that of the images does not exist or cannot be guessed.
     """
-    features = features_of(dataset)
+    if dataset.features is None:
+        dataset = dataset._resolve_features()
+    features = dataset.features
     wanted = label_column
     image_column = find_image_column(features, image_column)
     if isinstance(dataset, Dataset) and "json" in features and (wanted is None or wanted not in features):

@@ -191,7 +191,13 @@ def split_folders(files: Files, split: str) -> tuple[dict[str, str], list[str]]:
             )
         if word not in found or name == split:
             found[word] = os.path.join(files.root, name)
-    lines = []
+    taken = found.get(SPLIT_WORDS.get(split.lower(), split))
+    same = [name for name in words if named[name] == SPLIT_WORDS.get(split.lower())]
+    lines = [
+        f"left out: the sub-folder {name}, because {os.path.basename(taken)} is the split {split}"
+        for name in same
+        if taken is not None and name != os.path.basename(taken)
+    ]
     if beside:
         lines.append(
             f"left out: {len(beside)} {_plural('file', len(beside))} beside the folders of splits, such as "

@@ -58,6 +58,10 @@ def read_metadata(
         values = [rows.get(file, {}).get(column) for file in members]
         try:
             found[column] = pa.array(values)
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{paths[0]} cannot be read: its column {column!r} has text that is no Unicode"
+            ) from error
         except (pa.ArrowException, OverflowError):
             # Words and numbers in one column, or numbers beyond 64 bits.
             found[column] = pa.array([None if value is None else str(value) for value in values])
@@ -70,7 +74,8 @@ def _records(path: str) -> list[dict[str, Any]]:
             # Text as it is written: 01 is not 1. Labels that are whole numbers become numbers later.
             with open(path, encoding="utf-8-sig", newline="") as file:
                 records = [
-                    {name: value or None for name, value in record.items() if name} for record in csv.DictReader(file)
+                    {name: value or None for name, value in record.items() if name}
+                    for record in csv.DictReader(file, skipinitialspace=True)
                 ]
         else:
             with open(path, encoding="utf-8-sig") as file:
@@ -79,5 +84,6 @@ def _records(path: str) -> list[dict[str, Any]]:
         raise ValueError(f"{path} cannot be read: {str(error).partition(chr(10))[0]}") from error
     for record in records:
         if not isinstance(record, dict) or not isinstance(record.get(FILE_COLUMN), str):
-            raise ValueError(f"{path} needs the column {FILE_COLUMN}, with the name of an image in every row")
+            columns = f"; its columns are {', '.join(record)}" if isinstance(record, dict) else ""
+            raise ValueError(f"{path} needs the column {FILE_COLUMN}, with the name of an image in every row{columns}")
     return records

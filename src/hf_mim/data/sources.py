@@ -103,7 +103,7 @@ def load_image_dataset(
             of several kinds are mixed or damaged, or a table names files outside of its folder.
     """
     notes = [] if notes is None else notes
-    if dataset_name == "webdataset" and data_dir is not None and os.path.exists(os.path.expanduser(data_dir)):
+    if data_dir is not None and _is_read_here(dataset_name, os.path.expanduser(data_dir), split):
         dataset_name = None
     paths = None
     if dataset_name == "photo-tiles":
@@ -151,6 +151,14 @@ def random_subset(dataset: Dataset, count: int | None, seed: int = 0) -> Dataset
     if count is None or count >= len(dataset):
         return dataset
     return dataset.shuffle(seed=seed).select(range(count))
+
+
+def _is_read_here(dataset_name: str | None, path: str, split: str) -> bool:
+    """Return whether a local folder that is given with the name of a loader of `datasets` is read without it."""
+    if dataset_name == "imagefolder":
+        # That loader reads archives and parts of splits, too; it does not say what it leaves out.
+        return os.path.isdir(path) and split.isidentifier() and "image" in find_files(path).data
+    return dataset_name == "webdataset" and os.path.exists(path)
 
 
 # --------------------------------------------------------------------------- files and folders
