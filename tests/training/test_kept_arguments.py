@@ -67,8 +67,12 @@ def test_batches_split_among_processes_are_refused(capsys, tmp_path):
 
 # Options that no other test of a run uses, together in a few runs.
 RUNS = {
-    "optimizers": ("--optim", "adafactor", "--adam_epsilon", "1e-6", "--optim_args", "scale_parameter=false"),
-    "sgd": ("--optim", "sgd", "--adam_beta1", "0.5"),
+    "optimizers": ("--optim", "rmsprop", "--optim_args", "alpha=0.9,centered=true"),
+    "sgd": ("--optim", "sgd", "--optim_args", "momentum=0.9,nesterov=true"),
+    "adafactor": ("--optim", "adafactor"),
+    "adagrad": ("--optim", "adagrad", "--optim_args", "eps=1e-6"),
+    "adam": ("--optim", "adamw_torch", "--adam_beta1", "0.8", "--adam_beta2", "0.99", "--adam_epsilon", "1e-6"),
+    "stable": ("--lr_scheduler_type", "warmup_stable_decay", "--lr_scheduler_kwargs", '{"num_decay_steps": 1}'),
     "schedules": (
         "--lr_scheduler_type",
         "polynomial",

@@ -10,7 +10,7 @@ from transformers.trainer_utils import HubStrategy
 from transformers.utils import is_torch_bf16_gpu_available
 
 from ..hub.publish_checks import check_repo_id
-from .kept_arguments import check_kept
+from .kept_arguments import check_arguments, check_kept
 
 
 def cpu_has_bfloat16() -> bool:
@@ -169,15 +169,16 @@ class MIMTrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         check_kept(vars(self))
+        check_arguments(self)
         if self.learning_rate is None:
             # The parent class requires a number. It also determines the devices, and thereby the total batch.
             self.learning_rate = 0.0
             by_rule = True
         else:
             by_rule = False
-        if self.accelerator_config is None:
+        if self.accelerator_config is None or isinstance(self.accelerator_config, dict):
             # By default, the first process would make the views of a stream for all processes.
-            self.accelerator_config = {"dispatch_batches": False}
+            self.accelerator_config = {"dispatch_batches": False} | (self.accelerator_config or {})
         self._check_precision()
         super().__post_init__()
         assert isinstance(self.accelerator_config, AcceleratorConfig)
@@ -194,9 +195,6 @@ class MIMTrainingArguments(TrainingArguments):
         if by_rule:
             total_batch = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
             self.learning_rate = self.base_learning_rate * total_batch / 256
-        for name in ("warmup_epochs", "min_learning_rate", "weight_decay", "max_grad_norm", "dataloader_timeout"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.grad_clip not in ("per_tensor", "global"):
             raise ValueError(f"grad_clip must be 'per_tensor' or 'global', got {self.grad_clip!r}")
         if not self.knn_k or min(self.knn_k) < 1:

@@ -4,6 +4,7 @@ to an encoder that `AutoModel.from_pretrained` loads.
 """
 
 import argparse
+import dataclasses
 import logging
 import math
 import os
@@ -32,6 +33,7 @@ from ..utils.run_lock import run_lock
 from .arguments import MIMTrainingArguments
 from .callbacks.checkpoint_uploads import check_access, upload_result
 from .checkpoints import list_checkpoints
+from .kept_arguments import check_former
 from .pretrain.data import PretrainData, example_images, load_data
 from .pretrain.help import help_text
 from .pretrain.machine import batch_bytes, check_packages, check_shared_memory, evaluation_bytes
@@ -95,6 +97,7 @@ def parse_arguments(argv: list[str]) -> PretrainRun:
         name = given.model_type or recipe.get("model_type", ModelArguments.model_type)
         print(help_text(name, types, recipe, everything="all" in argv), end="")
         raise SystemExit(0)
+    check_former(argv, recipe, {field.name for cls in types for field in dataclasses.fields(cls)})
     without = {"learning_rate"} if given.base_learning_rate is not None else set()
     replaced = replaced_source(recipe, given.dataset_name, given.train_dir)
     output = []
@@ -340,9 +343,14 @@ def build_train_dataset(
         order = {name: getattr(run.data_args, name) for name in ("shuffle_buffer_size", "max_train_samples")}
         stream = StreamedViewsDataset(train, views, channels, args.seed, order, run.data_args.value_range)
         return stream, stream.samples
-    total_batch = args.train_batch_size * args.world_size
+    total_batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
     if len(train) < total_batch:
-        raise ValueError(f"{len(train)} training images do not fill one batch of {total_batch}")
+        # The learning rate follows from the whole batch.
+        parts = (
+            f"{args.train_batch_size} per device, {args.world_size} devices, {args.gradient_accumulation_steps} times"
+        )
+        accumulated = f" ({parts})" if args.gradient_accumulation_steps > 1 else ""
+        raise ValueError(f"{len(train)} training images do not fill one batch of {total_batch}{accumulated}")
     return ViewsDataset(train, views, channels, args.seed, run.data_args.value_range), None
 
 

@@ -55,11 +55,11 @@ def check_manifest(folder: Path, contents: bool = True) -> dict[str, Any]:
         run, files = manifest["run"], manifest["files"]
         sizes = {name: entry if isinstance(entry, int) else int(entry["bytes"]) for name, entry in files.items()}
         known = {name: str(entry["sha256"]) for name, entry in files.items() if not isinstance(entry, int)}
-        if not isinstance(run, dict):
-            raise TypeError("the facts of the run are no mapping")
+        if not isinstance(run, dict) or not files:
+            raise TypeError("the facts of the run are no mapping, or there are no files")
     except FileNotFoundError:
         raise FileNotFoundError(f"{folder} has no {MANIFEST_FILE}, so it cannot be checked.{LATEST}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise OSError(f"{folder / MANIFEST_FILE} is damaged.{LATEST}") from error
     for name, size in sizes.items():
         path = folder / name

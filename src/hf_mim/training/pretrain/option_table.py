@@ -86,6 +86,11 @@ HELP: dict[str, str] = {
     "eval_on_start": "Also evaluate before the first step, for the verdict of the run.",
     "seed": "Seed of all random numbers.",
     "report_to": "Where to log to: none, tensorboard, wandb, trackio, mlflow and others; needs their packages.",
+    "optim": "Optimizer: adamw_torch, adamw_torch_fused, adafactor, sgd, adagrad, rmsprop, or one of bitsandbytes "
+    "such as adamw_bnb_8bit. Others are refused.",
+    "optim_args": "Arguments of sgd (momentum, dampening, nesterov), adagrad (lr_decay, eps) or rmsprop (momentum, "
+    "alpha, eps, centered), as name=value separated by commas.",
+    "lr_scheduler_kwargs": "Arguments of a schedule of transformers as JSON. 'cosine' has none.",
     "run_name": "Name of the run in the logs.",
 }
 
