@@ -43,6 +43,8 @@ class Files:
     repeated: list[str] = field(default_factory=list)
     hidden: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
+    _parts: dict[str, "Files"] = field(default_factory=dict)
+    _top: dict[tuple[str, ...], tuple[list[str], list[str]]] = field(default_factory=dict)
 
     def add(self, path: str) -> None:
         """Add a regular file."""
@@ -56,24 +58,23 @@ class Files:
 
     def inside(self, folder: str) -> "Files":
         """Return the files below a sub-folder. What is left out stays with the whole."""
+        if folder in self._parts:
+            return self._parts[folder]
         start = os.path.join(folder, "")
         found = {kind: [file for file in files if file.startswith(start)] for kind, files in self.data.items()}
         metadata = [file for file in self.metadata if file.startswith(start)]
-        return Files(folder, {kind: files for kind, files in found.items() if files}, metadata)
+        self._parts[folder] = Files(folder, {kind: files for kind, files in found.items() if files}, metadata)
+        return self._parts[folder]
 
     def top(self, kinds: Iterable[str]) -> tuple[list[str], list[str]]:
         """Return the sub-folders that hold files of some kinds, and the files of these kinds beside them."""
-        start = len(os.path.join(self.root, ""))
-        folders: dict[str, None] = {}
-        beside = []
-        for kind in kinds:
-            for file in self.data.get(kind, ()):
-                first, separator, _ = file[start:].partition(os.sep)
-                if separator:
-                    folders[first] = None
-                else:
-                    beside.append(file)
-        return sorted(folders), beside
+        key = tuple(kinds)
+        if key not in self._top:
+            start = len(os.path.join(self.root, ""))
+            files = [file for kind in key for file in self.data.get(kind, ())]
+            folders = {file[start : file.find(os.sep, start)] for file in files if file.find(os.sep, start) >= 0}
+            self._top[key] = sorted(folders), [file for file in files if file.find(os.sep, start) < 0]
+        return self._top[key]
 
     def left_out(self) -> list[str]:
         """Describe what is not read, one line for each reason."""
@@ -144,7 +145,7 @@ def ascii_path(path: str) -> str:
 
 def kind_of(path: str) -> str | None:
     """Return "image", "parquet" or "tar" by the extension of a file name; None for any other."""
-    extension = os.path.splitext(path)[1].lower()
+    extension = path[path.rfind(".") :].lower()
     if extension in IMAGE_EXTENSIONS or (extension in HEIF_EXTENSIONS and can_read_heif()):
         return "image"
     return {".parquet": "parquet", ".tar": "tar"}.get(extension)
@@ -237,10 +238,10 @@ def class_folders(files: Files) -> list[str]:
     return [] if len(beside) > len(files.data.get("image", ())) / 2 else folders
 
 
-def class_of(file: str, root: str) -> str | None:
-    """Return the first folder on the way from `root` to an image, or None for an image in `root` itself."""
-    first, separator, _ = file[len(os.path.join(root, "")) :].partition(os.sep)
-    return first if separator else None
+def class_of(file: str, start: int) -> str | None:
+    """Return the first folder in a path after its first `start` characters, or None if there is no folder."""
+    end = file.find(os.sep, start)
+    return file[start:end] if end >= 0 else None
 
 
 def _plural(word: str, count: int) -> str:

@@ -135,8 +135,9 @@ def load_image_dataset(
     else:
         raise ValueError("no images given: set data_dir (a folder) or dataset_name (a Hub dataset, or photo-tiles)")
 
-    if dataset.builder_name in (None, "imagefolder"):
-        # The paths come from a listing of the files, not from a table.
+    if dataset.builder_name is None:
+        paths = None  # the paths come from a listing of the files, not from a table
+    elif dataset.builder_name == "imagefolder":
         paths = paths and dataclasses.replace(paths, everything=True)
     source = data_dir or dataset_name or ""
     dataset = keep_image_and_label(dataset, image_column_name, label_column_name, known_classes, source, notes)
@@ -304,7 +305,8 @@ def _image_files(
         return dataset
     names = sorted({name for part in parts for name in class_folders(part)})
     number = {name: index for index, name in enumerate(names)}
-    classes = [class_of(file, files.root) for file in members]
+    start = len(os.path.join(files.root, ""))
+    classes = [class_of(file, start) for file in members]
     if beside:
         notes.append(
             f"{len(beside)} images beside the folders of classes have no class, such as {ascii_path(beside[0])}"

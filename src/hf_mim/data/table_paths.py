@@ -8,6 +8,7 @@ and drawn into published pictures. Paths count from the folder of their dataset 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import datasets
@@ -67,10 +68,18 @@ class AllowedPaths:
         if any(not part.startswith(ARCHIVES) for part in inner.split("::") if part):
             return path if self.everything else None
         file = os.path.join(self.roots[0], outer)
-        real = os.path.realpath(file)
+        folder, name = os.path.split(file)
+        real = os.path.join(_real_folder(folder), name)
+        if name in ("", ".", "..") or os.path.islink(real):
+            real = os.path.realpath(file)
         if not self.everything and not any(real.startswith(os.path.join(root, "")) for root in self.roots):
             return None
         return f"{inner}::{file}" if separator else file
+
+
+@lru_cache(maxsize=1024)
+def _real_folder(path: str) -> str:
+    return os.path.realpath(path)
 
 
 # Protocols of fsspec that read from inside of another file.
