@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from transformers import BaseImageProcessor
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-from transformers.training_args import OptimizerNames
 
 from ..arguments import MIMTrainingArguments
 
@@ -36,47 +35,27 @@ REPORTERS = {
 }
 # What an integration reads from the environment.
 VARIABLES = {"kubeflow": "KUBEFLOW_TRAINER_SERVER_URL", "dagshub": "MLFLOW_TRACKING_URI"}
-# Part of the names of optimizers, module, and the name to install; the first that fits.
-OPTIMIZERS = (
-    ("galore", "galore_torch", "galore-torch"),
-    ("apollo", "apollo_torch", "apollo-torch"),
-    ("lomo", "lomo_optim", "lomo-optim"),
-    ("grokadamw", "grokadamw", "grokadamw"),
-    ("schedule_free", "schedulefree", "schedulefree"),
-    ("stable_adamw", "optimi", "torch-optimi"),
-    ("adamw_torch_8bit", "torchao", "torchao"),
-    ("adamw_torch_4bit", "torchao", "torchao"),
-    ("anyprecision", "torchdistx", "torchdistx"),
-    ("npu", "torch_npu", "torch-npu"),
-    ("xla", "torch_xla", "torch-xla"),
-    *((part, "bitsandbytes", "bitsandbytes") for part in ("bnb", "paged", "8bit", "lion", "ademamix")),
-)
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def check_packages(args: MIMTrainingArguments) -> None:
     """
-    Check that the packages of `--report_to` and `--optim` are installed.
+    Check that the packages of `--report_to` are installed.
 
     Raises:
         ValueError: For an unknown tracker, or a package that is missing. The message has the command that installs it.
     """
-    needed: list[tuple[str, str, str]] = []
     for name in args.report_to or ():
         if name not in INTEGRATION_TO_CALLBACK:
             known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
             raise ValueError(f"report_to must be none or among {known}, got {name!r}")
         if name in VARIABLES and VARIABLES[name] not in os.environ:
             raise ValueError(f"--report_to {name} needs the environment variable {VARIABLES[name]}")
-        if name in REPORTERS:
-            needed.append((f"--report_to {name}", *REPORTERS[name]))
-    optimizer = OptimizerNames(args.optim).value
-    fitting = next(((module, package) for part, module, package in OPTIMIZERS if part in optimizer), None)
-    if fitting is not None:
-        needed.append((f"--optim {optimizer}", *fitting))
-    for option, module, package in needed:
-        if importlib.util.find_spec(module) is None:
-            raise ValueError(f"{option} needs the package {package}, which is not installed: pip install {package}")
+        module, package = REPORTERS.get(name, (None, None))
+        if module is not None and importlib.util.find_spec(module) is None:
+            raise ValueError(
+                f"--report_to {name} needs the package {package}, which is not installed: pip install {package}"
+            )
 
 
 def batch_bytes(
