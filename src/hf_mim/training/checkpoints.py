@@ -1,11 +1,13 @@
 """Checkpoints that are whole or not there: what belongs to one, how it is written, which one to resume from."""
 
+import json
 import logging
 import os
 import pickle
 import random
 import re
 import shutil
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -195,7 +197,7 @@ def check_whole(folder: str | Path, required: tuple[str, ...], contents: bool = 
                 f"{folder} has no {name}, so it cannot be resumed from (was it saved by another number of "
                 f"processes?).{LATEST}"
             )
-    return check_manifest(folder, contents)
+    return check_manifest(folder, contents, required)
 
 
 def check_same_run(folder: str | Path, before: dict[str, Any], now: dict[str, Any]):
@@ -304,11 +306,23 @@ def load_plain(file: str | Path) -> Any:
         OSError: If it is damaged or holds anything else.
     """
     try:
+        with zipfile.ZipFile(file) as entries:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries.infolist()):
+                raise ValueError("its entries are compressed")
         with safe_globals():
             return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise OSError(f"{file} is not read: it holds more than tensors and plain values.{LATEST}") from error
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, RecursionError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        TypeError,
+        EOFError,
+        RecursionError,
+        zipfile.BadZipFile,
+    ) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise OSError(f"{file} is damaged: {reason}.{LATEST}") from error
 
@@ -331,6 +345,13 @@ def check_states(checkpoint: str) -> None:
             raise TypeError(f"global_step is {step!r}")
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise OSError(f"{state_file} is damaged: {str(error).partition(chr(10))[0]}.{LATEST}") from error
+    for path in sorted(Path(checkpoint).rglob("config.json")):
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise OSError(f"{path} is damaged: {error}.{LATEST}") from error
+        if not isinstance(config, dict):
+            raise OSError(f"{path} is not a configuration.{LATEST}")
     for path in sorted(Path(checkpoint).glob("*.pt*")):
         if path.name == "optimizer.pt" or not path.is_file():
             continue

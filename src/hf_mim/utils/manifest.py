@@ -34,7 +34,7 @@ def write_manifest(folder: Path, run: dict[str, Any]) -> None:
     (folder / MANIFEST_FILE).write_text(json.dumps({"run": run, "files": files}, indent=2) + "\n", encoding="utf-8")
 
 
-def check_manifest(folder: Path, contents: bool = True) -> dict[str, Any]:
+def check_manifest(folder: Path, contents: bool = True, required: tuple[str, ...] = ()) -> dict[str, Any]:
     """
     Check that all files of a manifest are there, with their sizes and contents.
 
@@ -43,6 +43,7 @@ def check_manifest(folder: Path, contents: bool = True) -> dict[str, Any]:
     Args:
         folder (`Path`): The checkpoint.
         contents (`bool`, defaults to `True`): Whether to read the files. One process of several is enough.
+        required (`tuple[str, ...]`): Files, and folders of files, that the manifest must list.
 
     Returns:
         `dict`: Facts of the run that wrote the checkpoint.
@@ -50,6 +51,8 @@ def check_manifest(folder: Path, contents: bool = True) -> dict[str, Any]:
     Raises:
         OSError: If there is no manifest, or a file is missing, cut off or altered. The message names it.
     """
+    if (folder / MANIFEST_FILE).exists() and not (folder / MANIFEST_FILE).is_file():
+        raise OSError(f"{folder / MANIFEST_FILE} is not a regular file.{LATEST}")
     try:
         manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
         run, files = manifest["run"], manifest["files"]
@@ -61,6 +64,9 @@ def check_manifest(folder: Path, contents: bool = True) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder} has no {MANIFEST_FILE}, so it cannot be checked.{LATEST}") from None
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise OSError(f"{folder / MANIFEST_FILE} is damaged.{LATEST}") from error
+    for name in required:
+        if name not in sizes and not any(listed.startswith(f"{name}/") for listed in sizes):
+            raise OSError(f"{folder / MANIFEST_FILE} does not list {name}.{LATEST}")
     for name, size in sizes.items():
         path = folder / name
         if os.path.isabs(name) or ".." in Path(name).parts:
