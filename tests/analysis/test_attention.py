@@ -103,8 +103,12 @@ def test_picture_holds_the_images_and_their_maps(vit: ViTModel, tmp_path: Path):
     processor = ViTImageProcessor(size={"height": 32, "width": 32})
     figure = plot_attention(vit, images, processor, tmp_path / "attention.png", max_heads=2)
 
-    assert len(figure.axes) == 2 * (1 + 2)
-    maps = cls_attention(vit, processor(images, return_tensors="pt")["pixel_values"])
+    assert len(figure.axes) == 2 * (1 + 2) + 2
+    # In multiples of uniform attention: of 1/16 for 16 patches.
+    maps = 16 * cls_attention(vit, processor(images, return_tensors="pt")["pixel_values"])
+    for row, bar in enumerate(figure.axes[6:]):
+        assert bar.get_ylabel() == "times uniform attention"
+        assert bar.get_ylim() == pytest.approx((0, maps[row, :2].max().item()), rel=1e-5)
     for row, image in enumerate(images):
         first, *heads = figure.axes[3 * row : 3 * row + 3]
         np.testing.assert_allclose(first.images[0].get_array(), np.asarray(image) / 255, atol=1e-5)
@@ -113,7 +117,7 @@ def test_picture_holds_the_images_and_their_maps(vit: ViTModel, tmp_path: Path):
             np.testing.assert_allclose(overlay.get_array(), maps[row, number], atol=1e-6)
             assert overlay.get_interpolation() == "nearest"
             np.testing.assert_allclose(overlay.get_extent(), picture.get_extent())
-            assert axes.get_title().startswith(f"head {number},")
+            assert axes.get_title() == f"head {number + 1}"
     assert [file.name for file in tmp_path.iterdir()] == ["attention.png"]
     with Image.open(tmp_path / "attention.png") as picture:
         assert picture.width > picture.height

@@ -36,18 +36,25 @@ def test_panels_hold_the_logged_values(tmp_path: Path):
     figure = plot_curves(history, tmp_path / "curves.png")
     assert lines(figure) == {
         "loss": {
-            "loss": [(5, 5.0), (10, 4.0)],
-            "loss_cls": [(5, 3.0), (10, 2.5)],
-            "loss_patch": [(5, 2.0), (10, 1.5)],
+            "all": [(5, 5.0), (10, 4.0)],
+            "CLS token": [(5, 3.0), (10, 2.5)],
+            "patches": [(5, 2.0), (10, 1.5)],
         },
-        "k-NN top-1 (%)": {"eval_knn_20_top1": [(10, 50.0)], "eval_knn_100_top1": [(10, 40.0)]},
-        "learning rate": {"learning_rate": [(5, 0.1), (10, 0.2)]},
-        "target entropy": {"target_entropy": [(10, 3.0)]},
-        "feature spread (0 = collapsed, 1 = isotropic)": {"feature_std": [(15, 0.5)]},
+        "k-NN top-1 (%)": {"20-NN": [(10, 50.0)], "100-NN": [(10, 40.0)]},
+        "learning rate": {"learning rate": [(5, 0.1), (10, 0.2)]},
+        "target entropy": {"target entropy": [(10, 3.0)]},
+        "feature spread (0 = collapsed, 1 = isotropic)": {"feature std": [(15, 0.5)]},
         "effective rank of the features (RankMe)": {"rankme": [(5, 20.5)]},
-        "prototypes used": {"prototypes_used": [(15, 17)]},
+        "prototypes used": {"prototypes used": [(15, 17)]},
     }
-    assert list(lines(figure)["k-NN top-1 (%)"]) == ["eval_knn_20_top1", "eval_knn_100_top1"]
+    assert list(lines(figure)["k-NN top-1 (%)"]) == ["20-NN", "100-NN"]
+    # One line needs no legend, and a single value is written beside its dot.
+    legends = {axes.get_title(): axes.get_legend() for axes in figure.axes}
+    assert legends["learning rate"] is None
+    assert [text.get_text() for text in legends["k-NN top-1 (%)"].get_texts()] == ["20-NN", "100-NN"]
+    assert [text.get_text() for text in figure.axes[1].texts] == ["50", "40"]
+    for axes in figure.axes:
+        assert all(tick == int(tick) for tick in axes.get_xticks())
 
 
 def test_stages_are_divided(tmp_path: Path):
@@ -63,7 +70,7 @@ def test_stages_are_divided(tmp_path: Path):
     for axes in figure.axes:
         dashed = [line for line in axes.get_lines() if line.get_linestyle() == "--"]
         assert [list(line.get_xdata()) for line in dashed] == [[25, 25], [30, 30]]
-        assert not {line.get_label() for line in dashed} & {text.get_text() for text in axes.get_legend().get_texts()}
+        assert all(line.get_label().startswith("_") for line in dashed)
 
 
 def test_panels_of_tokenizers_and_of_training_on_their_codes(tmp_path: Path):
@@ -75,8 +82,8 @@ def test_panels_of_tokenizers_and_of_training_on_their_codes(tmp_path: Path):
         {"codes_used": 0.4, "step": 7},
     ]
     assert lines(plot_curves(history, tmp_path / "curves.png")) == {
-        "loss": {"loss": [(5, 2.0)], "loss_feature": [(5, 1.5)], "loss_quantizer": [(5, 0.5)]},
-        "loss on held-out images": {"eval_loss": [(6, 2.5)], "eval_loss_feature": [(6, 2.0)]},
+        "loss": {"all": [(5, 2.0)], "feature": [(5, 1.5)], "quantizer": [(5, 0.5)]},
+        "loss on held-out images": {"all": [(6, 2.5)], "feature": [(6, 2.0)]},
         "accuracy, and share of the most frequent code": {
             "accuracy_mim": [(7, 0.2)],
             "accuracy_mim_cls": [(7, 0.1)],

@@ -270,7 +270,11 @@ def test_raw_pixels_are_the_flattened_processor_output(dataset, pixel_values):
     assert torch.equal(features, pixel_values.flatten(1))
     assert labels.tolist() == LABELS
     grays, _ = raw_pixel_features(dataset, ViTImageProcessor(do_normalize=False), num_channels=1, progress=False)
-    assert grays.shape == (7, 224 * 224)
+    # Beyond 32 pixels a side, means of squares of 7 x 7.
+    assert grays.shape == (7, 32 * 32)
+    sizes = {"size": {"height": 64, "width": 32}, "do_normalize": False}
+    large, _ = raw_pixel_features(dataset, ViTImageProcessor(**sizes), num_channels=1, progress=False)
+    assert large.shape == (7, 32 * 32)
 
 
 def test_empty_datasets_and_broken_images_are_named(dataset):

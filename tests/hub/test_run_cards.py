@@ -46,6 +46,8 @@ FACTS = {
     "raw_pixels_knn_10_top1": 40.0,
     "raw_pixels_knn_20_top1": 41.0,
     "pictures": ["curves.png", "attention.png", "masks.png"],
+    "verdict": {"outcome": "learned", "text": "The run learned."},
+    "value_range": None,
 }
 MEASURED = [key for key in FACTS if "knn" in key]
 # What may be missing, and what is then put into its place (None: nothing, the key is not there).
@@ -107,7 +109,7 @@ def card_of(method, facts=FACTS, **changes):
     name, args, config, own = method
     if facts["eval_images"] is None:
         own = {key: value for key, value in own.items() if not key.startswith("eval_")}
-    return build_card("my-run", facts | own | changes, args, config, name)
+    return build_card("my-run", "runs/my-run", facts | own | changes, args, config, name)
 
 
 def without(*absent: str) -> dict:

@@ -63,8 +63,8 @@ def plot_attention(
     """
     Draw one row per image: the image as the model sees it, then the attention of each head on top of it.
 
-    Each map has its own color scale, from 0 to its highest value. Its title gives that value as a multiple of uniform
-    attention (1 / number of patches).
+    The maps of a row share a color scale in multiples of uniform attention (1 / number of patches): at 1, a patch gets
+    as much attention as if all got the same.
 
     Args:
         model (`PreTrainedModel`): As for [`cls_attention`].
@@ -83,10 +83,11 @@ def plot_attention(
         raise ValueError(f"attention needs at least one image and one head, not {len(images)} and {max_heads}")
     pixel_values = image_processor(images, return_tensors="pt")["pixel_values"]
     maps = cls_attention(model, pixel_values)[:, :max_heads].cpu().numpy()
+    maps = maps * maps[0, 0].size
     pictures = undo_normalization(pixel_values, image_processor)
 
     rows, columns = len(images), 1 + maps.shape[1]
-    figure = Figure(figsize=(1.9 * columns, 2.15 * rows), layout="constrained")
+    figure = Figure(figsize=(1.9 * columns + 0.9, 2.15 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes, picture, heads in zip(grid, pictures, maps, strict=True):
         height, width = picture.shape[:2]
@@ -96,9 +97,12 @@ def plot_attention(
         axes[0].set_title("image", fontsize=9)
         for number, (plot, head) in enumerate(zip(axes[1:], heads, strict=True)):
             extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-            plot.imshow(
-                head, cmap="viridis", vmin=0, vmax=head.max(), alpha=0.8, interpolation="nearest", extent=extent
+            shown = plot.imshow(
+                head, cmap="viridis", vmin=0, vmax=heads.max(), alpha=0.8, interpolation="nearest", extent=extent
             )
-            plot.set_title(f"head {number}, max {head.max() * head.size:.1f}x", fontsize=9)
+            plot.set_title(f"head {number + 1}", fontsize=9)
+        bar = figure.colorbar(shown, ax=axes, fraction=0.03, pad=0.01)
+        bar.set_label("times uniform attention", fontsize=8)
+        bar.ax.tick_params(labelsize=8)
     save_figure(figure, path)
     return figure

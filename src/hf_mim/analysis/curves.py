@@ -1,10 +1,12 @@
 """Draw the training curves of a run from the Trainer's log."""
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..utils.files import replaced_file
 
@@ -24,6 +26,21 @@ _PANELS: list[tuple[str, Callable[[str], bool]]] = [
     ("perplexity of the codes", lambda key: key.removeprefix("eval_") == "perplexity"),
 ]
 _COLUMNS = 3
+# Names of lines whose key in the log does not read well.
+_LABELS = {
+    "loss": "all",
+    "eval_loss": "all",
+    "cls": "CLS token",
+    "patch": "patches",
+    "early": "early CLS head",
+    "accuracy": "final layer",
+    "majority_code": "most frequent code",
+    "codebook_usage": "training",
+    "eval_codebook_usage": "held-out images",
+    "perplexity": "training",
+    "eval_perplexity": "held-out images",
+    "codes_used": "targets",
+}
 
 
 def plot_curves(log_history: list[dict], path: str | Path) -> Figure:
@@ -42,7 +59,7 @@ def plot_curves(log_history: list[dict], path: str | Path) -> Figure:
         path (`str` or `Path`): Picture to write (`.png`, `.pdf`, `.svg`), atomically.
 
     Returns:
-        `Figure`: The figure; the label of a line is its key in the log.
+        `Figure`: The figure.
 
     Raises:
         ValueError: If the log has nothing to draw.
@@ -59,23 +76,41 @@ def plot_curves(log_history: list[dict], path: str | Path) -> Figure:
 
     columns = min(_COLUMNS, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(4.6 * columns, 3.2 * rows), layout="constrained")
+    figure = Figure(figsize=(4.6 * columns, 3.4 * rows), layout="constrained")
     axes = None
     for number, (title, keys) in enumerate(panels, start=1):
         axes = figure.add_subplot(rows, columns, number, sharex=axes)
         for key in keys:
             steps, values = zip(*curves[key], strict=True)
             # A few points, such as one evaluation per epoch, are hard to see as a bare line.
-            axes.plot(steps, values, label=key, linewidth=1.4, marker="o" if len(steps) <= 30 else None, markersize=3)
+            marker = "o" if len(steps) <= 30 else None
+            axes.plot(steps, values, label=label_of(key), linewidth=1.4, marker=marker, markersize=3)
+            if len(steps) == 1:
+                axes.annotate(
+                    f"{values[0]:.4g}", (steps[0], values[0]), (-4, 4), textcoords="offset points", ha="right"
+                )
         for step in _stage_ends(log_history):
             axes.axvline(step, color="0.4", linewidth=1, linestyle="--")
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
-        axes.margins(x=0.02)
-        axes.legend(fontsize=8)
+        axes.margins(x=0.06, y=0.1)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        if len(keys) > 1:
+            # Below the panel, where no line can run through it.
+            axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=min(len(keys), 3))
     save_figure(figure, path)
     return figure
+
+
+def label_of(key: str) -> str:
+    """Return the name of a line: "10-NN" for `eval_knn_10_top1`, "CLS token" for `loss_cls`, and so on."""
+    if key in _LABELS:
+        return _LABELS[key]
+    if key.startswith("eval_knn_"):
+        return f"{key.split('_')[2]}-NN"
+    part = re.sub(r"^(eval_)?(loss|accuracy)_", "", key)
+    return _LABELS.get(part, part.replace("_", " "))
 
 
 def _stage_ends(log_history: list[dict]) -> list[float]:

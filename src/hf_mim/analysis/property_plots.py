@@ -56,7 +56,8 @@ def plot_distances(distances: Mapping[str, np.ndarray], even: Mapping[str, float
 
 def plot_shares(shares: Mapping[str, np.ndarray], path: str | Path) -> Figure:
     """
-    Draw one panel per number of singular values, with their share over the layers and one line per model.
+    Draw the share of the largest singular value (dashed) and of the K largest (solid) over the layers, in one color
+    per model. The numbers between them run between the two lines.
 
     Args:
         shares (`Mapping[str, np.ndarray]`): `[layers, K]` in [0, 1] for every model, by its name in the legend; K is
@@ -66,27 +67,23 @@ def plot_shares(shares: Mapping[str, np.ndarray], path: str | Path) -> Figure:
     Returns:
         `Figure`: The figure.
     """
-    panels = next(iter(shares.values())).shape[1]
-    columns = min(panels, 5)
-    rows = -(-panels // columns)
-    size = (1.2 + 2.6 * max(2, columns), 1.2 + 2.7 * rows)
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for number, axes in enumerate(grid.flat):
-        if number >= panels:
-            axes.set_axis_off()
-            continue
-        for color, (name, values) in enumerate(shares.items()):
-            layers = np.arange(1, len(values) + 1)
+    count = next(iter(shares.values())).shape[1]
+    figure = Figure(figsize=(_width(shares), 4.6), layout="constrained")
+    axes = figure.subplots()
+    for color, (name, values) in enumerate(shares.items()):
+        layers = np.arange(1, len(values) + 1)
+        lines = [(values[:, -1], "-", f"{name}: the {count} largest"), (values[:, 0], "--", f"{name}: the largest")]
+        for line, style, label in lines[: min(count, 2)]:
             axes.plot(
-                layers, values[:, number], color=f"C{color % 10}", linewidth=1.6, marker="o", markersize=3, label=name
+                layers, 100 * line, style, color=f"C{color % 10}", linewidth=1.8, marker="o", markersize=4, label=label
             )
-        _layer_axis(axes, shares)
-        axes.set_title("the largest" if number == 0 else f"the {number + 1} largest", fontsize=10)
-    grid[0, 0].set_ylim(0, None)
-    figure.supylabel("share of the sum of all", fontsize=10)
-    figure.suptitle("singular values of an image's patch features: share of the largest ones", fontsize=10)
-    _legend(figure, grid[0, 0])
+    axes.set_ylim(0, None)
+    axes.set_ylabel("share of the sum of all (%)")
+    _layer_axis(axes, shares)
+    axes.set_title(
+        "singular values of an image's patch features: fewer directions in use are higher lines", fontsize=10
+    )
+    _legend(figure, axes)
     save_figure(figure, path)
     return figure
 

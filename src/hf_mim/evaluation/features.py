@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import datasets
 import torch
+from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import BaseImageProcessor, PreTrainedModel
@@ -19,6 +20,8 @@ from ..utils.vision import patch_grid
 
 logger = logging.getLogger(__name__)
 
+# Largest side of images whose pixels are compared.
+RAW_SIDE = 32
 POOLINGS = ("auto", "cls", "mean", "pooler")
 
 ImageDataset: TypeAlias = datasets.Dataset | datasets.IterableDataset
@@ -109,13 +112,19 @@ def raw_pixel_features(
     """
     Return the processed pixels themselves, flattened to `[n, C*H*W]`: the baseline that an encoder has to beat.
 
+    Images of more than 32 pixels a side are reduced to 32 by averaging: at full size, their pixels would take
+    gigabytes and make worse neighbors.
+
     Arguments and returns are those of [`extract_features`]; `num_channels` is 1, 3 or 4.
     """
     features, labels = [], []
     for batch in image_batches(
         dataset, image_processor, batch_size, num_workers, num_channels, progress, skip_unreadable
     ):
-        features.append(batch["pixel_values"].flatten(1).float())
+        pixels = batch["pixel_values"].float()
+        height, width = pixels.shape[-2:]
+        size = (min(height, RAW_SIDE), min(width, RAW_SIDE))
+        features.append(adaptive_avg_pool2d(pixels, size).flatten(1))
         labels.append(batch["labels"])
     return _join(features, labels)
 

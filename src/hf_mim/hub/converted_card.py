@@ -25,6 +25,7 @@ def build_converted_card(
     network: str | None = None,
     command: str | None = None,
     versions: dict[str, str] | None = None,
+    location: str | None = None,
 ) -> str:
     """
     Return the text of `README.md` for a converted checkpoint.
@@ -40,6 +41,7 @@ def build_converted_card(
         network (`str`, *optional*): Which network of the file is loaded.
         command (`str`, *optional*): The command that converts it.
         versions (`dict[str, str]`, *optional*): Versions of the packages that converted it.
+        location (`str`, *optional*): Folder that the code in the card loads. Defaults to the name.
     """
     native = hasattr(transformers, model_class)
     kind, auto_class = _kind(model_class)
@@ -78,6 +80,7 @@ def build_converted_card(
         layout="converted.md",
         card_data=data.to_yaml(),
         name=name,
+        location=location or name,
         entry=entry,
         method=method,
         source=source,
@@ -92,7 +95,7 @@ def build_converted_card(
         auto_class=auto_class,
         usage=_usage(kind, method, model_class, hidden_size, native),
         loading=_loading(kind, model_class, native),
-        intended=_intended(kind, name),
+        intended=_intended(kind, location or name),
         reported={_long_name(figure): f"{value:.1f}" for figure, value in reported.items()},
     )
     return tidy(text)

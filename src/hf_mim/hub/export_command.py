@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None):
 
     lines, name = [], output.resolve().name
     sizes = "" if is_native else other_sizes(native)
-    loading = _loading_lines(name, native, processor is not None)
+    loading = _loading_lines(arguments.output_dir, native, processor is not None)
     card = build_exported_card(name, place, source != place, native, loading, sizes)
     with replaced_folder(output.resolve()) as folder:
         native.save_pretrained(folder)

@@ -82,14 +82,20 @@ TRAINING_OPTIONS = (
 
 
 def build_card(
-    name: str, facts: dict, args: TrainingArguments, config: PreTrainedConfig, template: str | None = None
+    name: str,
+    location: str,
+    facts: dict,
+    args: TrainingArguments,
+    config: PreTrainedConfig,
+    template: str | None = None,
 ) -> str:
     """
     Build the `README.md` of a run.
 
     Args:
         name (`str`): Name of the model.
-        facts (`dict`): Result of [`~hf_mim.training.pretrain.outputs.collect_metrics`].
+        location (`str`): Folder that the code in the card loads.
+        facts (`dict`): Result of [`~hf_mim.training.pretrain.outputs.collect_metrics`], and the `verdict`.
         args (`TrainingArguments`): The run's options.
         config (`PreTrainedConfig`): Configuration of the encoder.
         template (`str`, *optional*): Name of the template in `model_cards/`. Defaults to the model type.
@@ -144,6 +150,8 @@ def build_card(
         method=find_method(template),
         card_data=data.to_yaml(),
         name=name,
+        location=location,
+        image_mode={1: "L", 3: "RGB", 4: "RGBA"}.get(config.num_channels, "RGB"),
         facts=facts,
         data=facts["data"] if facts["dataset_id"] is None else _link(facts["dataset_id"], "datasets/"),
         results=results,

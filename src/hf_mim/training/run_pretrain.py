@@ -274,6 +274,9 @@ def build(run: PretrainRun) -> tuple[MIMTrainer, PretrainData]:
         args.eval_strategy, args.eval_on_start = IntervalStrategy.NO, False
     if data.bank is not None:
         fit_neighbors(args, len(data.bank))
+        if args.do_train and args.eval_strategy != "no":
+            # The verdict on the run compares its end with its start.
+            args.eval_on_start = True
     train_dataset, make_samples = build_train_dataset(run, data.train, views)
     if args.do_train and isinstance(train_dataset, ViewsDataset):
         steps = steps_per_epoch(args, len(train_dataset))

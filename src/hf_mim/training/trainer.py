@@ -30,6 +30,7 @@ from .arguments import MIMTrainingArguments
 from .callbacks.checkpoint_uploads import CheckpointUploads, uploads_checkpoints
 from .callbacks.collapse import CollapseCallback
 from .callbacks.early_ends import early_ends
+from .callbacks.knn_watch import KnnWatch
 from .callbacks.nan_check import FiniteCheck
 from .callbacks.online_knn import knn_of_processes
 from .callbacks.profiling import ProfileCallback
@@ -119,6 +120,8 @@ class MIMTrainer(Trainer, ABC):
         self.add_callback(StepCallback(self))
         self.add_callback(self.stop_signals)
         self.add_callback(CollapseCallback())
+        if self.needs_bank and isinstance(self.eval_dataset, Sized):
+            self.add_callback(KnnWatch(len(self.eval_dataset)))
         if uploads_checkpoints(args):
             self.add_callback(CheckpointUploads(args, self.keeps_full_model))
         if args.profile:
@@ -443,6 +446,5 @@ class MIMTrainer(Trainer, ABC):
     def push_to_hub(self, *args, **kwargs):
         """Raise `ValueError`: a trainer has neither the card nor the deployable encoder that are published."""
         raise ValueError(
-            "a trainer alone has no result to upload: `hf-mim pretrain --push_to_hub` does it, and `hf-mim publish` "
-            "for the folder of a finished run"
+            "a trainer alone has no result to upload: `hf-mim pretrain --push_to_hub` and `hf-mim publish` have one"
         )

@@ -182,13 +182,14 @@ def save_converted(
             network.save_pretrained(folder / name)
         if teacher is not None and converted.centers:
             save_file(converted.centers, folder / full / TEACHER_FOLDER / CENTERS_FILE)
-        card = _card(output.name, converted, written["."], native, which, entry, address, command)
+        names = output.name, str(output_dir)
+        card = _card(names, converted, written["."], native, which, entry, address, command)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return written
 
 
 def _card(
-    name: str,
+    names: tuple[str, str],
     converted: ConvertedCheckpoint,
     root: PreTrainedModel,
     native: bool,
@@ -203,6 +204,7 @@ def _card(
         network = "teacher" if native else "student, and the teacher in `teacher/`"
     elif entry is not None and not whole:
         network = entry.network
+    name, location = names
     return build_converted_card(
         name,
         converted.family,
@@ -214,6 +216,7 @@ def _card(
         network=network,
         command=command,
         versions={package: importlib.metadata.version(package) for package in ("hf_mim", "transformers")},
+        location=location,
     )
 
 

@@ -20,6 +20,9 @@ from .options import DataArguments, ModelArguments
 
 logger = logging.getLogger(__name__)
 
+# Images among which one is chosen for a picture.
+CANDIDATES = 6
+
 
 class PretrainData(NamedTuple):
     """
@@ -201,14 +204,28 @@ def _reasons(notes: list[str]) -> str:
 def example_images(
     dataset: Dataset | IterableDataset, num_channels: int, count: int, value_range: list[float] | None = None
 ) -> list[Image.Image]:
-    """Return `count` images spread over a dataset, for the pictures. An unreadable image is replaced by the next."""
-    rows = list(dataset.take(2 * count)) if isinstance(dataset, IterableDataset) else dataset
+    """
+    Return `count` images spread over a dataset, for the pictures.
+
+    Of the readable images around each place, the one with the most detail is taken: many images show little but
+    background.
+    """
+    rows = list(dataset.take(CANDIDATES * count)) if isinstance(dataset, IterableDataset) else dataset
     images = []
-    for start in np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int):
-        for offset in range(min(len(rows), MAX_ATTEMPTS)):
+    for start in np.linspace(0, max(len(rows) - CANDIDATES, 0), min(count, len(rows))).astype(int):
+        found = []
+        for row in range(start, min(start + MAX_ATTEMPTS, len(rows))):
             try:
-                images.append(decode_image(rows[int(start + offset) % len(rows)]["image"], num_channels, value_range))
-                break
+                found.append(decode_image(rows[int(row)]["image"], num_channels, value_range))
             except (UnreadableImageError, OSError):
                 continue
+            if len(found) == CANDIDATES:
+                break
+        if found:
+            images.append(max(found, key=_detail))
     return images
+
+
+def _detail(image: Image.Image) -> float:
+    """Return how much the brightness of an image differs between the cells of a grid of 8 x 8."""
+    return float(np.asarray(image.convert("L").resize((8, 8), Image.Resampling.BOX)).std())

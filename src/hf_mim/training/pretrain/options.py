@@ -141,7 +141,8 @@ class DataArguments:
         metadata={"help": "Shorter side before the center crop in evaluation. By default 256/224 of the image size."},
     )
     raw_pixel_baseline: bool = field(
-        default=False, metadata={"help": "Also report k-NN accuracy on raw pixels. Meant for small images."}
+        default=True,
+        metadata={"help": "Also report k-NN accuracy on raw pixels, reduced to 32 a side, for the verdict."},
     )
 
     def __post_init__(self):

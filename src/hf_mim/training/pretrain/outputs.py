@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from PIL import Image
 from transformers import BaseImageProcessor
@@ -21,10 +22,13 @@ from ..checkpoints import list_checkpoints
 from ..trainer import MIMTrainer
 from .provenance import describe_data, describe_hardware, describe_start, describe_time, versions
 from .run import PretrainRun
+from .verdict import judge
 
 
 logger = logging.getLogger(__name__)
 
+# Draws of a mask for a picture.
+MASK_ATTEMPTS = 20
 EVAL_RESULTS_FILE = ".eval_results/knn.yaml"
 
 
@@ -141,6 +145,8 @@ def save_run(
 
     facts = collect_metrics(run, trainer, metrics)
     history = trainer.state.log_history
+    facts["verdict"] = judge(facts, history)
+    facts["value_range"] = run.data_args.value_range
     facts["pictures"] = []
     if any(name.startswith(("loss", "eval_")) for entry in history for name in entry):
         plot_curves(history, output / "curves.png")
@@ -148,7 +154,10 @@ def save_run(
     facts["pictures"] += run.save_pictures(encoder, processor, example_images, output)
     facts["pictures"] += _draw_masks(run, trainer, example_images, output)
     with replaced_file(output / "README.md") as file:
-        card = build_card(output.resolve().name, facts, trainer.args, encoder.config, run.card)
+        location = os.path.relpath(output)
+        if location.startswith(".."):
+            location = str(output.resolve())
+        card = build_card(output.resolve().name, location, facts, trainer.args, encoder.config, run.card)
         file.write_text(card, encoding="utf-8")
     results = build_eval_results(facts, datetime.now(UTC).isoformat(timespec="seconds"))
     if results:
@@ -162,17 +171,27 @@ def _draw_masks(run: PretrainRun, trainer: MIMTrainer, images: list[Image.Image]
     """Draw the masks of the last epoch on `images`, and return the file names. No masks, no file."""
     views, collator = run.build_views(), run.build_collator(None)
     epoch = trainer.epoch_of(max(trainer.state.global_step - 1, 0))
-    samples = [
-        views(image, np.random.default_rng([run.args.seed, number])) | {"index": number, "epoch": epoch}
-        for number, image in enumerate(images[:4])
-    ]
-    batch = collator(samples) if samples else {}
-    masks = run.drawn_masks(batch) if samples else None
-    if masks is None or not masks.any():
+    samples, masks = [], []
+    for number, image in enumerate(images[:4]):
+        tried = []
+        # Half of iBOT's views have no mask: those with one show what a mask is.
+        for index in range(number, number + 4 * MASK_ATTEMPTS, 4):
+            view = views(image, np.random.default_rng([run.args.seed, number]))
+            batch = collator([view | {"index": index, "epoch": epoch}])
+            mask = run.drawn_masks(batch)
+            if mask is None:
+                return []
+            tried.append((batch["pixel_values"], mask))
+            if mask.flatten(0, -2).any(-1).all():
+                break
+        pixels, mask = max(tried, key=lambda one: int(one[1].flatten(0, -2).any(-1).sum()))
+        samples.append(pixels)
+        masks.append(mask)
+    if not masks or not torch.cat(masks).any():
         return []
     from ...analysis.masks import plot_masks
 
-    plot_masks(batch["pixel_values"], masks, output / "masks.png")
+    plot_masks(torch.cat(samples), torch.cat(masks), output / "masks.png")
     return ["masks.png"]
 
 

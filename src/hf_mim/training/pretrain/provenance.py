@@ -50,8 +50,8 @@ def shown_command(argv: list[str]) -> str:
     """
     Return the command of a run for its card.
 
-    Files and folders are reduced to their names because paths mean nothing on other machines. Access tokens are left
-    out, and long commands are broken into lines.
+    Absolute paths, and those that lead out of the working folder, are reduced to their last names because they mean
+    nothing on other machines. Access tokens are left out, and long commands are broken into lines.
     """
     words = []
     for argument in without_tokens(argv):
@@ -72,7 +72,8 @@ def shown_command(argv: list[str]) -> str:
 
 
 def _without_folders(value: str) -> str:
-    if value.startswith(("/", "~", ".", "file:")) or re.match(r"[A-Za-z]:[\\/]", value) or os.path.exists(value):
+    # A relative path below the working folder works elsewhere, too.
+    if value.startswith(("/", "~", "../", "file:")) or value == ".." or re.match(r"[A-Za-z]:[\\/]", value):
         return _last_name(value)
     return value
 

@@ -156,7 +156,7 @@ class PretrainRun(ABC):
             facts (`dict`): Contents of `metrics.json`.
             output_dir (`str`): Folder of the run.
         """
-        lines = []
+        lines = [facts["verdict"]["text"], ""] if "verdict" in facts else []
         names = [
             key.removeprefix("eval_knn_") for key in facts if key.startswith("eval_knn_") and key.endswith("_top1")
         ]
