@@ -85,17 +85,17 @@ def test_panels_of_tokenizers_and_of_training_on_their_codes(tmp_path: Path):
         "loss": {"all": [(5, 2.0)], "feature": [(5, 1.5)], "quantizer": [(5, 0.5)]},
         "loss on held-out images": {"all": [(6, 2.5)], "feature": [(6, 2.0)]},
         "accuracy, and share of the most frequent code": {
-            "accuracy_mim": [(7, 0.2)],
-            "accuracy_mim_cls": [(7, 0.1)],
-            "majority_code": [(7, 0.05)],
+            "final layer": [(7, 0.2)],
+            "CLS head": [(7, 0.1)],
+            "most frequent code": [(7, 0.05)],
         },
         "share of the codes in use": {
-            "codebook_usage": [(5, 0.5)],
-            "codebook_usage_epoch": [(5, 0.75)],
-            "codes_used": [(7, 0.4)],
-            "eval_codebook_usage": [(6, 0.6)],
+            "training, a batch": [(5, 0.5)],
+            "training, an epoch": [(5, 0.75)],
+            "targets": [(7, 0.4)],
+            "held-out images": [(6, 0.6)],
         },
-        "perplexity of the codes": {"perplexity": [(5, 20.0)], "eval_perplexity": [(6, 30.0)]},
+        "perplexity of the codes": {"training": [(5, 20.0)], "held-out images": [(6, 30.0)]},
     }
 
 
