@@ -8,6 +8,7 @@ which `--help`, `--version` and a misspelled verb need not wait.
 import difflib
 import importlib
 import importlib.metadata
+import os
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -47,6 +48,13 @@ VERBS: dict[str, str | dict[str, str]] = {
     "env": "hf_mim.env",
 }
 SECOND_WORDS = {"evaluate": ("evaluation", "MODEL DATASET ..."), "analyze": ("analysis", "MODEL IMAGES ...")}
+# What each second word does, for the help of its verb.
+PURPOSES = {
+    "knn": "classify images by their nearest neighbors among frozen features",
+    "codes": "draw which patches share a code of a tokenizer, and how often each code is used",
+    "distance": "measure how far each attention head looks",
+    "svd": "measure how many directions the patch features of each layer use",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,13 +90,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not rest:
             return _mistake(f"{verb} what? {choices} (see hf-mim {verb} {next(iter(module))} --help)")
         if rest[0] in ("-h", "--help"):
-            print(f"usage: hf-mim {verb} {{{choices}}} {operands}")
+            lines = [f"  {word:<10} {PURPOSES[word]}" for word in module]
+            print(f"usage: hf-mim {verb} {{{choices}}} {operands}\n\n" + "\n".join(lines))
+            print(f"\nhf-mim {verb} {next(iter(module))} --help lists the arguments.")
             return 0
         if rest[0] not in module:
             return _mistake(f"unknown {noun} '{rest[0]}', did you mean '{_nearest(rest[0], module)}'?")
         modules = list(module.values())
         module = module[rest[0]]
         rest = rest if modules.count(module) > 1 else rest[1:]
+    if not sys.stderr.isatty():
+        # Fragments of bars would fill a log file. tqdm reads this when it is imported.
+        os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         from hf_mim.utils.console import run
     except KeyboardInterrupt:

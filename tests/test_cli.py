@@ -77,7 +77,10 @@ def test_help_and_version(capsys):
 )
 def test_help_of_a_verb_with_a_second_word(capsys, verb, usage):
     assert cli.main([verb, "--help"]) == 0
-    assert capsys.readouterr().out.startswith(usage)
+    printed = capsys.readouterr().out
+    assert printed.startswith(usage)
+    for word in cli.VERBS[verb]:
+        assert f"\n  {word:<10} {cli.PURPOSES[word]}\n" in printed
 
 
 def test_usage_names_every_verb():

@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForPreTraining, ViTModel
+from transformers import AutoBackbone, AutoModel, AutoModelForPreTraining, ViTModel
 
 import hf_mim_cli as cli
+from hf_mim import IBotBackbone
 from hf_mim.data.collators import IBotCollator
 from hf_mim.hub.remote_code import add_code
 from hf_mim.training import run_pretrain
@@ -76,6 +77,19 @@ torch.save((out.last_hidden_state, out.pooler_output), {str(output / "features.p
         expected = teacher(**processor(Image.open(image), return_tensors="pt")).last_hidden_state
     torch.testing.assert_close(hidden, expected, rtol=0, atol=1e-5)
     assert torch.equal(pooled, hidden[:, 0])
+
+
+def test_a_folder_gives_a_backbone_by_its_class(finished):
+    """AutoBackbone takes ids of the Hub only; docs/hub.md says what works."""
+    folder = finished[0] / "pretraining"
+    with pytest.raises(Exception, match="Repo id must be in the form"):
+        AutoBackbone.from_pretrained(folder)
+    backbone = IBotBackbone.from_pretrained(folder, out_features=["stage1", "stage2"])
+    maps = backbone(torch.zeros(1, 3, 16, 16)).feature_maps
+    assert [tuple(one.shape) for one in maps] == [(1, 16, 4, 4)] * 2
+    whole = AutoModelForPreTraining.from_pretrained(folder).state_dict()
+    loaded = backbone.state_dict()["ibot.embeddings.cls_token"]
+    assert torch.equal(loaded, whole["ibot.embeddings.cls_token"])
 
 
 def test_a_finished_run_is_left_alone(finished, pictures, capsys):

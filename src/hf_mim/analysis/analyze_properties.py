@@ -84,7 +84,7 @@ class _Viewer:
         self.encoder.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the method's signature
         starts = range(0, len(dataset), batch_size)
         parts = []
-        for start in tqdm(starts, desc=self.name, unit="batch", disable=not progress, leave=False):
+        for start in tqdm(starts, desc=self.name, unit="batch", disable=None if progress else True, leave=False):
             rows = range(start, min(start + batch_size, len(dataset)))
             parts.append(measure(self.encoder, self.see(dataset, rows)))
         self.encoder.cpu()

@@ -54,7 +54,7 @@ def encode_images(
     codes = []
     try:
         starts = range(0, len(dataset), batch_size)
-        for start in tqdm(starts, desc="codes", unit="batch", disable=not progress, leave=False):
+        for start in tqdm(starts, desc="codes", unit="batch", disable=None if progress else True, leave=False):
             rows = range(start, min(start + batch_size, len(dataset)))
             pixel_values = process_images(dataset, rows, image_processor, model.config.num_channels)
             grid = (side // model.config.patch_size for side in pixel_values.shape[-2:])

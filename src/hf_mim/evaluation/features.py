@@ -153,7 +153,9 @@ def image_batches(
     )
     streamed = isinstance(dataset, datasets.IterableDataset)
     total = None if streamed else math.ceil(len(dataset) / batch_size)
-    for batch in tqdm(loader, total=total, desc="features", unit="batch", disable=not progress, leave=False):
+    for batch in tqdm(
+        loader, total=total, desc="features", unit="batch", disable=None if progress else True, leave=False
+    ):
         if batch is not None:
             yield batch
 

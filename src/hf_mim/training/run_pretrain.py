@@ -233,6 +233,9 @@ def set_verbosity(should_log: bool) -> None:
     # Hides the bars of single files. The bar of the training remains.
     transformers.utils.logging.disable_progress_bar()
     datasets.utils.logging.set_verbosity_warning()
+    if not sys.stderr.isatty():
+        # Fragments of bars would fill a log file.
+        datasets.disable_progress_bars()
 
 
 def report_finished(run: PretrainRun) -> None:

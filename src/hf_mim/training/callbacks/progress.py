@@ -1,7 +1,9 @@
 """Callbacks that connect the trainer to the training loop, and the progress bar."""
 
+import sys
 from typing import Protocol
 
+from tqdm.auto import tqdm
 from transformers.trainer_callback import ProgressCallback, TrainerCallback
 
 
@@ -52,7 +54,17 @@ class StepCallback(TrainerCallback):
 
 
 class MIMProgressCallback(ProgressCallback):
-    """Progress bar that shows the loss, its parts and the throughput, and prints a line for every evaluation."""
+    """
+    Progress bar that shows the loss, its parts and the throughput, and prints a line for every evaluation.
+
+    Where the output is no terminal, such as a log file, each log is one line, too, and there is no bar.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None and not sys.stderr.isatty():
+            self.training_bar.close()
+            self.training_bar = tqdm(total=state.max_steps, disable=True)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or self.training_bar is None or logs is None:
@@ -71,4 +83,7 @@ class MIMProgressCallback(ProgressCallback):
             parts = [f"{name} {logs[name]:.3f}" for name in logs if name == "loss" or name.startswith("loss_")]
             if "images_per_second" in logs:
                 parts.append(f"{logs['images_per_second']:.0f} img/s, data {100 * logs['data_wait']:.0f} %")
-            self.training_bar.set_postfix_str(", ".join(parts))
+            if self.training_bar.disable:
+                self.training_bar.write(f"step {state.global_step:>6} of {state.max_steps}: {', '.join(parts)}")
+            else:
+                self.training_bar.set_postfix_str(", ".join(parts))
