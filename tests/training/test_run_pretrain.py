@@ -83,7 +83,7 @@ def test_a_folder_gives_a_backbone_by_its_class(finished):
     """AutoBackbone takes ids of the Hub only; docs/hub.md says what works."""
     folder = finished[0] / "pretraining"
     with pytest.raises(Exception, match="Repo id must be in the form"):
-        AutoBackbone.from_pretrained(folder)
+        AutoBackbone.from_pretrained(str(folder))
     backbone = IBotBackbone.from_pretrained(folder, out_features=["stage1", "stage2"])
     maps = backbone(torch.zeros(1, 3, 16, 16)).feature_maps
     assert [tuple(one.shape) for one in maps] == [(1, 16, 4, 4)] * 2
