@@ -100,6 +100,25 @@ def test_a_finished_run_is_left_alone(finished, pictures, capsys):
     assert (output / "metrics.json").read_bytes() == before
 
 
+def test_results_go_to_a_folder_named_after_recipe_and_images(tmp_path, monkeypatch):
+    """The quick start on own images follows the quick start itself, whose folder is taken."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cells.v2").mkdir()
+    for options, folder in (
+        ((), "runs/quickstart"),
+        (("--train_dir", "cells.v2/"), "runs/quickstart-cells"),
+        (("--dataset_name", "org/photos"), "runs/quickstart-photos"),
+        (("--train_dir=cells.v2", "--output_dir", "here"), "here"),
+    ):
+        assert run_pretrain.parse_arguments(["quickstart", *options]).args.output_dir == folder
+
+
+def test_a_finished_run_on_other_images_is_no_obstacle(finished, pictures, tmp_path):
+    (tmp_path / "others").symlink_to(pictures)
+    with pytest.raises(ValueError, match="holds a finished run on pictures.*, and this command trains on others"):
+        pretrain("--train_dir", tmp_path / "others", output=finished[0])
+
+
 def test_a_finished_run_goes_on_with_more_steps(finished, pictures, tmp_path):
     """Where nothing depends on the length of the run, it equals one that was as long from the start."""
     constant = ("--train_dir", pictures, "--lr_scheduler_type", "constant", "--momentum_teacher", "1")

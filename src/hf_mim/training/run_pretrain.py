@@ -75,7 +75,7 @@ def parse_arguments(argv: list[str]) -> PretrainRun:
 
     What the command line gives replaces what the recipe gives: `base_learning_rate` the recipe's `learning_rate`, a
     dataset all options of the recipe's dataset. `config_overrides` are merged field by field. Without an `output_dir`,
-    it is `runs/` and the name of the recipe.
+    it is `runs/` and the name of the recipe, with that of the dataset if it is another one.
 
     Args:
         argv (`list[str]`): Arguments after the program name.
@@ -102,7 +102,10 @@ def parse_arguments(argv: list[str]) -> PretrainRun:
     replaced = replaced_source(recipe, given.dataset_name, given.train_dir)
     output = []
     if given.output_dir is None and recipe and recipe.get("output_dir") is None:
-        output = ["--output_dir", os.path.join("runs", Path(argv[0]).stem)]
+        # The recipe's own run may be there already.
+        source = given.train_dir or given.dataset_name
+        parts = [Path(argv[0]).stem, *([Path(os.path.abspath(source)).stem] if source and replaced else [])]
+        output = ["--output_dir", os.path.join("runs", "-".join(parts))]
     model_args, data_args, args = parse_recipe_args(types, [*argv, *output], without | replaced.keys())
     if args.do_train and not (output or given.output_dir or recipe.get("output_dir")):
         raise ValueError("give the folder for the results: --output_dir FOLDER")
@@ -125,8 +128,10 @@ def parse_arguments(argv: list[str]) -> PretrainRun:
     run = method_run(model_args, data_args, args)
     run.recipe, run.command, run.argv = shown_recipe(argv), shown_command(argv), without_tokens(argv)
     if replaced:
-        left_out = ", ".join(f"{name} {value}" for name, value in replaced.items())
-        run.notes.append(f"the command line gives the images, so these options of the recipe are left out: {left_out}")
+        words = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in argv if word.startswith("--")}
+        left_out = ", ".join(f"{name} {value}" for name, value in replaced.items() if name not in words)
+        if left_out:
+            run.notes.append(f"the command line gives other images than the recipe, without its {left_out}")
     if output:
         run.notes.append(f"results go to {output[1]}; --output_dir chooses another folder")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -187,7 +192,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     set_verbosity(args.should_log)
     for note in run.notes:
         logger.info(note)
-    if args.do_train and is_finished(args):
+    if args.do_train and is_finished(args, run.data_args):
         report_finished(run)
         return {}
     check_packages(args)

@@ -20,6 +20,7 @@ from ...utils.layout import METRICS_FILE, TEACHER_FOLDER
 from ..arguments import MIMTrainingArguments
 from ..checkpoints import list_checkpoints
 from ..trainer import MIMTrainer
+from .options import DataArguments
 from .provenance import describe_data, describe_hardware, describe_start, describe_time, versions
 from .run import PretrainRun
 from .verdict import judge
@@ -32,13 +33,14 @@ MASK_ATTEMPTS = 20
 EVAL_RESULTS_FILE = ".eval_results/knn.yaml"
 
 
-def is_finished(args: MIMTrainingArguments) -> bool:
+def is_finished(args: MIMTrainingArguments, data_args: DataArguments) -> bool:
     """
     Return whether the run in `output_dir` is finished: its metrics, which are written last, are those of as many steps
     or epochs as are wanted. More of them continue the run.
 
     Raises:
-        ValueError: If the metrics cannot be read, or the run is to be continued and has no checkpoint.
+        ValueError: If the metrics cannot be read, the run was one on other images, or it is to be continued and has no
+            checkpoint.
     """
     file = Path(str(args.output_dir)) / METRICS_FILE
     if not file.is_file():
@@ -54,6 +56,12 @@ def is_finished(args: MIMTrainingArguments) -> bool:
         raise ValueError(
             f"{file} is damaged: restore it, or remove it to train on from the last checkpoint"
         ) from error
+    data = describe_data(data_args)["data"]
+    if facts.get("data") not in (None, data):
+        raise ValueError(
+            f"{file.parent} holds a finished run on {facts['data']}, and this command trains on {data}: choose "
+            "another --output_dir"
+        )
     if finished:
         return True
     if not list_checkpoints(file.parent):
