@@ -45,14 +45,15 @@ def test_the_wheel_holds_everything(wheel):
 @pytest.mark.slow
 def test_the_quick_start_works_from_a_wheel(wheel, tmp_path):
     """With its extra `demo`, in the versions of constraints.txt, far from the sources."""
+    # On that path, pip would find the package already.
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
     python = environment / "bin" / "python"
     install = [python, "-m", "pip", "install", "--quiet", "-c", REPOSITORY / "constraints.txt", f"{wheel}[demo]"]
-    result = subprocess.run(install, capture_output=True, text=True)
+    result = subprocess.run(install, capture_output=True, text=True, env=variables)
     if result.returncode:
         pytest.skip(f"the packages cannot be installed here: {result.stderr.strip().splitlines()[-1]}")
-    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [environment / "bin" / "hf-mim", "pretrain", "quickstart", "--max_steps", "20", "--fit_schedules"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=variables)
     assert result.returncode == 0, result.stderr

@@ -83,6 +83,8 @@ def in_a_process_of_its_own(*arguments: str | Path):
 
 
 WITHOUT_THE_PACKAGE = """
+import shutil
+
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -98,7 +100,8 @@ def run_card(repo_id):
     return scope
 
 
-image = Image.open({image!r})
+shutil.copyfile({image!r}, "image.jpg")  # which the cards open
+image = Image.open("image.jpg")
 encoder = run_card("org/ibot-vitb16")
 outputs, inputs = encoder["outputs"], encoder["processor"](image, return_tensors="pt")
 print(outputs.pooler_output[0, :4])

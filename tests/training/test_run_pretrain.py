@@ -19,9 +19,11 @@ from hf_mim import IBotBackbone
 from hf_mim.data.collators import IBotCollator
 from hf_mim.hub.remote_code import add_code
 from hf_mim.training import run_pretrain
+from hf_mim.training.checkpoints import list_checkpoints
 from hf_mim.training.pretrain import ibot as ibot_method
 from hf_mim.training.pretrain.data import example_images
 from hf_mim.training.pretrain.recipe_files import list_recipes
+from hf_mim.training.trainer import MIMTrainer
 from tests.testing.resuming import assert_equal_weights
 from tests.testing.tiny_training import SHORT, SIZES, logged_losses, pretrain
 
@@ -98,6 +100,24 @@ def test_a_finished_run_is_left_alone(finished, pictures, capsys):
     assert pretrain("--train_dir", pictures, output=output) == {}
     assert "This run is finished" in capsys.readouterr().out
     assert (output / "metrics.json").read_bytes() == before
+
+
+def test_a_failing_evaluation_loses_no_step(pictures, tmp_path, monkeypatch):
+    """Trainer evaluates before it saves."""
+
+    def fail(self, eval_dataset):
+        if self.state.global_step:
+            raise ValueError("an evaluation that fails")
+        return {}
+
+    monkeypatch.setattr(MIMTrainer, "measure", fail)
+    options = ("--train_dir", pictures, "--eval_split", "test", "--eval_strategy", "epoch", "--save_strategy", "epoch")
+    with pytest.raises(ValueError, match="an evaluation that fails"):
+        pretrain(*options, output=tmp_path)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-4"]
+    monkeypatch.undo()
+    pretrain(*options, output=tmp_path)
+    assert json.loads((tmp_path / "metrics.json").read_text())["steps"] == 8
 
 
 def test_results_go_to_a_folder_named_after_recipe_and_images(tmp_path, monkeypatch):

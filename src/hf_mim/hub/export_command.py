@@ -15,7 +15,7 @@ from transformers.utils import CONFIG_NAME, cached_file
 
 from ..methods import has_online_teacher
 from ..utils.command_line import CommandParser
-from ..utils.files import replaced_folder
+from ..utils.files import replaced_folder, shown_folder
 from ..utils.layout import TEACHER_FOLDER
 from ..utils.loading import find_source, load_config, load_image_processor, load_model
 from .convert.checkpoint import check_output
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None):
 
     lines, name = [], output.resolve().name
     sizes = "" if is_native else other_sizes(native)
-    loading = _loading_lines(arguments.output_dir, native, processor is not None)
+    loading = _loading_lines(shown_folder(output), native, processor is not None)
     card = build_exported_card(name, place, source != place, native, loading, sizes)
     with replaced_folder(output.resolve()) as folder:
         native.save_pretrained(folder)

@@ -130,6 +130,22 @@ def staged_checkpoint(trainer: Trainer, limit: int | None) -> Iterator[Path]:
             shutil.rmtree(staging, ignore_errors=True)
 
 
+@contextmanager
+def saved_if_it_fails(trainer: Trainer) -> Iterator[None]:
+    """
+    Save the checkpoint of this step if the block, an evaluation, fails.
+
+    Trainer evaluates before it saves: the steps since the last checkpoint would be lost.
+    """
+    try:
+        yield
+    except Exception:
+        if trainer.control.should_save and trainer.is_in_train:
+            assert isinstance(trainer.model, nn.Module)
+            trainer._save_checkpoint(trainer.model, None)
+        raise
+
+
 def put_in_place(staging: Path, folder: Path):
     """Move a finished checkpoint to its place, and wait until it is on the disk."""
     sync_folder(staging)

@@ -39,7 +39,7 @@ from .callbacks.step_logs import StepLogs
 from .callbacks.stop_signals import EXIT_INTERRUPTED, StopSignals
 from .callbacks.throughput import Throughput
 from .callbacks.unreadable_images import UnreadableImages
-from .checkpoints import checkpoint_to_resume, describe_last, saved_step, staged_checkpoint
+from .checkpoints import checkpoint_to_resume, describe_last, saved_if_it_fails, saved_step, staged_checkpoint
 from .fsdp import WholeCopies, as_whole, complete_optimizer_state, local_part, prepare_fsdp
 from .optimization import clip_gradients_per_tensor, decayed_parameter_names
 from .schedules import TooLong, cosine_schedule, fit_or_refuse, warmup_too_long
@@ -360,7 +360,7 @@ class MIMTrainer(Trainer, ABC):
         if eval_dataset is None:
             raise ValueError("an evaluation needs eval_dataset")
         with self.throughput.paused():
-            with self.stop_signals.may_end():
+            with saved_if_it_fails(self), self.stop_signals.may_end():
                 measured = self.measure(eval_dataset)
             metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
             self.log(metrics)
@@ -445,6 +445,4 @@ class MIMTrainer(Trainer, ABC):
 
     def push_to_hub(self, *args, **kwargs):
         """Raise `ValueError`: a trainer has neither the card nor the deployable encoder that are published."""
-        raise ValueError(
-            "a trainer alone has no result to upload: `hf-mim pretrain --push_to_hub` and `hf-mim publish` have one"
-        )
+        raise ValueError("a trainer alone has no result to upload: `hf-mim pretrain --push_to_hub` has one")

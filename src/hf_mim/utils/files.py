@@ -128,3 +128,9 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def shown_folder(folder: Path | str) -> str:
+    """Return a path that loads a folder, for code in cards: relative to the working folder if it lies below it."""
+    relative = os.path.relpath(folder)
+    return os.path.abspath(folder) if relative.startswith("..") else relative

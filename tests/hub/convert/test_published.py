@@ -1,6 +1,7 @@
 """`hf-mim convert NAME OUT`: published checkpoints, here from a server on this machine."""
 
 import json
+import re
 import shlex
 from dataclasses import replace
 
@@ -59,6 +60,11 @@ def convert(server, tmp_path):
     return convert
 
 
+def without_loading(card: str) -> str:
+    """A card without the code that loads its folder, which publishing replaces."""
+    return re.sub(r'from_pretrained\("[^"]*"\)|--model_name_or_path \S+', "", card)
+
+
 def test_list(capsys):
     main(["--list"])
     printed = capsys.readouterr().out
@@ -82,7 +88,7 @@ def test_download_and_convert(convert, server, contents, tmp_path, capsys):
         and f"({server.url}/vits_16/checkpoint.pth)" in card
     )
     assert "| ImageNet-1K top-1, k-NN | 75.2 |" in card and "apache-2.0; it states no other" in card
-    assert str(tmp_path) not in card and "| converted with | hf_mim " in card
+    assert str(tmp_path) not in without_loading(card) and "| converted with | hf_mim " in card
     # The figures are of the teacher.
     assert "of the encoder of the teacher" in card and ModelCard(card).data.eval_results is None
     # Once more, from the cache: the card tells where it came from.
@@ -139,7 +145,7 @@ def test_a_path_has_a_card_of_what_is_known(contents, tmp_path):
         "converted by `hf_mim` from `mine.pth`" in card
         and "hf-mim convert mine.pth OUT --num_attention_heads 2 --native" in card
     )
-    assert "reported" not in card.lower() and str(tmp_path) not in card
+    assert "reported" not in card.lower() and str(tmp_path) not in without_loading(card)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from ...modeling.modeling_dbot_pretraining import DBotForPreTraining
 from ...modeling.modeling_ibot_pretraining import IBotForPreTraining
 from ...modeling.modeling_ibot_swin import IBotSwinForPreTraining
 from ...modeling.modeling_vqkd import VQKDModel
-from ...utils.files import replaced_folder
+from ...utils.files import replaced_folder, shown_folder
 from ...utils.layout import CENTERS_FILE, TEACHER_FOLDER
 from ..catalogue import CatalogueEntry, check_published
 from ..converted_card import build_converted_card
@@ -182,7 +182,7 @@ def save_converted(
             network.save_pretrained(folder / name)
         if teacher is not None and converted.centers:
             save_file(converted.centers, folder / full / TEACHER_FOLDER / CENTERS_FILE)
-        names = output.name, str(output_dir)
+        names = output.name, shown_folder(output)
         card = _card(names, converted, written["."], native, which, entry, address, command)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return written

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import BaseImageProcessor
 
 from ...hub.run_card import build_card, build_eval_results
-from ...utils.files import replaced_file, replaced_folder
+from ...utils.files import replaced_file, replaced_folder, shown_folder
 from ...utils.layout import METRICS_FILE, TEACHER_FOLDER
 from ..arguments import MIMTrainingArguments
 from ..checkpoints import list_checkpoints
@@ -162,10 +162,7 @@ def save_run(
     facts["pictures"] += run.save_pictures(encoder, processor, example_images, output)
     facts["pictures"] += _draw_masks(run, trainer, example_images, output)
     with replaced_file(output / "README.md") as file:
-        location = os.path.relpath(output)
-        if location.startswith(".."):
-            location = str(output.resolve())
-        card = build_card(output.resolve().name, location, facts, trainer.args, encoder.config, run.card)
+        card = build_card(output.resolve().name, shown_folder(output), facts, trainer.args, encoder.config, run.card)
         file.write_text(card, encoding="utf-8")
     results = build_eval_results(facts, datetime.now(UTC).isoformat(timespec="seconds"))
     if results:
