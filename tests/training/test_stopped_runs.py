@@ -109,10 +109,11 @@ def test_a_signal_while_the_workers_are_stopped_saves_the_last_step(pictures, tm
 
 @needs_proc
 def test_a_killed_worker_is_one_line(pictures, tmp_path):
-    with Run(pictures, tmp_path / "run") as run:
+    # Without the timeout, an error that PyTorch raises inside of a finalizer would show after 15 minutes only.
+    with Run(pictures, tmp_path / "run", "--dataloader_timeout", 15) as run:
         run.until(lambda: list_checkpoints(tmp_path / "run") and len(run.workers()) == 2)
         os.kill(run.workers()[0], signal.SIGKILL)
-        assert run.end(20) == 2
+        assert run.end(60) == 2
         errors = [line for line in run.lines if line.startswith("hf-mim: error: ")]
         assert len(errors) == 1 and not run.says("Traceback"), "".join(run.lines)
         assert "a data-loading process was killed (SIGKILL)" in errors[0] and "--dataloader_num_workers" in errors[0]
